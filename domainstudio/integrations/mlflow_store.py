@@ -1,0 +1,98 @@
+"""Where MLflow keeps runs and models, and how this project talks to it: quietly and in bounded time."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from domainstudio.errors import ConfigError, DomainStudioError, MissingExtraError
+
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
+
+QUIET = {
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_RECORD_ENV_VARS_IN_MODEL_LOGGING": "false",
+    "GIT_PYTHON_REFRESH": "quiet",
+}
+"""What MLflow prints otherwise: links, progress bars, advice."""
+
+IMPATIENT = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
+"""While a model trains: MLflow's own 7 retries of 120 s would hold up the training for minutes. Without
+retries a request is also never repeated behind our back, so a run is not created twice."""
+
+PATIENT = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "120", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}
+"""While a model is registered: large uploads, and nothing else waits."""
+
+
+class TrackingError(DomainStudioError):
+    """MLflow cannot be reached, or refused a request."""
+
+
+def tracking_uri(root: str | Path = ".") -> str:
+    """Return `MLFLOW_TRACKING_URI`, or by default the SQLite file `mlflow.db` in the project's root."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path(root).resolve() / 'mlflow.db'}"
+
+
+def client(root: str | Path = ".") -> MlflowClient:
+    """Return a client of `tracking_uri(root)`; nothing is contacted yet with a server.
+
+    Raises:
+        MissingExtraError: MLflow is not installed.
+    """
+    # MLflow reads this once, at import; whoever wants its usage statistics sent can set it to false.
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    try:
+        from mlflow.tracking import MlflowClient
+    except ImportError as error:
+        raise MissingExtraError(
+            "tracking needs MLflow, which is not installed: pip install 'domainstudio[mlflow]'"
+        ) from error
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    with environment(QUIET):
+        return MlflowClient(tracking_uri=tracking_uri(root))
+
+
+@contextmanager
+def environment(*defaults: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables for the duration of a block, except those that the user has set."""
+    missing = {key: value for group in defaults for key, value in group.items() if key not in os.environ}
+    os.environ.update(missing)
+    try:
+        yield
+    finally:
+        for key in missing:
+            os.environ.pop(key, None)
+
+
+def experiment_id(client: MlflowClient, name: str, root: str | Path = ".") -> str:
+    """Return the id of an experiment, which is created if need be.
+
+    Without a server its artifacts go to `mlartifacts` in the project's root; a server decides itself.
+
+    Raises:
+        ConfigError: the experiment is in MLflow's trash.
+    """
+    from mlflow.exceptions import MlflowException
+
+    uri = tracking_uri(root)
+    served = uri.startswith(("http://", "https://", "databricks"))
+    folder = None if served else str(Path(root).resolve() / "mlartifacts")
+    if (experiment := client.get_experiment_by_name(name)) is None:
+        try:
+            return client.create_experiment(name, artifact_location=folder)
+        except MlflowException:
+            # Two stages may start together: the slower one finds what the faster has made.
+            if (experiment := client.get_experiment_by_name(name)) is None:
+                raise
+    if experiment.lifecycle_stage != "active":
+        raise ConfigError(
+            f"registry.experiment: MLflow's experiment {name!r} was deleted. Restore it with `mlflow "
+            f"experiments restore --experiment-id {experiment.experiment_id}`, or choose another name"
+        )
+    return str(experiment.experiment_id)
