@@ -1,0 +1,87 @@
+"""Pictures of image batches: grids, contact sheets, PNG files."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+SHEET_IMAGES = 600
+"""A contact sheet shows at most this many images."""
+
+SHEET_TILE = 64
+"""Side of the largest tile of a contact sheet, in pixels."""
+
+
+def grid(images: np.ndarray, columns: int, pad: int = 1) -> Image.Image:
+    """Lay images out row by row on a white canvas.
+
+    Args:
+        images: uint8 RGB images, with shape (N, 3, H, W), N at least 1.
+        columns: Images per row; fewer where N is smaller.
+        pad: White pixels between neighbours and around the whole.
+
+    Returns:
+        An RGB picture of `rows * (H + pad) + pad` by `columns * (W + pad) + pad` pixels.
+
+    Raises:
+        ValueError: the shape or type of `images` is another, or `columns` is less than 1.
+    """
+    _check(images)
+    if columns < 1:
+        raise ValueError(f"a grid needs at least 1 column, got {columns}")
+    number, _, height, width = images.shape
+    columns = min(columns, number)
+    rows = math.ceil(number / columns)
+    canvas = np.full((rows * (height + pad) + pad, columns * (width + pad) + pad, 3), 255, dtype=np.uint8)
+    for index, image in enumerate(images):
+        top = pad + (index // columns) * (height + pad)
+        left = pad + (index % columns) * (width + pad)
+        canvas[top : top + height, left : left + width] = image.transpose(1, 2, 0)
+    return Image.fromarray(canvas)
+
+
+def save_png(images: np.ndarray, paths: Sequence[str | Path]) -> None:
+    """Write each image to its own PNG file; folders are made as needed.
+
+    Args:
+        images: uint8 RGB images, with shape (N, 3, H, W).
+        paths: N file names.
+
+    Raises:
+        ValueError: the shape or type of `images` is another, or there are not N paths.
+    """
+    _check(images)
+    if len(paths) != len(images):
+        raise ValueError(f"{len(images)} images need as many paths, got {len(paths)}")
+    for image, path in zip(images, map(Path, paths), strict=True):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0))).save(path, format="PNG")
+
+
+def contact_sheet(images: np.ndarray) -> Image.Image:
+    """Show a whole image set, wider than high: the first 600 images, none larger than 64 pixels.
+
+    Args:
+        images: uint8 RGB images, with shape (N, 3, H, W), N at least 1.
+
+    Returns:
+        An RGB picture.
+    """
+    _check(images)
+    shown = images[:SHEET_IMAGES]
+    if shown.shape[-1] > SHEET_TILE:
+        tiles = [Image.fromarray(image.transpose(1, 2, 0)) for image in shown]
+        small = [
+            np.asarray(tile.resize((SHEET_TILE, SHEET_TILE), Image.Resampling.LANCZOS)) for tile in tiles
+        ]
+        shown = np.stack(small).transpose(0, 3, 1, 2)
+    return grid(shown, columns=math.ceil(math.sqrt(1.6 * len(shown))))
+
+
+def _check(images: np.ndarray) -> None:
+    if images.ndim != 4 or images.shape[1] != 3 or images.dtype != np.uint8 or len(images) == 0:
+        raise ValueError(f"expected uint8 images of shape (N, 3, H, W), got {images.dtype} {images.shape}")

@@ -1,0 +1,52 @@
+"""What every stage script shares: one clean line for an error, and outputs that appear whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from domainstudio.errors import DomainStudioError
+
+
+def run(main: Callable[[], None]) -> None:
+    """Call a stage's `main`; a `DomainStudioError` becomes `error: ...` on stderr and exit status 1.
+
+    Other exceptions are defects and keep their traceback.
+    """
+    try:
+        main()
+    except DomainStudioError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+
+
+@contextmanager
+def output_folder(path: str | Path) -> Iterator[Path]:
+    """Yield an empty folder that takes the place of `path` once the block ends without an exception.
+
+    On an exception what was at `path` stays as it was. The folder being built is `path`'s sibling
+    `.<name>.partial`, so that the last step is a rename within one file system.
+    """
+    path = Path(path)
+    partial, previous = (path.with_name(f".{path.name}.{word}") for word in ("partial", "previous"))
+    if previous.exists() and not path.exists():  # killed between the two renames below
+        os.replace(previous, path)
+    for leftover in (partial, previous):
+        shutil.rmtree(leftover, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        if path.exists():
+            os.replace(path, previous)
+        os.replace(partial, path)
+    except BaseException:
+        if previous.exists() and not path.exists():
+            os.replace(previous, path)
+        raise
+    finally:
+        for leftover in (partial, previous):
+            shutil.rmtree(leftover, ignore_errors=True)

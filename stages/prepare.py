@@ -1,0 +1,53 @@
+"""Read, check and pack images: `python -m stages.prepare source` or `... target <name>`.
+
+`source` writes data/source; `target <name>` writes data/targets/<name>/shots, the few training images, and
+data/targets/<name>/domain, the whole domain they were drawn from.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from domainstudio import config
+from domainstudio.datasets import ImageSet, prepare
+from domainstudio.errors import ConfigError
+from stages.cli import output_folder, run
+
+
+def main() -> None:
+    """Parse the command line and prepare what it names."""
+    parser = argparse.ArgumentParser(prog="python -m stages.prepare", description=__doc__)
+    parser.add_argument("what", choices=("source", "target"))
+    parser.add_argument("name", nargs="?", help="key of `targets` in params.yaml")
+    arguments = parser.parse_args()
+    if (arguments.what == "target") != (arguments.name is not None):
+        parser.error("give `source`, or `target` and a key of `targets`")
+    settings = config.load()
+    if arguments.what == "source":
+        images = prepare(settings.pretrain.images, settings.prepare)
+        _write(Path("data/source"), {".": images})
+    else:
+        _prepare_target(settings, arguments.name)
+
+
+def _prepare_target(settings: config.Settings, name: str) -> None:
+    if name not in settings.targets:
+        raise ConfigError(f"targets has no {name!r}; there are {sorted(settings.targets)}")
+    target = settings.targets[name]
+    domain = prepare(target.domain, settings.prepare)
+    same = target.shots == target.domain
+    shots = (domain if same else prepare(target.shots, settings.prepare)).draw(target.number, target.seed)
+    _write(Path("data/targets", name), {"shots": shots, "domain": domain})
+
+
+def _write(folder: Path, image_sets: dict[str, ImageSet]) -> None:
+    with output_folder(folder) as partial:
+        for name, images in image_sets.items():
+            images.save(partial / name)
+            left_out = f", {len(images.refused)} refused" if images.refused else ""
+            print(f"{folder / name}: {len(images)} images from {images.origin}{left_out}")
+
+
+if __name__ == "__main__":
+    run(main)
