@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from domainstudio.errors import ConfigError
 
-Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=64)]
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=64)]
 """A name that is safe as a folder, a DVC stage, an MLflow model and a URL."""
 
 MIN_PAIRED_BATCH = 3
@@ -189,14 +189,14 @@ class LossWeights(Section):
     laplacian: float = Field(default=0.0, ge=0)
     """Negative cosine similarity of Laplacian-filtered images (adapted x0, training image)."""
     reconstruction: float = Field(default=0.0, ge=0)
-    """Mean squared errors of x0: adapted against the training image, plus adapted against the source model
-    on source images where those are given."""
+    """Mean squared error of the adapted x0 against the training image. The same error of the source model
+    is constant in training, so it is left out."""
     pairwise_reduction: Literal["sum", "mean"] = "sum"
     """`sum`: the paper's Σ_i. `mean`: the released code's element-wise mean, sum / (N(N-1))."""
-    pairwise_space: Literal["x0", "x0_clamped"] = "x0_clamped"
-    """Whether predicted x0 is clamped to the image range before the pairwise and detail terms."""
-    snr_weighting: bool = False
-    """Weight the pairwise and detail terms of each image by ᾱ_t: a one-step x0 means little at large t."""
+    clamp_x0: bool = True
+    """Clamp predicted x0 to the image range before the terms on x0, so that large t does not dominate."""
+    weight_by_alpha_bar: bool = False
+    """Weight each image's pairwise and detail terms by ᾱ_t: a one-step x0 means little at large t."""
 
     @property
     def pairwise(self) -> bool:

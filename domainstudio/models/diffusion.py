@@ -1,0 +1,64 @@
+"""Conversions between x0, ε and v, for whatever a noise scheduler says the network predicts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from domainstudio.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from diffusers import DDPMScheduler
+    from torch import Tensor
+
+
+def alpha_bar(noise_scheduler: DDPMScheduler, timesteps: Tensor, like: Tensor) -> Tensor:
+    """Return ᾱ_t in float32, shaped (N, 1, ...) to multiply `like` with shape (N, ...)."""
+    values = noise_scheduler.alphas_cumprod.to(like.device)[timesteps]
+    return values.view(-1, *[1] * (like.ndim - 1))
+
+
+def to_x0(noise_scheduler: DDPMScheduler, output: Tensor, xt: Tensor, timesteps: Tensor) -> Tensor:
+    """Return the clean batch that a prediction implies, in float32.
+
+    ε: x0 = (xt - sqrt(1 - ᾱ)·ε) / sqrt(ᾱ) (DDPM, arXiv 2006.11239, equation 15);
+    v: x0 = sqrt(ᾱ)·xt - sqrt(1 - ᾱ)·v (arXiv 2202.00512, appendix D).
+
+    Args:
+        noise_scheduler: gives ᾱ and the prediction type.
+        output: the network's output, with shape (N, C, H, W).
+        xt: the noisy batch, with the same shape.
+        timesteps: integers, with shape (N,).
+    """
+    a = alpha_bar(noise_scheduler, timesteps, xt)
+    output, xt = output.float(), xt.float()
+    if noise_scheduler.config.prediction_type == "epsilon":
+        return (xt - (1 - a).sqrt() * output) / a.sqrt()
+    return a.sqrt() * xt - (1 - a).sqrt() * output
+
+
+def to_eps(noise_scheduler: DDPMScheduler, output: Tensor, xt: Tensor, timesteps: Tensor) -> Tensor:
+    """Return the noise that a prediction implies, in float32 (see `to_x0` for the arguments)."""
+    if noise_scheduler.config.prediction_type == "epsilon":
+        return output.float()
+    a = alpha_bar(noise_scheduler, timesteps, xt)
+    return a.sqrt() * output.float() + (1 - a).sqrt() * xt.float()
+
+
+def true_output(noise_scheduler: DDPMScheduler, x0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+    """Return what a perfect network would predict: the noise, or v = sqrt(ᾱ)·ε - sqrt(1 - ᾱ)·x0."""
+    if noise_scheduler.config.prediction_type == "epsilon":
+        return noise
+    return noise_scheduler.get_velocity(x0, noise, timesteps)
+
+
+def check_prediction_type(noise_scheduler: DDPMScheduler, where: str) -> None:
+    """Refuse a scheduler whose prediction type has no conversion here.
+
+    Raises:
+        CheckpointError: the type is neither `epsilon` nor `v_prediction`.
+    """
+    kind = noise_scheduler.config.prediction_type
+    if kind not in ("epsilon", "v_prediction"):
+        raise CheckpointError(
+            f"{where}: prediction_type {kind!r} is not supported; use a model that predicts epsilon or v_prediction"
+        )

@@ -1,0 +1,49 @@
+"""Stage `pretrain`: train the demo's source model from scratch. Frozen in dvc.yaml; `make pretrain` runs it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from stages.cli import run
+
+FOLDER = Path("models/sources/noto")
+
+
+def main() -> None:
+    """Train the source model of params.yaml, or go on with it, and write it in half precision."""
+    import torch
+
+    from domainstudio import checkpoint, config, provenance
+    from domainstudio.config import LossWeights
+    from domainstudio.datasets import ImageSet
+    from domainstudio.integrations.mlflow_tracking import run_for
+    from domainstudio.models.unconditional import UnconditionalDenoiser
+    from domainstudio.training import Trainer, previewer
+
+    settings = config.load()
+    pretrain = settings.pretrain
+    images = ImageSet.load("data/source")
+    inputs = {"images": images.digest}
+    params = pretrain.model_dump(mode="json")
+    key = checkpoint.run_key(params, inputs)
+    workspace = Path(".checkpoints") / key
+    torch.manual_seed(pretrain.training.seed)
+    denoiser = UnconditionalDenoiser.new(pretrain.unet, pretrain.noise, images.resolution)
+    with run_for("pretrain", key, pretrain, inputs) as tracker:
+        trainer = Trainer(
+            denoiser,
+            images.images,
+            pretrain.training,
+            LossWeights(),
+            workspace,
+            tracker=tracker,
+            preview=previewer(settings.sample),
+        )
+        history = trainer.train()
+    if trainer.accelerator.is_main_process:
+        denoiser.save(FOLDER, half=True)
+        (FOLDER / "README.md").write_text(provenance.source_card(params, images, history))
+
+
+if __name__ == "__main__":
+    run(main)
