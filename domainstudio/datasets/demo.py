@@ -9,11 +9,11 @@ from __future__ import annotations
 import fnmatch
 import importlib.util
 import json
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Literal
+from xml.etree import ElementTree
 
 import yaml
 from pydantic import Field, ValidationError
@@ -82,8 +82,8 @@ def list_demo(path: Path) -> Listing:
     )
     if len(chosen) != domain.count:
         raise DataError(
-            f"{path} expects {domain.count} emoji and the installed packages hold {len(chosen)} of that "
-            f'selection: install the versions it was made with, pip install "domainstudio[demo]", or correct `count`'
+            f"{path} expects {domain.count} emoji and the installed packages hold {len(chosen)} of that selection: "
+            'install the versions it was made with, pip install "domainstudio[demo]", or correct `count`'
         )
     rasterize = partial(rasterize_svg, drop=domain.drop) if domain.images.format == "svg" else None
     candidates = tuple(

@@ -37,7 +37,7 @@ class Candidate:
         id: Name, unique in its origin.
         origin: File or URL, for messages and the manifest.
         read: Returns the file's bytes; may raise DataError, with the reason alone.
-        rasterize: Turns those bytes into a picture's, given the resolution in pixels; None where they are one.
+        rasterize: Turns those bytes into a PNG's, given the resolution in pixels; None where they are an image.
         caption: Returns the text that describes it; may raise DataError, with the reason alone.
         label: Class, or None.
         codepoint: The emoji's code points, or None.
@@ -95,7 +95,7 @@ class Entry:
     def kind(self) -> Literal["image", "caption", "stray"]:
         """What its name says it is."""
         path = PurePosixPath(self.path)
-        if any(part.startswith(".") and part != ".." or part.lower() in STRAY_NAMES for part in path.parts):
+        if any((part.startswith(".") and part != "..") or part.lower() in STRAY_NAMES for part in path.parts):
             return "stray"
         if path.suffix.lower() in IMAGE_SUFFIXES | OTHER_IMAGE_SUFFIXES or self.folder:
             return "image"
