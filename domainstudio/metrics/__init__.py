@@ -1,0 +1,1 @@
+"""Metrics as pure functions of image features: fidelity, diversity and memorisation."""

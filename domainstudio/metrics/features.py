@@ -1,0 +1,206 @@
+"""Image features: one network pass per image, cached on disk; every metric is a function of features alone.
+
+A feature network is anything with the interface of `FeatureNetwork`. Register a factory under a name and
+that name becomes a value of `evaluate.features` in params.yaml:
+
+    register_network("my-network", MyNetwork)
+
+To get Inception's FID, or LPIPS itself, wrap their networks so: `pooled` is what the Fréchet and kernel
+distances, precision and recall see; `perceptual` is any embedding whose squared Euclidean distance is the
+perceptual distance (for LPIPS: scale each channel of `perceptual_rows` by the square root of its learned
+weight). Figures from different networks are never comparable.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from domainstudio.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Rows = NDArray[np.float32]
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """Features of N images.
+
+    Attributes:
+        network: Name of the network that made them.
+        digest: SHA-256 of its weights.
+        pooled: Globally averaged last feature map, float32 with shape (N, D).
+        perceptual: Embedding whose squared Euclidean distance is the perceptual distance, float32 with
+            shape (N, P).
+    """
+
+    network: str
+    digest: str
+    pooled: Rows
+    perceptual: Rows
+
+    def __post_init__(self) -> None:
+        for name, rows in (("pooled", self.pooled), ("perceptual", self.perceptual)):
+            if rows.ndim != 2 or rows.dtype != np.float32 or len(rows) != len(self.pooled):
+                raise DataError(
+                    f"{self.network}: {name} features must be float32 (N, ·), got {rows.shape} {rows.dtype}"
+                )
+            if not np.isfinite(rows).all():
+                raise DataError(
+                    f"{self.network}: {name} features are not finite: check the network and the images"
+                )
+
+    def __len__(self) -> int:
+        return len(self.pooled)
+
+    def take(self, indices: Sequence[int] | NDArray[np.intp]) -> Features:
+        """Return the features of the images at `indices`, in that order."""
+        chosen = np.asarray(indices, dtype=np.intp)
+        return Features(self.network, self.digest, self.pooled[chosen], self.perceptual[chosen])
+
+
+@runtime_checkable
+class FeatureNetwork(Protocol):
+    """What turns images into features.
+
+    Attributes:
+        name: Name it is registered under.
+        digest: SHA-256 of its weights.
+        recipe: What is done to images and activations; part of the cache's key, so it must change whenever
+            the features do.
+    """
+
+    name: str
+    digest: str
+    recipe: str
+
+    def __call__(self, images: Tensor) -> Features:
+        """Return the features of uint8 RGB images with shape (B, 3, H, W); no gradient."""
+
+
+_factories: dict[str, Callable[[], FeatureNetwork]] = {}
+
+
+def register_network(name: str, factory: Callable[[], FeatureNetwork]) -> None:
+    """Make `factory` available as `load_network(name)` and as a value of `evaluate.features`."""
+    _factories[name] = factory
+    load_network.cache_clear()
+
+
+@cache
+def load_network(name: str) -> FeatureNetwork:
+    """Return the network registered under `name`, built once per process.
+
+    Raises:
+        ConfigError: no network has that name.
+        MissingExtraError: the network's packages are not installed.
+    """
+    if name not in _factories:
+        raise ConfigError(f"evaluate.features is {name!r}; there are {sorted(_factories)}")
+    return _factories[name]()
+
+
+def _efficientnet_lite0() -> FeatureNetwork:
+    from domainstudio.metrics.efficientnet import EfficientNetLite0
+
+    return EfficientNetLite0()
+
+
+register_network("efficientnet-lite0", _efficientnet_lite0)
+
+
+def extract(
+    images: NDArray[np.uint8],
+    network: FeatureNetwork,
+    batch_size: int = 50,
+    cache_dir: str | Path | None = None,
+    progress: str | None = None,
+) -> Features:
+    """Return the features of `images`, from the cache where they were computed before.
+
+    Args:
+        images: uint8 RGB images with shape (N, 3, H, W), N ≥ 1.
+        network: What computes the features.
+        batch_size: Images per pass; changes memory and speed, not the features (beyond rounding).
+        cache_dir: Folder of cached features, or None for no cache. A cache that cannot be read or written
+            is reported by a log message and done without.
+        progress: Title of a progress bar, or None for none.
+
+    Raises:
+        DataError: `images` are not a non-empty uint8 (N, 3, H, W), or features are not finite.
+    """
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] != 3 or not len(images):
+        raise DataError(
+            f"features need uint8 images of shape (N, 3, H, W), N ≥ 1; got {images.dtype} {images.shape}"
+        )
+    path = None if cache_dir is None else Path(cache_dir) / f"{_key(images, network)}.safetensors"
+    if path is not None and (cached := _read(path, network)) is not None:
+        return cached
+    parts = [network(batch) for batch in _batches(images, batch_size, progress)]
+    features = Features(
+        network.name,
+        network.digest,
+        np.concatenate([part.pooled for part in parts]),
+        np.concatenate([part.perceptual for part in parts]),
+    )
+    if path is not None:
+        _write(path, features)
+    return features
+
+
+def _batches(images: NDArray[np.uint8], batch_size: int, progress: str | None) -> Iterable[Tensor]:
+    import torch
+    from tqdm import tqdm
+
+    with tqdm(total=len(images), unit="image", desc=progress, disable=progress is None) as bar:
+        for start in range(0, len(images), batch_size):
+            batch = torch.from_numpy(images[start : start + batch_size].copy())
+            yield batch
+            bar.update(len(batch))
+
+
+def _key(images: NDArray[np.uint8], network: FeatureNetwork) -> str:
+    key = hashlib.sha256(f"{network.name}\n{network.digest}\n{network.recipe}\n{images.shape}\n".encode())
+    key.update(np.ascontiguousarray(images).data)
+    return key.hexdigest()
+
+
+def _read(path: Path, network: FeatureNetwork) -> Features | None:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    if not path.is_file():
+        return None
+    try:
+        arrays: dict[str, Any] = load_file(path)
+        return Features(network.name, network.digest, arrays["pooled"], arrays["perceptual"])
+    except (OSError, SafetensorError, KeyError, DataError) as error:
+        logger.warning("cached features %s are not usable (%s): computing them again", path, error)
+        return None
+
+
+def _write(path: Path, features: Features) -> None:
+    from safetensors.numpy import save_file
+
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file({"pooled": features.pooled, "perceptual": features.perceptual}, partial)
+        partial.replace(path)
+    except OSError as error:
+        logger.warning(
+            "features cannot be cached in %s (%s): the next call computes them again", path.parent, error
+        )
+        partial.unlink(missing_ok=True)

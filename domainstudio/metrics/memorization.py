@@ -1,0 +1,69 @@
+"""How near samples are to the training images, and when that is too near."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from domainstudio.errors import DataError
+from domainstudio.metrics.distances import Float64s, Floats, nearest
+
+
+@dataclass(frozen=True, eq=False)
+class Memorization:
+    """Each sample's nearest training image.
+
+    Attributes:
+        training: Index of the nearest training image, with shape (M,).
+        distances: Perceptual distance to it, with shape (M,).
+        threshold: Distance below which a sample counts as memorised.
+    """
+
+    training: NDArray[np.intp]
+    distances: Float64s
+    threshold: float
+
+    @property
+    def share(self) -> float:
+        """Share of samples nearer than the threshold, 0 … 1."""
+        return float((self.distances < self.threshold).mean())
+
+    @property
+    def median(self) -> float:
+        """Median distance to the nearest training image."""
+        return float(np.median(self.distances))
+
+
+def memorization(samples: Floats, training: Floats, threshold: float) -> Memorization:
+    """Find each sample's nearest training image by perceptual distance.
+
+    Args:
+        samples: Perceptual features with shape (M, P), M ≥ 1.
+        training: Perceptual features with shape (N, P), N ≥ 1.
+        threshold: Distance below which a sample counts as memorised (`evaluate.memorized_below`).
+
+    Raises:
+        DataError: there is no sample or no training image.
+    """
+    if not len(samples) or not len(training):
+        raise DataError(
+            f"memorisation needs samples and training images, got {len(samples)} and {len(training)}"
+        )
+    indices, distances = nearest(samples, training)
+    return Memorization(indices, distances, threshold)
+
+
+def memorization_threshold(real: Floats, training: Floats, share: float = 0.01) -> float:
+    """Return a threshold that only `share` of real, unseen images of the domain would fall below.
+
+    Two images of one domain may well be alike. A sample counts as memorised if it is nearer to a training
+    image than all but a small share of the domain's other images are: `share` is the rate of false alarms.
+
+    Args:
+        real: Perceptual features of the domain without the training images, with shape (M, P), M ≥ 1.
+        training: Perceptual features of the training images, with shape (N, P), N ≥ 1.
+        share: Quantile, 0 … 1.
+    """
+    return float(np.quantile(memorization(real, training, 0.0).distances, share))
