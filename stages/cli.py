@@ -1,8 +1,7 @@
-"""What every stage script shares: one clean line for an error, and outputs that appear whole or not at all."""
+"""What stage scripts share: one clean line for an error, and outputs that appear whole or not at all."""
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -34,19 +33,24 @@ def output_folder(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     partial, previous = (path.with_name(f".{path.name}.{word}") for word in ("partial", "previous"))
     if previous.exists() and not path.exists():  # killed between the two renames below
-        os.replace(previous, path)
+        previous.replace(path)
     for leftover in (partial, previous):
         shutil.rmtree(leftover, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
         yield partial
-        if path.exists():
-            os.replace(path, previous)
-        os.replace(partial, path)
-    except BaseException:
-        if previous.exists() and not path.exists():
-            os.replace(previous, path)
-        raise
+        _exchange(partial, path, previous)
     finally:
-        for leftover in (partial, previous):
-            shutil.rmtree(leftover, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
+    shutil.rmtree(previous, ignore_errors=True)
+
+
+def _exchange(partial: Path, path: Path, previous: Path) -> None:
+    if path.exists():
+        path.replace(previous)
+    try:
+        partial.replace(path)
+    except OSError:
+        if previous.exists():
+            previous.replace(path)
+        raise

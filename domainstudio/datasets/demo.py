@@ -82,8 +82,9 @@ def list_demo(path: Path) -> Listing:
     )
     if len(chosen) != domain.count:
         raise DataError(
-            f"{path} expects {domain.count} emoji and the installed packages hold {len(chosen)} of that selection: "
-            'install the versions it was made with, pip install "domainstudio[demo]", or correct `count`'
+            f"{path} expects {domain.count} emoji and the installed packages hold {len(chosen)} of that "
+            'selection: install the versions it was made with, pip install "domainstudio[demo]", or '
+            "correct `count`"
         )
     rasterize = partial(rasterize_svg, drop=domain.drop) if domain.images.format == "svg" else None
     candidates = tuple(

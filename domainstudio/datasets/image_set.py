@@ -197,7 +197,8 @@ def _read_manifest(path: Path) -> Manifest:
 
 def _read_images(path: Path) -> np.ndarray:
     try:
-        return load_file(path)["images"]
+        images: np.ndarray = load_file(path)["images"]
+        return images
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror or 'missing'}). {_REMEDY}") from error
     except (SafetensorError, KeyError) as error:

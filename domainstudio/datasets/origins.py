@@ -37,7 +37,7 @@ class Candidate:
         id: Name, unique in its origin.
         origin: File or URL, for messages and the manifest.
         read: Returns the file's bytes; may raise DataError, with the reason alone.
-        rasterize: Turns those bytes into a PNG's, given the resolution in pixels; None where they are an image.
+        rasterize: Turns those bytes into a PNG's, given the resolution; None where they are an image.
         caption: Returns the text that describes it; may raise DataError, with the reason alone.
         label: Class, or None.
         codepoint: The emoji's code points, or None.

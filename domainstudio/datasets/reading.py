@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageCms, ImageColor, ImageOps
+from PIL import Image, ImageCms, ImageColor, ImageOps, UnidentifiedImageError
 
 from domainstudio.config import PrepareSettings
 from domainstudio.errors import DataError
@@ -105,7 +105,7 @@ def _refusing() -> Iterator[None]:
         yield
     except DataError:
         raise
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         raise DataError(f"not a readable image (of {', '.join(FORMATS)})") from error
     except Image.DecompressionBombError as error:
         raise DataError(f"too large: more than {MAX_PIXELS:,} pixels. Shrink it") from error

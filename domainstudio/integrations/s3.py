@@ -1,5 +1,8 @@
-"""Images from S3 or anything that speaks its protocol: the endpoint, region and credentials are those of the
-environment (`AWS_ENDPOINT_URL`, `AWS_PROFILE`, …) or of boto3's files."""
+"""Images from S3, or from any server that speaks its protocol.
+
+Endpoint, region and credentials are those of the environment (`AWS_ENDPOINT_URL`, `AWS_PROFILE`, …) or of
+boto3's files.
+"""
 
 from __future__ import annotations
 
@@ -63,9 +66,9 @@ def list_objects(url: str) -> Iterator[S3Object]:
 
 
 def is_safe(path: str) -> bool:
-    """Tell whether a key can be a relative path on any system: nothing climbs, nothing is empty or hidden in it.
+    """Tell whether a key can be a relative path on any system: no part climbs or is empty.
 
-    >>> is_safe("cats/1.png"), is_safe("../1.png"), is_safe("cats//1.png"), is_safe("c:\\\\1.png")
+    >>> is_safe("cats/1.png"), is_safe("../1.png"), is_safe("cats//1.png"), is_safe("c:1.png")
     (True, False, False, False)
     """
     plain = path.isprintable() and "\\" not in path and ":" not in path
@@ -95,7 +98,8 @@ def _read(client: Any, bucket: str, key: str) -> bytes:
         content: bytes = client.get_object(Bucket=bucket, Key=key)["Body"].read()
         return content
 
-    return _explained(f"s3://{bucket}/{key}", fetch)
+    fetched: bytes = _explained(f"s3://{bucket}/{key}", fetch)
+    return fetched
 
 
 def _explained(url: str, call: Callable[[], Any]) -> Any:

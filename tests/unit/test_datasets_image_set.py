@@ -1,0 +1,173 @@
+"""Image sets on disk, draws, and pictures."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import load_file, save_file
+
+from domainstudio.datasets import ImageRecord, ImageSet, Refusal, contact_sheet, grid, save_png
+from domainstudio.errors import DataError
+
+
+def image_set(number: int = 6, resolution: int = 8) -> ImageSet:
+    images = np.random.default_rng(0).integers(0, 256, (number, 3, resolution, resolution), dtype=np.uint8)
+    records = tuple(
+        ImageRecord(f"{i}.png", f"{i:064}", 9, 10, f"x/{i}.png", f"image {i}", "cat" if i else None, "1F600")
+        for i in range(number)
+    )
+    refused = (Refusal("x/bad.png", "damaged"),)
+    return ImageSet(images, records, "x", "CC-BY-4.0", "© Ärzte", refused, ("x/.DS_Store",))
+
+
+def test_saved_and_loaded_are_equal(tmp_path: Path) -> None:
+    saved = image_set()
+    saved.save(tmp_path / "set")
+    loaded = ImageSet.load(tmp_path / "set")
+    assert (loaded.images == saved.images).all() and loaded.images.dtype == np.uint8
+    for name in ("records", "origin", "licence", "attribution", "refused", "ignored", "digest", "resolution"):
+        assert getattr(loaded, name) == getattr(saved, name)
+    assert len(loaded) == 6
+    names = sorted(path.name for path in (tmp_path / "set").iterdir())
+    assert names == ["contact_sheet.png", "images.safetensors", "manifest.json"]
+
+
+def test_saving_twice_gives_the_same_bytes(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        image_set().save(tmp_path / name)
+    for file in (tmp_path / "a").iterdir():
+        assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()
+
+
+def test_the_digest_is_that_of_the_pixels() -> None:
+    import hashlib
+
+    images = image_set()
+    assert images.digest == hashlib.sha256(images.images.tobytes()).hexdigest()
+    strided = ImageSet(np.asfortranarray(images.images), images.records, "x")
+    assert strided.digest == images.digest
+
+
+def test_load_notices_other_pixels(tmp_path: Path) -> None:
+    image_set().save(tmp_path)
+    pixels = load_file(tmp_path / "images.safetensors")["images"]
+    pixels[3, 1, 2, 2] ^= 1
+    save_file({"images": pixels}, tmp_path / "images.safetensors")
+    with pytest.raises(
+        DataError, match=r"images\.safetensors is not what manifest\.json describes.*\n?.*dvc repro"
+    ):
+        ImageSet.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("manifest.json", None, "manifest.json cannot be read"),
+        ("manifest.json", b"{", "manifest.json is not an image set's manifest"),
+        ("manifest.json", b"\xff\xfe", "manifest.json is not an image set's manifest"),
+        ("manifest.json", b'{"format": 2}', "manifest.json is not an image set's manifest"),
+        ("images.safetensors", None, "images.safetensors cannot be read"),
+        ("images.safetensors", b"", "images.safetensors is damaged"),
+        ("images.safetensors", b"\x80\x04pickle", "images.safetensors is damaged"),
+    ],
+)
+def test_load_names_the_damaged_file(tmp_path: Path, file: str, content: bytes | None, message: str) -> None:
+    image_set().save(tmp_path)
+    if content is None:
+        (tmp_path / file).unlink()
+    else:
+        (tmp_path / file).write_bytes(content)
+    with pytest.raises(DataError, match=message) as caught:
+        ImageSet.load(tmp_path)
+    assert str(tmp_path) in str(caught.value) and "dvc repro" in str(caught.value)
+
+
+def test_load_refuses_unknown_keys_missing_records_and_another_tensor(tmp_path: Path) -> None:
+    image_set().save(tmp_path)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    for change in ({"surprise": 1}, {"resolution": "8"}, {"images": [{"id": "a"}]}):
+        (tmp_path / "manifest.json").write_text(json.dumps(manifest | change))
+        with pytest.raises(DataError, match="is not an image set's manifest"):
+            ImageSet.load(tmp_path)
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest | {"images": manifest["images"][:-1]}))
+    with pytest.raises(DataError, match="6 images but 5 records"):
+        ImageSet.load(tmp_path)
+    save_file({"images": np.zeros((6, 3, 8, 8), np.float32)}, tmp_path / "images.safetensors")
+    with pytest.raises(DataError, match="expected uint8"):
+        ImageSet.load(tmp_path)
+    save_file({"other": np.zeros(1, np.uint8)}, tmp_path / "images.safetensors")
+    with pytest.raises(DataError, match="damaged"):
+        ImageSet.load(tmp_path)
+
+
+def test_a_draw_is_seeded_without_replacement_and_in_order() -> None:
+    images = image_set(40)
+    drawn = images.draw(10, seed=3)
+    ids = [int(record.id.removesuffix(".png")) for record in drawn.records]
+    assert ids == sorted(np.random.default_rng(3).choice(40, 10, replace=False).tolist())
+    assert len(set(ids)) == 10 and ids == sorted(ids)
+    assert (drawn.images == images.images[ids]).all()
+    assert drawn.digest == images.draw(10, seed=3).digest != images.draw(10, seed=4).digest
+    assert (drawn.origin, drawn.licence, drawn.attribution) == (
+        images.origin,
+        images.licence,
+        images.attribution,
+    )
+    assert images.draw(None, seed=3) is images
+    assert images.draw(40, seed=1).digest == images.digest
+    for number in (41, 0):
+        with pytest.raises(
+            DataError, match=f"x has 40 usable images and {number} were asked for: lower `number`"
+        ):
+            images.draw(number, seed=3)
+
+
+def test_grid_places_every_pixel() -> None:
+    images = image_set(5).images
+    picture = np.asarray(grid(images, columns=3, pad=2))
+    assert picture.shape == (2 * 10 + 2, 3 * 10 + 2, 3)
+    for index in range(5):
+        top, left = 2 + index // 3 * 10, 2 + index % 3 * 10
+        assert (picture[top : top + 8, left : left + 8] == images[index].transpose(1, 2, 0)).all()
+    assert (picture[12:, 22:] == 255).all() and (picture[:2] == 255).all()
+    assert grid(images[:2], columns=8, pad=0).size == (16, 8)
+
+
+def test_a_contact_sheet_stays_small() -> None:
+    assert contact_sheet(np.zeros((3, 3, 512, 512), np.uint8)).size == (3 * 65 + 1, 65 + 1)
+    many = contact_sheet(np.zeros((5000, 3, 8, 8), np.uint8))
+    assert many.size == (31 * 9 + 1, 20 * 9 + 1)
+
+
+def test_png_files_hold_the_pixels(tmp_path: Path) -> None:
+    images = image_set(2).images
+    paths = [tmp_path / "new" / f"{index}.png" for index in range(2)]
+    save_png(images, paths)
+    for image, path in zip(images, paths, strict=True):
+        with Image.open(path) as saved:
+            assert (np.asarray(saved) == image.transpose(1, 2, 0)).all()
+
+
+def test_pictures_refuse_what_is_no_batch_of_images() -> None:
+    for wrong in (np.zeros((2, 8, 8, 3), np.uint8), np.zeros((2, 3, 8, 8)), np.zeros((0, 3, 8, 8), np.uint8)):
+        with pytest.raises(ValueError, match="expected uint8 images"):
+            grid(wrong, columns=1)
+    with pytest.raises(ValueError, match="at least 1 column"):
+        grid(image_set().images, columns=0)
+    with pytest.raises(ValueError, match="6 images need as many paths, got 1"):
+        save_png(image_set().images, ["a.png"])
+
+
+def test_datasets_need_neither_torch_nor_boto3() -> None:
+    code = (
+        "import sys, domainstudio.datasets, stages.prepare; print({'torch', 'boto3', 'dvc'} & {*sys.modules})"
+    )
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"

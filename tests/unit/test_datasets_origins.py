@@ -1,0 +1,179 @@
+"""From a folder to an image set: what is taken, ignored, refused."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from domainstudio.config import PrepareSettings
+from domainstudio.datasets import origins, prepare
+from domainstudio.errors import ConfigError, DataError
+
+STOP = PrepareSettings(resolution=16)
+SKIP = PrepareSettings(resolution=16, on_refusal="skip")
+
+
+def picture(path: Path, seed: int, size: int = 24) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (size, size, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def reasons(folder: Path) -> dict[str, str]:
+    return {Path(refusal.origin).name: refusal.reason for refusal in prepare(str(folder), SKIP).refused}
+
+
+def test_a_folder_is_read_recursively_in_sorted_order(tmp_path: Path) -> None:
+    for seed, name in enumerate(["b.png", "a/z.JPG", "a/b/c.webp", "c.bmp", "d.tiff"]):
+        picture(tmp_path / name, seed)
+    images = prepare(str(tmp_path), STOP)
+    assert [record.id for record in images.records] == ["a/b/c.webp", "a/z.JPG", "b.png", "c.bmp", "d.tiff"]
+    assert [record.label for record in images.records] == ["a/b", "a", None, None, None]
+    assert images.records[2].origin == f"{tmp_path}/b.png"
+    assert images.images.shape == (5, 3, 16, 16) and images.origin == str(tmp_path)
+
+
+def test_stray_files_are_ignored_and_listed(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png", 0)
+    strays = [".DS_Store", "Thumbs.db", "desktop.ini", "._a.png", "notes.md", "data.json", "README"]
+    strays += [".cache/thumb.png", "__MACOSX/a.png", "alone.txt"]
+    for name in strays:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"not an image")
+    images = prepare(str(tmp_path), STOP)
+    assert [record.id for record in images.records] == ["a.png"]
+    assert list(images.ignored) == sorted(f"{tmp_path}/{name}" for name in strays)
+    assert images.refused == ()
+
+
+def test_sidecars_give_captions(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png", 0), picture(tmp_path / "x/b.png", 1), picture(tmp_path / "c.png", 2)
+    (tmp_path / "a.txt").write_text("\ufeff a red Häuschen\n", encoding="utf-8")
+    (tmp_path / "x/b.txt").write_text("another", encoding="utf-8")
+    images = prepare(str(tmp_path), STOP)
+    assert [record.caption for record in images.records] == ["a red Häuschen", "", "another"]
+    assert images.ignored == ()
+
+    (tmp_path / "c.txt").write_bytes(b"caf\xe9")
+    assert "its caption" in reasons(tmp_path)["c.png"] and "utf-8" in reasons(tmp_path)["c.png"]
+
+
+def test_every_refusal_is_named_in_one_error(tmp_path: Path) -> None:
+    whole = picture(tmp_path / "a.png", 0).read_bytes()
+    (tmp_path / "cut.png").write_bytes(whole[:300])
+    (tmp_path / "fake.jpg").write_bytes(b"not an image")
+    (tmp_path / "empty.gif").write_bytes(b"")
+    (tmp_path / "phone.heic").write_bytes(b"x")
+    picture(tmp_path / "tiny.png", 1, size=8)
+    (tmp_path / "twin.png").write_bytes(whole)
+    with pytest.raises(DataError) as caught:
+        prepare(str(tmp_path), STOP)
+    text = str(caught.value)
+    assert "6 of 7 images cannot be used" in text and "prepare.on_refusal: skip" in text
+    for name, reason in [
+        ("cut.png", "damaged"),
+        ("fake.jpg", "not a readable image"),
+        ("empty.gif", "not a readable image"),
+        ("phone.heic", ".heic files are not read"),
+        ("tiny.png", "too small: 8×8"),
+        ("twin.png", f"the same file as {tmp_path}/a.png"),
+    ]:
+        assert f"{tmp_path}/{name}: {reason}" in text
+
+    kept = prepare(str(tmp_path), SKIP)
+    assert [record.id for record in kept.records] == ["a.png"]
+    assert len(kept.refused) == 6
+
+
+def test_the_same_pixels_in_another_file_are_a_duplicate(tmp_path: Path) -> None:
+    with Image.open(picture(tmp_path / "a.png", 0)) as image:
+        image.save(tmp_path / "b.bmp")
+        image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(tmp_path / "c.png")
+    assert reasons(tmp_path) == {
+        "b.bmp": f"the same pixels as {tmp_path}/a.png, once prepared. Remove one of them"
+    }
+
+
+def test_when_nothing_is_left_skipping_is_an_error_too(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"x")
+    with pytest.raises(
+        DataError, match=r"none of its 1 images can be used:\n .*a\.png: not a readable image"
+    ):
+        prepare(str(tmp_path), SKIP)
+
+
+def test_links_are_followed_only_inside_the_folder(tmp_path: Path) -> None:
+    outside, folder = tmp_path / "outside", tmp_path / "folder"
+    secret = picture(outside / "secret.png", 0)
+    target = picture(folder / "kept/a.png", 1)
+    (folder / "leaves.png").symlink_to(secret)
+    (folder / "leaves").symlink_to(outside)
+    (folder / "broken.png").symlink_to(folder / "nowhere.png")
+    (folder / "loop.png").symlink_to(folder / "loop.png")
+    (folder / "inner").symlink_to(folder / "kept")
+    (folder / "again.png").symlink_to(target)
+    found = reasons(folder)
+    assert "leaves the folder" in found["leaves.png"] and "leaves the folder" in found["leaves"]
+    assert "leads nowhere" in found["broken.png"] and "leads nowhere" in found["loop.png"]
+    assert "a link to a folder" in found["inner"]
+    assert "the same file as" in found["kept/a.png".rpartition("/")[2]]  # again.png sorts first
+    assert [record.id for record in prepare(str(folder), SKIP).records] == ["again.png"]
+
+    (folder / "kept/a.txt").symlink_to(outside / "caption.txt")
+    (outside / "caption.txt").write_text("secret")
+    assert "leaves the folder" in reasons(folder)["a.png"]
+
+
+def test_a_linked_origin_is_read(tmp_path: Path) -> None:
+    picture(tmp_path / "real/a.png", 0)
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    assert [record.id for record in prepare(str(tmp_path / "link"), STOP).records] == ["a.png"]
+
+
+def test_what_is_no_regular_file_is_never_opened(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png", 0)
+    os.mkfifo(tmp_path / "pipe.png")
+    assert reasons(tmp_path) == {"pipe.png": "not a regular file. Remove it"}
+
+
+def test_a_name_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png", 0)
+    data = (tmp_path / "a.png").read_bytes()
+    (tmp_path / os.fsdecode(b"caf\xe9.png")).write_bytes(data)
+    assert list(reasons(tmp_path).values()) == ["its name is not UTF-8. Rename it"]
+
+
+def test_a_file_too_large_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    picture(tmp_path / "a.png", 0)
+    with (tmp_path / "b.png").open("wb") as file:
+        file.truncate(origins.MAX_FILE_BYTES + 1)  # a hole: it takes no space
+    monkeypatch.setattr(Path, "read_bytes", _only_small(Path.read_bytes))
+    assert reasons(tmp_path)["b.png"].startswith("too large: 268,435,457 bytes")
+
+
+def _only_small(read: Callable[[Path], bytes]) -> Callable[[Path], bytes]:
+    def checked(path: Path) -> bytes:
+        assert path.stat().st_size <= origins.MAX_FILE_BYTES
+        return read(path)
+
+    return checked
+
+
+def test_unusable_origins_are_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="missing does not exist: correct the path"):
+        prepare(str(tmp_path / "missing"), STOP)
+    with pytest.raises(DataError, match=r"a\.png is a file, not a folder"):
+        prepare(str(picture(tmp_path / "a.png", 0)), STOP)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="empty holds no images"):
+        prepare(str(tmp_path / "empty"), STOP)
+    with pytest.raises(DataError, match="no usable origin"):
+        prepare("https://example.org/images", STOP)
+    with pytest.raises(ConfigError, match=r"prepare\.background must be a colour"):
+        prepare(str(tmp_path), PrepareSettings.model_construct(**{**STOP.model_dump(), "background": "#12"}))

@@ -1,0 +1,217 @@
+"""Reading one image: what is converted faithfully, and what is refused."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms
+
+from domainstudio.config import PrepareSettings
+from domainstudio.datasets.reading import MAX_PIXELS, prepare_image
+from domainstudio.errors import DataError
+
+RESOLUTION = 16
+SETTINGS = PrepareSettings(resolution=RESOLUTION)
+
+
+def encoded(image: Image.Image, form: str = "PNG", **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format=form, **options)
+    return buffer.getvalue()
+
+
+def prepared(image: Image.Image, form: str = "PNG", **options: Any) -> np.ndarray:
+    return prepare_image(encoded(image, form, **options), SETTINGS).pixels.astype(int)
+
+
+def noise(size: int = 32, channels: int = 3) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (size, size, channels), dtype=np.uint8)
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A valid PNG signature and header that claim any size, without the pixels."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        )
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
+
+
+def test_rgb_of_the_right_size_is_unchanged() -> None:
+    pixels = noise(RESOLUTION)
+    result = prepare_image(encoded(Image.fromarray(pixels)), SETTINGS)
+    assert (result.pixels == pixels.transpose(2, 0, 1)).all()
+    assert (result.pixels.dtype, result.width, result.height) == (np.uint8, RESOLUTION, RESOLUTION)
+
+
+def test_16_bit_grey_is_scaled_and_not_clipped() -> None:
+    ramp = np.tile(np.linspace(0, 65535, RESOLUTION).round().astype(np.uint16), (RESOLUTION, 1))
+    for form in ("PNG", "TIFF"):
+        pixels = prepared(Image.fromarray(ramp), form)
+        assert (pixels == np.rint(ramp / 257).astype(int)).all(), form
+        assert pixels[0, 0, 0] == 0 and pixels[0, 0, -1] == 255 and len(np.unique(pixels)) == RESOLUTION
+
+
+def test_16_bit_grey_keeps_its_transparent_value() -> None:
+    grey = np.full((RESOLUTION, RESOLUTION), 1000, dtype=np.uint16)
+    grey[:, 8:] = 40000
+    pixels = prepared(Image.fromarray(grey), transparency=1000)
+    assert (pixels[:, :, :8] == 255).all()
+    assert (pixels[:, :, 8:] == round(40000 / 257)).all()
+
+
+def test_pixels_without_a_known_white_are_refused() -> None:
+    for values in (np.zeros((32, 32), np.float32), np.full((32, 32), 70000, np.int32)):
+        with pytest.raises(DataError, match="no known white"):
+            prepared(Image.fromarray(values), "TIFF")
+
+
+def test_cmyk_jpeg_becomes_its_colour() -> None:
+    red = prepared(Image.new("CMYK", (32, 32), (0, 255, 255, 0)), "JPEG", quality=95)
+    assert (abs(red[0] - 255) <= 3).all() and (red[1:] <= 3).all()
+
+
+def test_exif_rotation_is_applied() -> None:
+    upright = np.zeros((32, 32, 3), dtype=np.uint8)
+    upright[:16] = 255  # white on top
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored lying: a viewer turns it 90° clockwise
+    lying = Image.fromarray(np.rot90(upright, 1).copy())
+    pixels = prepared(lying, "JPEG", exif=exif, quality=95)
+    assert (pixels[:, :7] > 240).all() and (pixels[:, 9:] < 15).all()
+
+    tall = prepare_image(encoded(Image.new("RGB", (40, 24)), "JPEG", exif=exif), SETTINGS)
+    assert (tall.width, tall.height) == (24, 40)
+
+
+def test_transparency_shows_the_background() -> None:
+    rgba = np.zeros((32, 32, 4), dtype=np.uint8)
+    rgba[:, 16:] = (255, 0, 0, 255)
+    blue = SETTINGS.model_copy(update={"background": "#0000ff"})
+    pixels = prepare_image(encoded(Image.fromarray(rgba)), blue).pixels
+    assert (pixels[:, :, 0].T == (0, 0, 255)).all() and (pixels[:, :, -1].T == (255, 0, 0)).all()
+
+
+def test_invisible_colours_do_not_bleed_into_edges() -> None:
+    rgba = np.zeros((64, 64, 4), dtype=np.uint8)
+    rgba[...] = (255, 0, 255, 0)  # invisible magenta
+    rgba[:, 30:] = (255, 255, 255, 255)
+    assert (prepared(Image.fromarray(rgba)) == 255).all()
+
+
+def test_palette_with_alpha_and_grey_with_alpha() -> None:
+    palette = Image.new("P", (32, 32), 0)
+    palette.putpalette([0, 0, 0, 0, 255, 0])
+    palette.paste(1, (16, 0, 32, 32))
+    pixels = prepared(palette, transparency=b"\x00\xff")
+    assert (pixels[:, :, 0] == 255).all() and (pixels[:, 0, -1] == (0, 255, 0)).all()
+    indexed = prepared(palette, transparency=1)
+    assert (indexed[:, :, 0] == 0).all() and (indexed[:, :, -1] == 255).all()
+
+    half = prepared(Image.new("LA", (32, 32), (0, 128)))
+    assert (abs(half - 127) <= 1).all()
+    keyed = Image.new("RGB", (32, 32), (9, 9, 9))
+    assert (prepared(keyed, transparency=(9, 9, 9)) == 255).all()
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA"])
+def test_every_common_mode_gives_white_for_white(mode: str) -> None:
+    assert (prepared(Image.new("RGB", (32, 32), "white").convert(mode)) == 255).all()
+
+
+def test_a_colour_profile_is_applied() -> None:
+    """A profile whose red and blue primaries are swapped must swap the channels."""
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    swapped = bytearray(srgb.replace(b"rXYZ", b"tXYZ").replace(b"bXYZ", b"rXYZ").replace(b"tXYZ", b"bXYZ"))
+    swapped = swapped.replace("sRGB".encode("utf-16-be"), "xxxx".encode("utf-16-be")).replace(
+        b"sRGB", b"xxxx"
+    )
+    red = prepared(Image.new("RGB", (32, 32), (255, 0, 0)), icc_profile=bytes(swapped))
+    assert (red[0] < 5).all() and (red[2] > 250).all()
+    rgba = prepared(Image.new("RGBA", (32, 32), (255, 0, 0, 255)), icc_profile=bytes(swapped))
+    assert (rgba == red).all()
+
+
+def test_a_broken_or_unfitting_profile_is_taken_as_srgb() -> None:
+    colour = Image.new("RGB", (32, 32), (200, 100, 50))
+    assert (prepared(colour, icc_profile=b"nonsense") == prepared(colour)).all()
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    assert (prepared(colour, icc_profile=srgb) == prepared(colour)).all()
+    grey = Image.new("L", (32, 32), 100)
+    assert (prepared(grey, icc_profile=srgb) == 100).all()
+
+
+def test_crop_keeps_the_centre_and_pad_keeps_everything() -> None:
+    wide = np.zeros((32, 96, 3), dtype=np.uint8)
+    wide[:, 32:64] = (0, 200, 0)
+    data = encoded(Image.fromarray(wide))
+    cropped = prepare_image(data, SETTINGS).pixels
+    assert (cropped[1] == 200).all() and (cropped[0] == 0).all()
+
+    settings = PrepareSettings(resolution=24, crop="pad", background="#ff0000")
+    padded = prepare_image(data, settings).pixels
+    assert (padded[:, :8].transpose(1, 2, 0) == (255, 0, 0)).all()
+    assert (padded[:, 16:].transpose(1, 2, 0) == (255, 0, 0)).all()
+    assert (padded[0, 8:16] == 0).all() and padded[1, 12, 12] == 200
+
+
+def test_a_very_long_image_is_padded_without_filling_the_memory() -> None:
+    strip = Image.new("RGB", (60000, 16), "black")
+    pixels = prepare_image(encoded(strip), PrepareSettings(resolution=16, crop="pad")).pixels
+    assert ((pixels == 0).all(axis=(0, 2))).sum() == 1
+
+
+def test_the_resize_is_antialiased() -> None:
+    checks = (np.indices((64, 64)).sum(axis=0) % 2 * 255).astype(np.uint8)
+    assert (abs(prepared(Image.fromarray(checks))[:, 2:-2, 2:-2] - 127.5) < 8).all()
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
+def test_truncated_files_are_refused(form: str) -> None:
+    whole = encoded(Image.fromarray(noise(64)), form)
+    with pytest.raises(DataError, match=r"damaged|not a readable image"):
+        prepare_image(whole[: len(whole) // 2], SETTINGS)
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"hello", b"<html></html>", b"\x89PNG\r\n\x1a\n", b"%!PS-Adobe-3.0 EPSF-3.0\n"]
+)
+def test_what_is_no_image_is_refused(data: bytes) -> None:
+    with pytest.raises(DataError, match=r"not a readable image|damaged"):
+        prepare_image(data, SETTINGS)
+
+
+@pytest.mark.parametrize("form", ["GIF", "PNG", "WEBP", "TIFF"])
+def test_animations_and_pages_are_refused(form: str) -> None:
+    frames = [Image.fromarray(np.roll(noise(), shift, axis=0)) for shift in range(3)]
+    data = encoded(frames[0], form, save_all=True, append_images=frames[1:])
+    with pytest.raises(DataError, match=r"animated or multi-page \(3 frames\)"):
+        prepare_image(data, SETTINGS)
+
+
+def test_a_photograph_with_a_second_picture_inside_is_a_still() -> None:
+    first, second = Image.new("RGB", (32, 32), (250, 0, 0)), Image.new("RGB", (32, 32), (0, 0, 250))
+    pixels = prepared(first, "MPO", save_all=True, append_images=[second])
+    assert (pixels[0] > 240).all() and (pixels[2] < 10).all()
+
+
+def test_decompression_bombs_are_refused_before_they_are_decoded() -> None:
+    for width, height in ((10001, 10000), (60000, 60000)):
+        assert width * height > MAX_PIXELS
+        with pytest.raises(DataError, match="too large"):
+            prepare_image(png_header(width, height), SETTINGS)
+
+
+def test_the_smallest_side_counts() -> None:
+    settings = SETTINGS.model_copy(update={"min_size": 20})
+    assert prepare_image(encoded(Image.new("RGB", (20, 40))), settings).height == 40
+    with pytest.raises(DataError, match=r"too small: 19×40, prepare.min_size is 20"):
+        prepare_image(encoded(Image.new("RGB", (19, 40))), settings)
