@@ -6,10 +6,10 @@ import os
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from domainstudio import provenance
 from domainstudio.config import Adaptation
 from domainstudio.integrations import mlflow_store
 
@@ -35,6 +35,8 @@ class RunPlan:
     experiment: str
     params: Mapping[str, str] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
+    start_time: int | None = None
+    """When the training began, in ms since 1970; None for now."""
 
     @property
     def identity(self) -> dict[str, str]:
@@ -47,8 +49,9 @@ class RunPlan:
 
 
 def plan_for(
-    adaptation: Adaptation,
+    name: str,
     key: str,
+    adaptation: Adaptation,
     experiment: str,
     *,
     device: str | None = None,
@@ -59,14 +62,21 @@ def plan_for(
     """Describe the run of an adaptation: parameters, origin in git and DVC, versions.
 
     Args:
+        name: the adaptation's name, and the run's.
+        key: hash of the adaptation's parameters and inputs.
+        adaptation: the resolved adaptation.
+        experiment: name of MLflow's experiment.
+        device: what trains, if that is known.
+        inputs: hashes of the inputs by name.
         versions: packages that made the model, if not those of this process.
+        root: the project's root.
     """
     tags = {
         "method": adaptation.method,
         "source": adaptation.source,
         "target": adaptation.target,
         **{f"input.{name}": digest for name, digest in (inputs or {}).items()},
-        **{f"version.{name}": value for name, value in (versions or running_versions()).items()},
+        **{f"version.{name}": value for name, value in (versions or provenance.versions()).items()},
         **git_tags(root),
     }
     if device:
@@ -75,7 +85,7 @@ def plan_for(
         tags |= {"DVC_STAGE": stage, "mlflow.source.name": f"dvc stage {stage}", "mlflow.source.type": "JOB"}
     if dvc_root := os.environ.get("DVC_ROOT"):
         tags["DVC_ROOT"] = Path(dvc_root).name
-    return RunPlan(adaptation.name, key, experiment, flatten(adaptation.model_dump(mode="json")), tags)
+    return RunPlan(name, key, experiment, flatten(adaptation.model_dump(mode="json")), tags)
 
 
 def open_run(client: MlflowClient, plan: RunPlan, root: str | Path = ".") -> str:
@@ -92,7 +102,7 @@ def open_run(client: MlflowClient, plan: RunPlan, root: str | Path = ".") -> str
     if parent := os.environ.get(PARENT_RUN_VARIABLE):
         tags[MLFLOW_PARENT_RUN_ID] = parent
     if (run_id := find_run(client, plan, experiment)) is None:
-        run_id = str(client.create_run(experiment, tags=tags, run_name=plan.name).info.run_id)
+        run_id = str(client.create_run(experiment, plan.start_time, tags, plan.name).info.run_id)
     else:
         client.update_run(run_id, status="RUNNING")
     known = client.get_run(run_id).data.params
@@ -116,7 +126,7 @@ def find_run(client: MlflowClient, plan: RunPlan, experiment_id: str) -> str | N
 
 
 def log_records(client: MlflowClient, run_id: str, records: Sequence[Mapping[str, float]]) -> None:
-    """Log records of `history.jsonl` with their own steps and timestamps, so that a repetition changes nothing.
+    """Log records of `history.jsonl` with their own steps and times, so that a repetition changes nothing.
 
     MLflow's key of a stored value is (name, timestamp, step, value): the same again is the same row.
     """
@@ -147,17 +157,6 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
         else:
             flat[f"{prefix}{name}"] = str(value)
     return flat
-
-
-def running_versions() -> dict[str, str]:
-    """Return the versions of the packages that decide a result."""
-    found = {}
-    for package in ("torch", "diffusers", "domainstudio"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def git_tags(root: str | Path = ".") -> dict[str, str]:

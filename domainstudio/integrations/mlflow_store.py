@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,6 +40,16 @@ def tracking_uri(root: str | Path = ".") -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path(root).resolve() / 'mlflow.db'}"
 
 
+def shown_uri(root: str | Path = ".") -> str:
+    """Return `tracking_uri(root)` as it may be printed."""
+    return without_secrets(tracking_uri(root))
+
+
+def without_secrets(text: str) -> str:
+    """Return a text whose URLs have no user and password."""
+    return re.sub(r"://[^/@\s]+@", "://***@", text)
+
+
 def client(root: str | Path = ".") -> MlflowClient:
     """Return a client of `tracking_uri(root)`; nothing is contacted yet with a server.
 
@@ -51,7 +62,7 @@ def client(root: str | Path = ".") -> MlflowClient:
         from mlflow.tracking import MlflowClient
     except ImportError as error:
         raise MissingExtraError(
-            "tracking needs MLflow, which is not installed: pip install 'domainstudio[mlflow]'"
+            "tracking needs MLflow, which is not installed: pip install 'domainstudio[pipeline]'"
         ) from error
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     with environment(QUIET):
@@ -85,7 +96,7 @@ def experiment_id(client: MlflowClient, name: str, root: str | Path = ".") -> st
     folder = None if served else str(Path(root).resolve() / "mlartifacts")
     if (experiment := client.get_experiment_by_name(name)) is None:
         try:
-            return client.create_experiment(name, artifact_location=folder)
+            return str(client.create_experiment(name, artifact_location=folder))
         except MlflowException:
             # Two stages may start together: the slower one finds what the faster has made.
             if (experiment := client.get_experiment_by_name(name)) is None:

@@ -86,7 +86,7 @@ class RunTracker:
             logger.warning(
                 "MLflow at %s lacks part of run %s: `python -m stages.register %s` sends it from "
                 "training/%s/history.jsonl once MLflow answers",
-                mlflow_store.tracking_uri(self._root),
+                mlflow_store.shown_uri(self._root),
                 *[self._plan.name] * 3,
             )
 
@@ -103,7 +103,7 @@ class RunTracker:
                 while self._pending:
                     self._do(self._client, self._run_id, self._pending[0])
                     self._pending.popleft()
-        except Exception as error:  # noqa: BLE001 - whatever MLflow raises, the training goes on
+        except Exception as error:
             self._retry_at = time.monotonic() + max(15.0, PATIENCE * (time.monotonic() - started))
             self._warn(error)
 
@@ -122,10 +122,10 @@ class RunTracker:
             logger.warning(
                 "MLflow at %s does not take run %s: training goes on, and the record is sent later. "
                 "Check MLFLOW_TRACKING_URI and the server. %s: %s",
-                mlflow_store.tracking_uri(self._root),
+                mlflow_store.shown_uri(self._root),
                 self._plan.name,
                 type(error).__name__,
-                str(error).splitlines()[0] if str(error) else "",
+                mlflow_store.without_secrets(str(error)).partition("\n")[0],
             )
 
 
@@ -141,22 +141,24 @@ class NullTracker:
 
 @contextmanager
 def run_for(
-    adaptation: Adaptation,
+    name: str,
     key: str,
-    experiment: str,
-    *,
-    device: str = "cpu",
+    adaptation: Adaptation,
     inputs: Mapping[str, str] | None = None,
+    *,
+    experiment: str = "domainstudio",
+    device: str | None = None,
     root: str | Path = ".",
 ) -> Iterator[RunTracker | NullTracker]:
     """Track the training of an adaptation, in the run that it already has or else in a new one.
 
     Args:
-        adaptation: the resolved adaptation; all its values become parameters of the run.
+        name: the adaptation's name, and the run's.
         key: hash of the adaptation's parameters and inputs.
-        experiment: name of MLflow's experiment (`registry.experiment`).
-        device: what trains, such as `cpu` or `cuda`.
+        adaptation: the resolved adaptation; all its values become parameters of the run.
         inputs: hashes of the inputs by name, such as `source` and `shots`.
+        experiment: name of MLflow's experiment (`registry.experiment`).
+        device: what trains, such as `cpu` or `cuda`; None where that is not known yet.
         root: the project's root.
 
     Yields:
@@ -166,7 +168,7 @@ def run_for(
     if int(os.environ.get("RANK", "0")) != 0:
         yield NullTracker()
         return
-    plan = plan_for(adaptation, key, experiment, device=device, inputs=inputs, root=root)
+    plan = plan_for(name, key, adaptation, experiment, device=device, inputs=inputs, root=root)
     tracker = RunTracker(plan, root)
     status = "FINISHED"
     try:

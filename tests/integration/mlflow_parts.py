@@ -1,0 +1,189 @@
+"""What the tests of MLflow share: a tiny project with a tiny model, its tracking store, a real server."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from functools import cache
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+import torch
+import yaml
+from PIL import Image
+
+from domainstudio import config
+from tests.integration.conftest import free_port
+
+ROOT = Path(__file__).parents[2]
+NAME = "ink-domainstudio"
+MODEL = f"domainstudio-{NAME}"
+KEY = "5" * 64
+METRICS = {
+    "features": "efficientnet-lite0",
+    "number": 8,
+    "samples": {"frechet_distance": 12.5, "kid": 0.25, "intra_distance": 0.5, "memorized_share": None},
+    "references": {"shots": {"frechet_distance": 20.0}},
+}
+
+
+def history(first: int, last: int) -> list[dict[str, float]]:
+    """Return what a trainer logs for steps first … last; the same steps are the same records."""
+    return [
+        {"step": s, "timestamp": 1_700_000_000_000 + s, "seconds": s / 8, "total": 1 / s, "simple": 2 / s}
+        for s in range(first, last + 1)
+    ]
+
+
+def save_pipeline(folder: Path, seed: int = 0) -> None:
+    """Write a DDIM pipeline of 8x8 pixels with random weights."""
+    from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        unet = UNet2DModel(
+            sample_size=8,
+            block_out_channels=(8, 8),
+            norm_num_groups=4,
+            layers_per_block=1,
+            down_block_types=("DownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "UpBlock2D"),
+        )
+    DDIMPipeline(unet, DDIMScheduler(timestep_spacing="trailing")).save_pretrained(folder)
+
+
+def make_project(root: Path, seed: int = 0, key: str = KEY) -> Path:
+    """Write what the stages before `register` leave behind."""
+    shutil.copy(ROOT / "params.yaml", root / "params.yaml")
+    settings = config.load(root / "params.yaml")
+    model = root / "models/adapted" / NAME
+    save_pipeline(model, seed)
+    (model / "README.md").write_text(
+        f"---\nlibrary_name: diffusers\n---\n\n# {NAME}\n\n| licence | Apache-2.0 |\n"
+    )
+    provenance = {
+        "format": 1,
+        "adaptation": NAME,
+        "key": key,
+        "params": settings.adaptation(NAME).model_dump(mode="json"),
+        "inputs": {"source": "a" * 64, "shots": "b" * 64},
+        "versions": {"torch": "2.0"},
+        "steps": 40,
+    }
+    (model / "provenance.json").write_text(json.dumps(provenance))
+    _write(root / "training" / NAME / "history.jsonl", "".join(json.dumps(r) + "\n" for r in history(1, 40)))
+    _write(root / "evaluation" / NAME / "metrics.json", json.dumps(METRICS))
+    _write(root / "report.html", "<p>report")
+    _write(root / "dvc.lock", yaml.safe_dump(_lock()))
+    pictures = [f"samples/adapted/{NAME}/grid.png", f"training/{NAME}/previews/step-000040.png"]
+    for path in [*pictures, "data/targets/ink/shots/contact_sheet.png"]:
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        Image.effect_mandelbrot((64, 32), (-2, -1, 1, 1), 20).save(root / path)
+    return root
+
+
+def use_local_store(root: Path, monkeypatch: Any) -> Path:
+    """Make `root` the project with an empty SQLite store; return the database's path."""
+    shutil.copy(_empty_database(), root / "mlflow.db")
+    monkeypatch.chdir(root)
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "DVC_STAGE", "DVC_ROOT", "RANK"):
+        monkeypatch.delenv(name, raising=False)
+    return root / "mlflow.db"
+
+
+def rows(database: Path, query: str) -> list[tuple[Any, ...]]:
+    """Return the rows of an SQL query."""
+    with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
+        return list(connection.execute(query))
+
+
+def environment(**variables: str) -> dict[str, str]:
+    """Return the environment of a subprocess that can import this repository."""
+    return {**os.environ, "PYTHONPATH": str(ROOT), "MLFLOW_DISABLE_TELEMETRY": "true", **variables}
+
+
+@contextmanager
+def serving(command: list[str], url: str, log: Path, cwd: Path, **variables: str) -> Iterator[None]:
+    """Run a server of MLflow until it answers at `url`, and stop it with all its workers afterwards."""
+    with log.open("ab") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "mlflow", *command],
+            env=environment(**variables),
+            cwd=cwd,
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
+        )
+    try:
+        deadline = time.monotonic() + 120
+        while not _answers(url):
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"mlflow {command[0]} did not start:\n{log.read_text()[-3000:]}")
+            time.sleep(0.2)
+        yield
+    finally:
+        os.killpg(process.pid, 9)
+        process.wait()
+
+
+@contextmanager
+def tracking_server(folder: Path, port: int) -> Iterator[str]:
+    """Run `mlflow server` on a database and artifacts in `folder`; yield its URL."""
+    folder.mkdir(exist_ok=True)
+    if not (folder / "mlflow.db").exists():
+        shutil.copy(_empty_database(), folder / "mlflow.db")
+    url = f"http://127.0.0.1:{port}"
+    command = ["server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db"]
+    command += ["--artifacts-destination", str(folder / "artifacts")]
+    with serving(command, f"{url}/health", folder / "log.txt", folder):
+        yield url
+
+
+@cache
+def _empty_database() -> Path:
+    """Make MLflow's tables once; it takes seconds."""
+    folder = Path(mkdtemp(prefix="mlflow-empty-"))
+    code = "import sys; from mlflow.tracking import MlflowClient as C; C(sys.argv[1]).search_experiments()"
+    uri = f"sqlite:///{folder}/mlflow.db"
+    subprocess.run([sys.executable, "-c", code, uri], env=environment(), cwd=folder, check=True)
+    return folder / "mlflow.db"
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=2) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
+def _lock() -> dict[str, Any]:
+    source, target = "models/sources/noto", "data/targets/ink"
+    md5 = {path: f"{number:032x}.dir" for number, path in enumerate((source, target, "data/source"))}
+    entry = {path: {"path": path, "hash": "md5", "md5": digest} for path, digest in md5.items()}
+    return {
+        "schema": "2.0",
+        "stages": {
+            "prepare_target@ink": {"cmd": "…", "outs": [entry[target]]},
+            "pretrain": {"cmd": "…", "deps": [entry["data/source"]], "outs": [entry[source]]},
+            f"finetune@{NAME}": {"cmd": "…", "deps": [entry[source], entry[target]]},
+        },
+    }
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+__all__ = ["free_port"]

@@ -1,0 +1,235 @@
+"""Trainings in MLflow: one run per result, whatever happens to the process or the server."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from domainstudio import config
+from domainstudio.integrations.mlflow_tracking import NullTracker, RunTracker, run_for
+from tests.integration.mlflow_parts import (
+    KEY,
+    NAME,
+    ROOT,
+    environment,
+    free_port,
+    history,
+    rows,
+    tracking_server,
+    use_local_store,
+)
+
+# MLflow 3.17 under SQLAlchemy 2.1.
+pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")
+
+ADAPTATION = config.load(ROOT / "params.yaml").adaptation(NAME)
+
+TRAINING = """
+import os, signal
+
+from tests.integration.mlflow_parts import KEY, NAME, history
+from domainstudio import config
+from domainstudio.integrations.mlflow_tracking import run_for
+
+adaptation = config.load({params!r}).adaptation(NAME)
+with run_for(NAME, KEY, adaptation, {{"source": "a", "shots": "b"}}) as tracker:
+{body}
+"""
+
+
+def training(body: str, **variables: str) -> subprocess.Popen[str]:
+    """Run a training with tracker in a process of its own, in the current folder."""
+    lines = "".join(f"    {line}\n" for line in body.strip().splitlines())
+    code = TRAINING.format(params=str(ROOT / "params.yaml"), body=lines)
+    return subprocess.Popen(
+        [sys.executable, "-c", code],
+        env=environment(**variables),
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def runs(database: Path) -> list[tuple[Any, ...]]:
+    return rows(database, "select name, status from runs")
+
+
+def logged(database: Path, name: str = "total") -> list[int]:
+    return [
+        step for (step,) in rows(database, f"select step from metrics where key = '{name}' order by step")
+    ]
+
+
+def tags(database: Path) -> dict[str, str]:
+    return dict(rows(database, "select key, value from tags"))
+
+
+def test_a_killed_training_goes_on_in_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    database = use_local_store(tmp_path, monkeypatch)
+
+    killed = training("tracker.log_history(history(1, 20))\nos.kill(os.getpid(), signal.SIGKILL)")
+    _, stderr = killed.communicate(timeout=120)
+    assert killed.returncode == -signal.SIGKILL, stderr
+    assert runs(database) == [(NAME, "RUNNING")]
+    assert logged(database) == list(range(1, 21))
+
+    resumed = training("tracker.log_history(history(1, 20))\ntracker.log_history(history(15, 40))")
+    stdout, stderr = resumed.communicate(timeout=120)
+    assert (resumed.returncode, stdout, stderr) == (0, "", ""), "MLflow must not write into a stage's output"
+    assert runs(database) == [(NAME, "FINISHED")]
+    assert logged(database) == logged(database, "simple") == list(range(1, 41))
+
+
+def test_sigterm_marks_the_run_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    database = use_local_store(tmp_path, monkeypatch)
+    process = training("import time\nprint('ready', flush=True)\ntime.sleep(60)")
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGTERM)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM, stderr
+    assert runs(database) == [(NAME, "KILLED")]
+
+
+def test_an_exception_fails_the_run_and_a_restart_finishes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = use_local_store(tmp_path, monkeypatch)
+    with pytest.raises(ZeroDivisionError), run_for(NAME, KEY, ADAPTATION):
+        raise ZeroDivisionError
+    assert runs(database) == [(NAME, "FAILED")]
+    with run_for(NAME, KEY, ADAPTATION):
+        assert runs(database) == [(NAME, "RUNNING")]
+    assert runs(database) == [(NAME, "FINISHED")]
+
+
+def test_another_key_is_another_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    database = use_local_store(tmp_path, monkeypatch)
+    for key in (KEY, "6" * 64, KEY):
+        with run_for(NAME, key, ADAPTATION):
+            pass
+    assert runs(database) == [(NAME, "FINISHED")] * 2
+
+
+def test_what_a_run_says_of_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    database = use_local_store(tmp_path, monkeypatch)
+    monkeypatch.setenv("DOMAINSTUDIO_PARENT_RUN_ID", "c" * 32)
+    monkeypatch.setenv("DVC_STAGE", f"finetune@{NAME}")
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    with run_for(NAME, KEY, ADAPTATION, {"shots": "b" * 64}, device="cpu") as tracker:
+        tracker.log_image(Image.new("RGB", (8, 8)), "previews/step-000100.png")
+
+    found = tags(database)
+    expected = {
+        "method": "domainstudio",
+        "source": "noto",
+        "target": "ink",
+        "device": "cpu",
+        "input.shots": "b" * 64,
+    }
+    assert expected.items() <= found.items()
+    assert found["mlflow.parentRunId"] == "c" * 32
+    assert found["DVC_STAGE"] == f"finetune@{NAME}"
+    assert found["DVC_ROOT"] == tmp_path.name
+    assert "version.torch" in found
+    assert not any(str(tmp_path) in value for value in found.values())
+    params = dict(rows(database, "select key, value from params"))
+    assert params["weights.high_frequency"] == "0.5"
+    assert params["training.steps"] == str(ADAPTATION.training.steps)
+    assert [p.name for p in tmp_path.glob("mlartifacts/*/artifacts/previews/*")] == ["step-000100.png"]
+
+
+def test_git_tags_tell_changed_code_from_results(tmp_path: Path) -> None:
+    from domainstudio.integrations.mlflow_runs import git_tags
+
+    def git(*arguments: str) -> str:
+        identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        command = ["git", *identity, *arguments]
+        return subprocess.run(
+            command, cwd=tmp_path, capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    assert git_tags(tmp_path) == {}
+    git("init", "-q")
+    (tmp_path / "a.py").write_text("1\n")
+    git("add", ".")
+    git("commit", "-qm", "a")
+    (tmp_path / "dvc.lock").write_text("x")
+    assert git_tags(tmp_path)["git.commit"] == git("rev-parse", "HEAD")
+    assert git_tags(tmp_path)["git.dirty"] == "false"
+    (tmp_path / "b.py").write_text("2\n")
+    assert git_tags(tmp_path)["git.dirty"] == "true"
+
+
+def test_only_the_first_process_has_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    database = use_local_store(tmp_path, monkeypatch)
+    monkeypatch.setenv("RANK", "1")
+    with run_for(NAME, KEY, ADAPTATION) as tracker:
+        assert isinstance(tracker, NullTracker)
+    assert runs(database) == []
+
+
+def test_a_refused_record_does_not_hold_up_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    database = use_local_store(tmp_path, monkeypatch)
+    with run_for(NAME, KEY, ADAPTATION) as tracker:
+        tracker.log_history([{"step": 1, "timestamp": 1, "not\nallowed": 1.0}])
+        tracker.log_history(history(1, 3))
+    assert logged(database) == [1, 2, 3]
+    assert "refused" in caplog.text
+
+
+def test_a_server_that_goes_down_gets_everything_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    use_local_store(tmp_path, monkeypatch)
+    port, folder = free_port(), tmp_path / "server"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://user:secret@127.0.0.1:{port}")
+    with run_for(NAME, KEY, ADAPTATION) as tracker:
+        assert isinstance(tracker, RunTracker)
+        tracker.log_history(history(1, 10))  # no server yet, no run
+        assert tracker.run_id is None
+        with tracking_server(folder, port):
+            tracker._retry_at = 0.0
+            tracker.log_history(history(11, 20))
+            assert logged(folder / "mlflow.db") == list(range(1, 21))
+        started = time.monotonic()
+        for step in range(21, 31):
+            tracker.log_history(history(step, step))
+            tracker.log_image(Image.new("RGB", (8, 8)), f"previews/step-{step:06d}.png")
+        assert time.monotonic() - started < 10, "a training must not wait for a server that is down"
+        assert tracker.pending == 20
+        with tracking_server(folder, port):
+            tracker._retry_at = 0.0
+            tracker.log_history(history(31, 40))
+            assert tracker.pending == 0
+            tracker.close("FINISHED")
+
+    assert logged(folder / "mlflow.db") == list(range(1, 41))
+    assert runs(folder / "mlflow.db") == [(NAME, "FINISHED")]
+    assert len(list(folder.glob("artifacts/**/previews/*.png"))) == 10
+    warnings = [r for r in caplog.records if r.levelno == logging.WARNING and "training goes on" in r.message]
+    assert len(warnings) == 1
+    assert "secret" not in caplog.text
+
+
+def test_a_server_that_hangs_costs_little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_local_store(tmp_path, monkeypatch)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+        started = time.monotonic()
+        with run_for(NAME, KEY, ADAPTATION) as tracker:
+            for step in range(1, 51):
+                tracker.log_history(history(step, step))
+        assert 2 <= time.monotonic() - started < 8, "one try of 1 s at the start and one at the end"
