@@ -1,0 +1,164 @@
+"""One self-contained HTML file that puts every adaptation side by side, made for looking.
+
+The page depends on its inputs, the commit and the installed versions alone: no clock, no network, so that
+the same inputs give the same bytes.
+"""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from domainstudio import report_curves as curves
+from domainstudio import report_tables as tables
+from domainstudio.config import Settings
+from domainstudio.datasets.image_set import Manifest
+from domainstudio.report_inputs import Inputs, PackedImages, read
+from domainstudio.report_sections import COLUMNS, comparisons, section
+
+SCATTERS = (
+    (
+        ("frechet_distance", "Fréchet distance (← closer to the domain)"),
+        ("intra_distance", "intra distance (more varied →)"),
+        "Closeness against variety.",
+        "Up and to the left is better, but only as high as real images go.",
+    ),
+    (
+        ("precision", "precision (more faithful →)"),
+        ("recall", "recall (more of the domain →)"),
+        "Faithfulness against reach.",
+        "Up and to the right is better.",
+    ),
+)
+PACKAGES = ("domainstudio", "torch", "diffusers", "accelerate", "numpy", "pillow")
+
+
+@dataclass(frozen=True)
+class GitState:
+    """The commit that the report was made from; `dirty` when the code differs from it."""
+
+    commit: str
+    dirty: bool
+
+
+def render(root: Path, settings: Settings, git: GitState | None = None) -> str:
+    """Make the report.
+
+    Args:
+        root: folder that holds the outputs of the stages; what is missing there is said in the report.
+        settings: the whole of `params.yaml`.
+        git: the commit to name (see `git_state`).
+
+    Returns:
+        The HTML page: every picture inside, no request to anywhere.
+
+    Raises:
+        DataError: an output is there but damaged.
+    """
+    inputs = read(root, settings)
+    environment = Environment(
+        loader=PackageLoader("domainstudio", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    slots = {item.adaptation.name: index for index, item in enumerate(inputs.results)}
+    differing, shared = tables.setting_rows([item.adaptation for item in inputs.results])
+    comparable = tables.metric_tables(inputs.results)
+    return environment.get_template("report.html.j2").render(
+        inputs=inputs,
+        slots=slots,
+        comparisons=comparisons(inputs, slots),
+        tables=[(table, _scatters(table, slots)) for table in comparable],
+        sections=[section(inputs, item, slots) for item in inputs.results],
+        differing=differing,
+        shared=shared,
+        image_sets=_image_sets(inputs),
+        git=git,
+        versions=_versions(),
+        columns=COLUMNS,
+    )
+
+
+def write(html: str, path: Path) -> None:
+    """Write the page as a whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(
+        "w", encoding="utf-8", newline="\n", dir=path.parent, prefix=path.name, suffix=".part", delete=False
+    ) as file:
+        file.write(html)
+    part = Path(file.name)
+    part.chmod(0o644)
+    part.replace(path)
+
+
+def git_state(root: Path) -> GitState | None:
+    """Commit of the code below `root`, or `None` without git.
+
+    What the pipeline itself writes and git holds (figures, locks, the report) does not count as dirty: it
+    changes while the report is made.
+    """
+    written = ("dvc.lock", "report.html", "evaluation", "registry")
+    status = (
+        "status",
+        "--porcelain",
+        "--untracked-files=no",
+        "--",
+        ".",
+        *(f":(exclude){item}" for item in written),
+    )
+    try:
+        commit, changes = (
+            subprocess.run(
+                ("git", *command), cwd=root, capture_output=True, text=True, check=True
+            ).stdout.strip()
+            for command in (("rev-parse", "HEAD"), status)
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return GitState(commit, bool(changes))
+
+
+def _scatters(table: tables.MetricTable, slots: Mapping[str, int]) -> list[tuple[str, str, Markup]]:
+    found = []
+    for (x_key, x_label), (y_key, y_label), name, advice in SCATTERS:
+        measured = [
+            (i.adaptation.name, (i.metrics or {}).get("samples"), slots[i.adaptation.name])
+            for i in table.results
+        ]
+        beside = [(name, values, None) for name, values in tables.references(table.results).items()]
+        points = [
+            curves.Point(label, x, y, slot)
+            for label, values, slot in (*measured, *beside)
+            if (x := tables.number(values, x_key)) is not None
+            and (y := tables.number(values, y_key)) is not None
+        ]
+        if (drawing := curves.scatter(points, x_label, y_label)) is not None:
+            found.append((name, advice, drawing))
+    return found
+
+
+def _image_sets(inputs: Inputs) -> list[tuple[str, Manifest]]:
+    found: list[tuple[str, PackedImages | None]] = [("source domain", inputs.source_images)]
+    for name, target in inputs.targets.items():
+        found += [(f"{name}: training images", target.shots), (f"{name}: whole domain", target.domain)]
+    return [(name, images.manifest) for name, images in found if images is not None]
+
+
+def _versions() -> list[tuple[str, str]]:
+    found = [("python", platform.python_version())]
+    for name in PACKAGES:
+        try:
+            found.append((name, metadata.version(name)))
+        except metadata.PackageNotFoundError:
+            continue
+    return found

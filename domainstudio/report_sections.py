@@ -1,0 +1,242 @@
+"""The pictures of the report, arranged: rows that compare, and a section for each adaptation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from markupsafe import Markup
+
+from domainstudio import report_curves as curves
+from domainstudio.report_inputs import Inputs, PackedImages, Results, Samples, open_image
+from domainstudio.report_pictures import Picture, common_side, picture, sheet, strip
+
+COLUMNS = 10
+GRID_COLUMNS, GRID_IMAGES = 8, 64
+PAIRS = 12
+PREVIEWS = 6
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A picture with its words; `picture` is `None` where there is none."""
+
+    picture: Picture | None
+    title: str
+    memorized: bool = False
+
+
+@dataclass(frozen=True)
+class Strip:
+    """A row of the comparison: ten pictures of one origin."""
+
+    name: str
+    detail: str
+    slot: int | None
+    tiles: tuple[Tile, ...]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The rows of one source and one target; tile j of all generated rows comes from `seeds[j]`."""
+
+    source: str
+    target: str
+    seeds: tuple[int, ...]
+    given: tuple[Strip, ...]
+    generated: tuple[Strip, ...]
+
+    @property
+    def side(self) -> int:
+        """Width of a column in CSS pixels."""
+        strips = (*self.given, *self.generated)
+        return common_side(tile.picture for item in strips for tile in item.tiles)
+
+    @property
+    def memorized(self) -> bool:
+        """Whether any tile is marked as memorised."""
+        return any(tile.memorized for item in self.generated for tile in item.tiles)
+
+    @property
+    def small(self) -> int:
+        """The same on a phone: two thirds, a whole multiple again for pictures of 32 pixels."""
+        return max(48, self.side * 2 // 3)
+
+
+@dataclass(frozen=True)
+class NearestPair:
+    """A sample beside its nearest training image."""
+
+    sample: Tile
+    training: Tile
+    distance: str
+    memorized: bool
+
+
+@dataclass(frozen=True)
+class Section:
+    """All pictures of one adaptation."""
+
+    results: Results
+    slot: int
+    grid: Picture | None
+    shown: int
+    pairs: tuple[NearestPair, ...]
+    memorized: int
+    histogram: Markup | None
+    attraction: tuple[tuple[Tile, int], ...]
+    panels: tuple[tuple[str, str, Markup], ...]
+    previews: tuple[tuple[int, Picture], ...]
+
+
+def comparisons(inputs: Inputs, slots: Mapping[str, int]) -> list[Comparison]:
+    """Arrange the rows of every pair of source and target; `slots` numbers the adaptations' colours."""
+    groups: dict[tuple[str, str], list[Results]] = {}
+    for item in inputs.results:
+        groups.setdefault((item.adaptation.source, item.adaptation.target), []).append(item)
+    return [_comparison(inputs, source, target, group, slots) for (source, target), group in groups.items()]
+
+
+def _comparison(
+    inputs: Inputs, source: str, target: str, group: Sequence[Results], slots: Mapping[str, int]
+) -> Comparison:
+    images, drawn = inputs.targets[target], inputs.sources[source]
+    first = next((s for s in (drawn, *(item.samples for item in group)) if s is not None), None)
+    seeds = tuple(first.seed(i) for i in range(min(COLUMNS, first.number))) if first else ()
+    given = []
+    if images.shots is not None:
+        number = images.shots.number
+        detail = f"all that the adapted model sees of {target}" + (
+            f" ({COLUMNS} of {number})" if number > COLUMNS else ""
+        )
+        name = f"{number} training image{'s' if number != 1 else ''}"
+        given.append(Strip(name, detail, None, _real(images.shots, range(min(COLUMNS, number)))))
+    if unseen := images.unseen(COLUMNS):
+        assert images.domain is not None
+        given.append(
+            Strip(
+                "The real domain",
+                "other images of it, kept from training",
+                None,
+                _real(images.domain, unseen),
+            )
+        )
+    generated = [Strip(source, "the source model, before adaptation", None, _drawn(drawn, seeds))]
+    for item in group:
+        training = item.adaptation.training
+        detail = f"{item.adaptation.method} · {training.steps} steps"
+        name = item.adaptation.name
+        generated.append(Strip(name, detail, slots[name], _drawn(item.samples, seeds, _memorized(item))))
+    return Comparison(source, target, seeds, tuple(given), tuple(generated))
+
+
+def _real(images: PackedImages, indices: Sequence[int]) -> tuple[Tile, ...]:
+    return tuple(Tile(picture(images.image(i)), _title(images, i)) for i in indices)
+
+
+def _drawn(
+    samples: Samples | None, seeds: Sequence[int], memorized: frozenset[int] = frozenset()
+) -> tuple[Tile, ...]:
+    if samples is None:
+        return tuple(Tile(None, f"noise {seed}") for seed in seeds)
+    found = ((seed, samples.index_of_seed.get(seed)) for seed in seeds)
+    return tuple(
+        Tile(None, f"noise {seed}")
+        if index is None
+        else Tile(picture(samples.image(index)), f"noise {seed}", index in memorized)
+        for seed, index in found
+    )
+
+
+def _memorized(results: Results) -> frozenset[int]:
+    nearest = results.nearest
+    return (
+        frozenset(pair.sample for pair in nearest.pairs if pair.distance < nearest.threshold)
+        if nearest
+        else frozenset()
+    )
+
+
+def _title(images: PackedImages, index: int) -> str:
+    record = images.records[index]
+    return record.caption or record.id
+
+
+def section(inputs: Inputs, results: Results, slots: Mapping[str, int]) -> Section:
+    """Gather the pictures of one adaptation; `slots` numbers the adaptations' colours."""
+    samples, shots = results.samples, inputs.targets[results.adaptation.target].shots
+    slot = slots[results.adaptation.name]
+    shown = min(GRID_IMAGES, samples.number) if samples else 0
+    nearest = results.nearest
+    distances = [pair.distance for pair in nearest.pairs] if nearest else []
+    return Section(
+        results=results,
+        slot=slot,
+        grid=sheet([samples.image(i) for i in range(shown)], GRID_COLUMNS, side=560)
+        if samples and shown
+        else None,
+        shown=shown,
+        pairs=_pairs(results, shots),
+        memorized=len(_memorized(results)),
+        histogram=curves.histogram(distances, nearest.threshold, slot) if nearest else None,
+        attraction=_attraction(results, shots),
+        panels=_panels(inputs, results, slots),
+        previews=tuple(
+            strip([(step, partial(open_image, path)) for step, path in results.previews], PREVIEWS)
+        ),
+    )
+
+
+def _pairs(results: Results, shots: PackedImages | None) -> tuple[NearestPair, ...]:
+    samples, nearest = results.samples, results.nearest
+    if samples is None or nearest is None or shots is None:
+        return ()
+    pairs = [pair for pair in nearest.pairs if pair.sample < samples.number and pair.training < shots.number]
+    return tuple(
+        NearestPair(
+            Tile(
+                picture(samples.image(pair.sample), side=64), f"sample from noise {samples.seed(pair.sample)}"
+            ),
+            Tile(
+                picture(shots.image(pair.training), side=64),
+                f"training image: {_title(shots, pair.training)}",
+            ),
+            f"{pair.distance:.3f}",
+            pair.distance < nearest.threshold,
+        )
+        for pair in pairs[:PAIRS]
+    )
+
+
+def _attraction(results: Results, shots: PackedImages | None) -> tuple[tuple[Tile, int], ...]:
+    """Each training image with the number of samples that are nearest to it."""
+    if results.nearest is None or shots is None:
+        return ()
+    nearest = [pair.training for pair in results.nearest.pairs]
+    counted = ((index, nearest.count(index)) for index in range(min(shots.number, 2 * COLUMNS)))
+    return tuple((Tile(picture(shots.image(i), side=48), _title(shots, i)), count) for i, count in counted)
+
+
+def _panels(
+    inputs: Inputs, results: Results, slots: Mapping[str, int]
+) -> tuple[tuple[str, str, Markup], ...]:
+    weights = results.adaptation.weights.model_dump()
+    details = {name: f"weight {weights[name]:g}" if name in weights else "" for name in results.terms}
+    details |= {"total": "weighted sum, what is minimised", "grad_norm": "before clipping"}
+    # One term is its own total, up to the weight.
+    names = [*results.terms, *(("total",) if len(results.terms) > 1 else ()), "grad_norm"]
+    panels = []
+    for name in names:
+        shown = _series(results, name, slots)
+        others = [_series(item, name, slots) for item in inputs.results if item is not results]
+        context = [item for item in others if item is not None] if name != "total" else []
+        if shown is not None and (panel := curves.loss_panel(shown, context)) is not None:
+            panels.append((name, details[name], panel))
+    return tuple(panels)
+
+
+def _series(results: Results, name: str, slots: Mapping[str, int]) -> curves.Series | None:
+    if results.losses is None or name not in results.losses:
+        return None
+    return curves.Series(name, slots[results.adaptation.name], results.losses["step"], results.losses[name])

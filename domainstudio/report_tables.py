@@ -1,0 +1,274 @@
+"""The report's tables: figures beside their reference values, and the settings that differ."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from domainstudio.config import Adaptation
+from domainstudio.report_inputs import Results
+
+Better = Literal["lower", "higher", None]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A figure of `metrics.json` in plain words."""
+
+    key: str
+    name: str
+    better: Better
+    meaning: str
+    percent: bool = False
+
+
+METRICS = (
+    Metric(
+        "frechet_distance",
+        "Fréchet distance",
+        "lower",
+        "How far the samples are, as a cloud of features, from the whole target domain. Too few images push "
+        "it up, so only equal numbers of images compare.",
+    ),
+    Metric(
+        "kid",
+        "Kernel distance",
+        "lower",
+        "The same question without the bias of small sets; ± is the spread over random subsets. Around 0 the "
+        "two sets cannot be told apart.",
+    ),
+    Metric(
+        "precision",
+        "Precision",
+        "higher",
+        "Share of the samples that look like some real image of the domain.",
+        percent=True,
+    ),
+    Metric(
+        "recall",
+        "Recall",
+        "higher",
+        "Share of the real images that look like some sample: how much of the domain is reached.",
+        percent=True,
+    ),
+    Metric(
+        "density",
+        "Density",
+        "higher",
+        "Like precision, but counts how many real images a sample is close to; outliers weigh less, and it "
+        "can exceed 1.",
+    ),
+    Metric(
+        "coverage",
+        "Coverage",
+        "higher",
+        "Share of the real images with at least one sample close by.",
+        percent=True,
+    ),
+    Metric(
+        "intra_distance",
+        "Intra distance",
+        "higher",
+        "Samples are grouped by their nearest training image; this is the mean distance inside a group. "
+        "Exact copies give 0, but garbage gives much: read it beside precision.",
+    ),
+    Metric("intra_clusters", "Groups", None, "How many training images have samples grouped around them."),
+    Metric(
+        "memorized_share",
+        "Memorised",
+        "lower",
+        "Share of the samples closer to a training image than the threshold.",
+        percent=True,
+    ),
+    Metric(
+        "nearest_distance_median",
+        "Nearest distance",
+        None,
+        "Median distance of a sample to its nearest training image.",
+    ),
+)
+
+ERRORS = {"kid": "kid_std"}
+"""The figure that holds a figure's standard deviation."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A figure as text; `note` says what to beware of."""
+
+    text: str
+    best: bool = False
+    note: str | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One metric: a cell per adaptation, then one per reference."""
+
+    metric: Metric
+    cells: tuple[Cell, ...]
+    references: tuple[Cell, ...]
+
+
+@dataclass(frozen=True)
+class MetricTable:
+    """Figures of all adaptations to one target that were measured with one network on as many samples."""
+
+    target: str
+    features: str
+    digest: str
+    number: int | None
+    results: tuple[Results, ...]
+    reference_names: tuple[str, ...]
+    rows: tuple[Row, ...]
+
+
+def metric_tables(results: Sequence[Results]) -> list[MetricTable]:
+    """One table per group of comparable figures: same target, feature network, weights and sample number."""
+    groups: dict[tuple[Any, ...], list[Results]] = {}
+    for item in results:
+        if item.metrics is not None:
+            facts = (item.metrics.get(key) for key in ("features", "features_digest", "number"))
+            groups.setdefault((item.adaptation.target, *facts), []).append(item)
+    return [_table(key, group) for key, group in groups.items()]
+
+
+def figure(results: Results, key: str) -> float | None:
+    """A finite figure of an adaptation's samples, or `None`."""
+    return number((results.metrics or {}).get("samples"), key)
+
+
+def references(group: Sequence[Results]) -> dict[str, Mapping[str, Any]]:
+    """Reference values by what they are measured on; the source's once per source model."""
+    found: dict[str, Mapping[str, Any]] = {}
+    for item in group:
+        values = (item.metrics or {}).get("references") or {}
+        names = {
+            "shots": "training images",
+            "source": f"source ({item.adaptation.source})",
+            "domain": "real images",
+        }
+        for key, name in names.items():
+            if values.get(key):
+                found.setdefault(name, values[key])
+    return found
+
+
+def setting_rows(
+    adaptations: Sequence[Adaptation],
+) -> tuple[list[tuple[str, list[str]]], list[tuple[str, str]]]:
+    """Settings that differ between adaptations (a value each), and those that all share."""
+    flat = [_flat(item.model_dump(mode="json", exclude={"name"})) for item in adaptations]
+    differing, shared = [], []
+    for key in flat[0] if flat else ():
+        values = [item[key] for item in flat]
+        if len(set(values)) > 1:
+            differing.append((key, values))
+        else:
+            shared.append((key, values[0]))
+    return differing, shared
+
+
+def text(value: float, *, decimals: int, percent: bool = False) -> str:
+    """A figure for people: a true minus sign, thin thousands."""
+    if percent:
+        return f"{100 * value:.1f} %"
+    return f"{value:,.{decimals}f}".replace(",", " ").replace("-", "−")
+
+
+def decimals(values: Sequence[float]) -> int:
+    """Decimals that give the largest of the values about three significant digits."""
+    largest = max((abs(value) for value in values), default=0.0)
+    if largest == 0:
+        return 3
+    power = math.floor(math.log10(largest))
+    if power >= 3:
+        return 0
+    return min(8, max(1, 2 - power))
+
+
+def _table(key: tuple[Any, ...], group: list[Results]) -> MetricTable:
+    target, features, digest, count = key
+    beside = references(group)
+    rows = [row for metric in METRICS if (row := _row(metric, group, beside)) is not None]
+    return MetricTable(target, str(features), str(digest), count, tuple(group), tuple(beside), tuple(rows))
+
+
+def _row(metric: Metric, group: Sequence[Results], beside: Mapping[str, Mapping[str, Any]]) -> Row | None:
+    values = [figure(item, metric.key) for item in group]
+    others = [number(item, metric.key) for item in beside.values()]
+    known = [value for value in (*values, *others) if value is not None]
+    if not known:
+        return None
+    places = (
+        0
+        if metric.key == "intra_clusters"
+        else decimals([value for value in values if value is not None] or known)
+    )
+    errors = [figure(item, ERRORS.get(metric.key, "")) for item in group]
+    other_errors = [number(item, ERRORS.get(metric.key, "")) for item in beside.values()]
+    best = _best(metric, values, errors, places)
+    ceiling = number(beside.get("real images"), metric.key) if metric.key == "intra_distance" else None
+    # More varied than the real domain is no merit, so such a lead is not marked.
+    beyond = ceiling is not None and any((values[index] or 0.0) > ceiling for index in best)
+    cells = [
+        Cell(
+            _text(value, error, metric, places),
+            best=index in best and not beyond,
+            note="more varied than real images: look for garbage"
+            if value is not None and ceiling is not None and value > ceiling
+            else None,
+        )
+        for index, (value, error) in enumerate(zip(values, errors, strict=True))
+    ]
+    reference_cells = [Cell(_text(v, e, metric, places)) for v, e in zip(others, other_errors, strict=True)]
+    return Row(metric, tuple(cells), tuple(reference_cells))
+
+
+def _best(
+    metric: Metric, values: Sequence[float | None], errors: Sequence[float | None], places: int
+) -> set[int]:
+    """Positions of the best value.
+
+    There is none when nothing is compared, when all read the same, or when the lead over the next one is
+    within its own standard deviation.
+    """
+    known = {index: value for index, value in enumerate(values) if value is not None}
+    if metric.better is None or len(known) < 2:
+        return set()
+    sign = 1 if metric.better == "lower" else -1
+    order = sorted(known, key=lambda index: sign * known[index])
+    shown = {i: text(known[i], decimals=places, percent=metric.percent) for i in order}
+    best = {i for i in order if shown[i] == shown[order[0]]}
+    if len(best) == len(known):
+        return set()
+    follower = next(i for i in order if i not in best)
+    spread = max((errors[i] or 0.0) for i in (order[0], follower))
+    return best if abs(known[follower] - known[order[0]]) > spread else set()
+
+
+def _text(value: float | None, error: float | None, metric: Metric, places: int) -> str:
+    if value is None:
+        return "–"
+    shown = text(value, decimals=places, percent=metric.percent)
+    return shown if error is None else f"{shown} ± {text(error, decimals=places)}"
+
+
+def number(values: Any, key: str) -> float | None:
+    """A finite figure of a part of `metrics.json`, or `None`."""
+    value = values.get(key) if isinstance(values, Mapping) else None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    flat: dict[str, str] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat.update(_flat(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = "yes" if value is True else "no" if value is False else f"{value}"
+    return flat

@@ -1,0 +1,432 @@
+"""The report, on small made-up folders: self-contained, repeatable, honest about what is missing."""
+
+import hashlib
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from domainstudio import config, report, report_curves, report_tables
+from domainstudio.datasets import ImageRecord, ImageSet, grid, save_png
+from domainstudio.errors import DataError
+from domainstudio.report_inputs import PackedImages, Target, read
+from domainstudio.report_pictures import evenly, picture
+
+SIDE, SHOTS, DOMAIN, SAMPLES = 8, 10, 30, 20
+VOID = {"meta", "img", "br", "link", "input", "hr", "base", "source", "track", "embed", "col", "wbr"}
+
+
+def images(number, seed, side=SIDE):
+    return np.random.default_rng(seed).integers(0, 256, (number, 3, side, side), dtype=np.uint8)
+
+
+def image_set(pixels, origin="shapes", attribution="<i>someone</i> & others"):
+    records = tuple(
+        ImageRecord(f"{i}", hashlib.sha256(p.tobytes()).hexdigest(), 9, 9, origin, f"shape {i}")
+        for i, p in enumerate(pixels)
+    )
+    return ImageSet(pixels, records, origin, "CC0-1.0", attribution)
+
+
+def write_json(path, value):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value), encoding="utf-8")
+
+
+def write_samples(folder, pixels, first_seed=1000):
+    files = [f"images/{i:06d}.png" for i in range(len(pixels))]
+    save_png(pixels, [folder / file for file in files])
+    entries = [{"file": file, "seed": first_seed + i} for i, file in enumerate(files)]
+    write_json(folder / "manifest.json", {"format": 1, "model": "m", "images": entries})
+
+
+def figures(frechet, intra=0.4, **other):
+    return {"frechet_distance": frechet, "kid": 0.01, "kid_std": 0.001, "intra_distance": intra, **other}
+
+
+def write_evaluation(root, name, values, features="tiny-net"):
+    real = {"frechet_distance": 5.0, "intra_distance": 0.5}
+    metrics = {
+        "features": features,
+        "features_digest": "f00d" * 16,
+        "number": SAMPLES,
+        "samples": values,
+        "references": {"shots": {"frechet_distance": 90.0, "intra_distance": None}, "domain": real},
+    }
+    write_json(root / "evaluation" / name / "metrics.json", metrics)
+    pairs = [{"sample": i, "training": i % SHOTS, "distance": 0.05 + 0.01 * i} for i in range(SAMPLES)]
+    write_json(root / "evaluation" / name / "nearest.json", {"threshold": 0.0701, "pairs": pairs[::-1]})
+
+
+def write_training(root, name):
+    folder = root / "training" / name
+    save_png(grid_of(images(4, 9)), [folder / "previews/step-000002.png"])
+    save_png(grid_of(images(4, 8)), [folder / "previews/step-000001.png"])
+    rows = ["step,total,learning_rate,grad_norm,simple,image,seconds"]
+    rows += [f"{i},{2 / i},0.1,1.5,{1 / i},{'nan' if i == 3 else 0.5},{i}" for i in range(1, 41)]
+    (folder / "losses.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+
+
+def grid_of(pixels):
+    return np.asarray(grid(pixels, 2)).transpose(2, 0, 1)[None]
+
+
+@pytest.fixture
+def settings():
+    values = config.load(Path(__file__).parents[2] / "params.yaml").model_dump(mode="json")
+    adaptations = {
+        name: {"source": "noto", "target": "ink", "method": method}
+        for name, method in (("plain", "finetune"), ("studio", "domainstudio"))
+    }
+    values |= {"adaptations": adaptations, "sources": ["noto"], "targets": {"ink": values["targets"]["ink"]}}
+    return config.Settings.model_validate(values)
+
+
+@pytest.fixture
+def root(tmp_path):
+    domain = images(DOMAIN, 1)
+    image_set(images(5, 0)).save(tmp_path / "data/source")
+    image_set(domain).save(tmp_path / "data/targets/ink/domain")
+    image_set(domain[:SHOTS]).save(tmp_path / "data/targets/ink/shots")
+    write_samples(tmp_path / "samples/sources/noto", images(SAMPLES, 2))
+    for seed, (name, frechet) in enumerate((("plain", 61.25), ("studio", 44.5))):
+        write_samples(tmp_path / "samples/adapted" / name, images(SAMPLES, 3 + seed))
+        write_training(tmp_path, name)
+        write_evaluation(tmp_path, name, figures(frechet))
+    return tmp_path
+
+
+class Page(HTMLParser):
+    """Checks that tags nest, and keeps them with their text."""
+
+    def __init__(self, html):
+        super().__init__(convert_charrefs=True)
+        self.open, self.tags, self.text = [], [], []
+        self.feed(html)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        assert self.open and self.open.pop() == tag, f"</{tag}> closes nothing"
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] != "style":
+            self.text.append(data)
+
+    @property
+    def words(self):
+        return re.sub(r"\s+", " ", " ".join(self.text))
+
+    def pictures(self):
+        return [attributes for tag, attributes in self.tags if tag == "img"]
+
+
+def test_the_page_parses_and_loads_nothing(root, settings):
+    html = report.render(root, settings)
+    page = Page(html)
+    assert not {tag for tag, _ in page.tags} & {"script", "link", "iframe", "object", "embed", "base", "form"}
+    loaded = [a[key] for _, a in page.tags for key in ("src", "href", "srcset", "poster", "data") if key in a]
+    assert loaded
+    assert all(address.startswith(("data:image/", "#")) for address in loaded)
+    assert "@import" not in html
+    assert "url(" not in html
+    assert "default-src 'none'" in html
+
+
+def test_every_internal_link_has_its_place(root, settings):
+    page = Page(report.render(root, settings))
+    places = [a["id"] for _, a in page.tags if "id" in a]
+    assert len(places) == len(set(places))
+    assert {a["href"][1:] for tag, a in page.tags if tag == "a"} <= set(places)
+
+
+def test_same_inputs_same_bytes(root, settings):
+    git = report.GitState("c0ffee", dirty=True)
+    assert report.render(root, settings, git) == report.render(root, settings, git)
+    assert "c0ffee</span>, with uncommitted changes" in report.render(root, settings, git)
+
+
+def test_columns_share_their_noise(root, settings):
+    # The adapted model's samples lie on disk in another order: rows must follow the seeds, not the files.
+    folder = root / "samples/adapted/plain"
+    manifest = json.loads((folder / "manifest.json").read_text())
+    expected = picture(read(root, settings).results[0].samples.image(0)).uri
+    manifest["images"].reverse()
+    write_json(folder / "manifest.json", manifest)
+    comparison = report.comparisons(read(root, settings), {"plain": 0, "studio": 1})[0]
+    assert comparison.seeds == tuple(range(1000, 1010))
+    row = next(strip for strip in comparison.generated if strip.name == "plain")
+    assert row.tiles[0].picture.uri == expected
+
+
+def test_a_seed_that_was_not_drawn_leaves_a_gap(root, settings):
+    write_samples(root / "samples/adapted/plain", images(3, 5), first_seed=1001)
+    comparison = report.comparisons(read(root, settings), {"plain": 0, "studio": 1})[0]
+    row = next(strip for strip in comparison.generated if strip.name == "plain")
+    assert [tile.picture is not None for tile in row.tiles] == [False, True, True, True, *[False] * 6]
+
+
+def test_pairs_are_sorted_and_memorised_ones_marked(root, settings):
+    section = report.section(read(root, settings), read(root, settings).results[0], {"plain": 0, "studio": 1})
+    distances = [float(pair.distance) for pair in section.pairs]
+    assert distances == sorted(distances)
+    assert [pair.memorized for pair in section.pairs] == [d < 0.0701 for d in distances]
+    assert section.memorized == 3
+    assert sum(count for _, count in section.attraction) == SAMPLES
+    page = Page(report.render(root, settings))
+    assert sum("memorized" in (a.get("class") or "") for tag, a in page.tags if tag == "figure") == 6
+    assert "3 samples lie below 0.0701 and count as memorised" in page.words
+
+
+def test_best_adaptation_is_marked_once_per_metric(root, settings):
+    html = report.render(root, settings)
+    assert re.findall(r'class="n best">([^<]+)<', html) == ["44.5"]
+
+
+def test_network_and_hash_stand_beside_the_figures(root, settings):
+    words = Page(report.render(root, settings)).words
+    assert "tiny-net" in words
+    assert "f00d" * 16 in words
+    assert "figures of different networks are not comparable" in words
+
+
+def test_figures_of_two_networks_are_kept_apart(root, settings):
+    write_evaluation(root, "plain", figures(1.0), features="other-net")
+    html = report.render(root, settings)
+    assert html.count('<table class="figures">') == 2
+    assert 'class="n best"' not in html
+    assert "compare within a table only" in html
+
+
+@pytest.mark.parametrize(
+    "gone",
+    [
+        ["data/source"],
+        ["data/targets"],
+        ["samples/sources"],
+        ["samples/adapted/plain"],
+        ["training/studio"],
+        ["evaluation/plain"],
+        ["evaluation"],
+        ["data", "samples", "training", "evaluation"],
+    ],
+    ids=" ".join,
+)
+def test_missing_parts_are_said(root, settings, gone):
+    for number, name in enumerate(gone):
+        (root / name).rename(root / f"gone{number}")
+    words = Page(report.render(root, settings)).words
+    if any(name.startswith(("samples/adapted", "evaluation")) for name in gone) or len(gone) > 1:
+        assert " yet" in words
+    for name in ("plain", "studio"):
+        assert name in words
+
+
+def test_null_figures_become_dashes(root, settings):
+    write_evaluation(root, "plain", dict.fromkeys(figures(0)))
+    page = Page(report.render(root, settings))
+    assert "nan" not in page.words.lower().split()
+    assert "–" in page.words
+
+
+def test_a_domain_that_is_the_shots_is_said(root, settings):
+    assert "not at hand" not in report.render(root, settings)
+    image_set(images(DOMAIN, 1)[:SHOTS]).save(root / "data/targets/ink/domain")
+    assert "not at hand" in report.render(root, settings)
+
+
+def test_texts_from_outside_are_escaped(root, settings):
+    # Names are checked in params.yaml; the page must not depend on that.
+    odd = '"><script>alert(1)'
+    for stage in ("samples/adapted", "training", "evaluation"):
+        (root / stage / odd).symlink_to(root / stage / "plain")
+    write_evaluation(root, "plain", figures(3.0), features=odd)
+    (root / "training/plain/losses.csv").write_text(f"step,<b>{odd[2:]}\n1,2\n2,3\n", encoding="utf-8")
+    renamed = settings.resolved["plain"].model_copy(update={"name": odd})
+    changed = settings.model_copy()
+    changed.__dict__["resolved"] = {odd: renamed, "studio": settings.resolved["studio"]}
+    html = report.render(root, changed)
+    assert "<script" not in html
+    assert "&lt;script&gt;" in html
+    assert "<i>someone" not in html
+    Page(html)
+
+
+@pytest.mark.parametrize(
+    "content", ["{", "[]", '{"format": 2, "images": []}', '{"format": 1, "images": [{}]}']
+)
+def test_a_damaged_manifest_is_an_error_that_names_it(root, settings, content):
+    path = root / "samples/adapted/plain/manifest.json"
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(DataError, match=re.escape(str(path))):
+        report.render(root, settings)
+
+
+def test_a_missing_sample_file_is_an_error_that_names_it(root, settings):
+    (root / "samples/adapted/plain/images/000003.png").unlink()
+    with pytest.raises(DataError, match=r"000003\.png"):
+        report.render(root, settings)
+
+
+def test_only_settings_that_differ_are_listed(settings):
+    differing, shared = report_tables.setting_rows(list(settings.resolved.values()))
+    assert "method" in dict(differing)
+    assert "training.learning_rate" in dict(shared)
+    assert all(len(set(values)) > 1 for _, values in differing)
+
+
+def test_domain_pictures_leave_out_the_training_images(root):
+    packed = {}
+    for part in ("shots", "domain"):
+        folder = root / "data/targets/ink" / part
+        packed[part] = read_packed(folder)
+    assert Target(packed["shots"], packed["domain"]).unseen(5) == [10, 14, 18, 22, 26]
+
+
+def read_packed(folder):
+    from domainstudio.datasets.image_set import Manifest
+
+    text = (folder / "manifest.json").read_text(encoding="utf-8")
+    return PackedImages(folder, Manifest.model_validate_json(text))
+
+
+def test_packed_images_are_those_that_were_saved(root):
+    packed = read_packed(root / "data/targets/ink/shots")
+    shown = np.asarray(packed.image(3)).transpose(2, 0, 1)
+    assert np.array_equal(shown, images(DOMAIN, 1)[3])
+
+
+@pytest.mark.parametrize(
+    ("values", "best"),
+    [
+        ([3.0, 2.0], {1}),
+        ([2.0, 2.0], set()),
+        ([2.0, 2.0, 5.0], {0, 1}),
+        ([2.0, None], set()),
+        ([None, 4.0, 3.0], {2}),
+    ],
+)
+def test_best_of_lower_is_better(values, best):
+    metric = report_tables.METRICS[0]
+    assert report_tables._best(metric, values, [None] * len(values), 1) == best
+
+
+def test_a_lead_within_the_spread_is_not_marked():
+    kernel = next(metric for metric in report_tables.METRICS if metric.key == "kid")
+    assert report_tables._best(kernel, [0.010, 0.012], [0.003, 0.001], 4) == set()
+    assert report_tables._best(kernel, [0.010, 0.012], [0.001, 0.001], 4) == {0}
+
+
+def test_more_varied_than_real_images_is_a_warning_not_a_win(root, settings):
+    write_evaluation(root, "studio", figures(70.0, intra=0.9))
+    table = report_tables.metric_tables(read(root, settings).results)[0]
+    row = next(row for row in table.rows if row.metric.key == "intra_distance")
+    assert [cell.best for cell in row.cells] == [False, False]
+    assert [cell.note is not None for cell in row.cells] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("value", "decimals", "shown"), [(1234567.0, 0, "1 234 567"), (-0.25, 2, "−0.25"), (61.25, 1, "61.2")]
+)
+def test_figures_read_well(value, decimals, shown):
+    assert report_tables.text(value, decimals=decimals).replace(" ", " ") == shown
+
+
+def test_axis_is_logarithmic_only_where_values_span_much():
+    steps = np.arange(1.0, 201.0)
+    wide = report_curves.Series("a", 0, steps, 1 / steps)
+    narrow = report_curves.Series("b", 0, steps, 1 + 0.1 / steps)
+    assert "logarithmic" in report_curves.loss_panel(wide, [])
+    assert "linear" in report_curves.loss_panel(narrow, [])
+    negative = report_curves.Series("c", 0, steps, -1 / steps)
+    assert "linear" in report_curves.loss_panel(negative, [])
+    assert report_curves.loss_panel(report_curves.Series("d", 0, steps, steps * np.nan), []) is None
+
+
+def test_a_summary_keeps_the_mean_and_skips_gaps():
+    values = np.tile([4.0, 2.0], 60)
+    even = report_curves.summarize(report_curves.Series("a", 0, np.arange(120.0), values))
+    assert even.mean.tolist() == [3.0] * report_curves.BINS
+    values[5:8] = np.nan
+    gaps = report_curves.summarize(report_curves.Series("a", 0, np.arange(120.0), values))
+    assert np.isfinite(gaps.mean).all()
+    assert gaps.steps[-1] == 119.0
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "log"), [(0, 400, False), (-0.03, 0.04, False), (0.02, 0.3, True), (1e-6, 3, True)]
+)
+def test_ticks_lie_on_the_axis(low, high, log):
+    axis = report_curves.Axis(low, high, 0, 100, log=log)
+    ticks = axis.ticks()
+    assert 2 <= len(ticks) <= 8
+    assert all(low <= tick <= high for tick in ticks)
+    assert [axis(low), axis(high)] == pytest.approx([0, 100])
+
+
+def test_pixel_art_is_enlarged_by_whole_factors_and_photographs_are_reduced():
+    from PIL import Image
+
+    small = picture(Image.fromarray(images(1, 0, 32)[0].transpose(1, 2, 0)))
+    assert small.crisp
+    assert (small.width, small.height) == (96, 96)
+    large = picture(Image.fromarray(images(1, 0, 256)[0].transpose(1, 2, 0)))
+    assert not large.crisp
+    assert large.uri.startswith("data:image/jpeg")
+
+
+def test_evenly_keeps_both_ends():
+    assert evenly(3, 6) == [0, 1, 2]
+    assert evenly(100, 4) == [0, 33, 66, 99]
+
+
+def test_write_replaces_the_whole_file(tmp_path):
+    path = tmp_path / "new" / "report.html"
+    report.write("one", path)
+    report.write("two", path)
+    assert path.read_text() == "two"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_the_stage_writes_the_page_without_torch(root):
+    repository = Path(__file__).parents[2]
+    code = (
+        "import runpy, sys; sys.modules['torch'] = None; sys.modules['matplotlib'] = None\n"
+        f"sys.argv = ['report', '--root', {str(root)!r}, '--output', {str(root / 'report.html')!r}]\n"
+        "runpy.run_module('stages.report', run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=repository, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    Page((root / "report.html").read_text(encoding="utf-8"))
+    assert str(root / "report.html") in done.stdout
+
+
+def test_git_state_counts_code_but_not_what_the_pipeline_writes(tmp_path):
+    def git(*arguments):
+        identity = ("-c", "user.name=n", "-c", "user.email=e@example.org", "-c", "commit.gpgsign=false")
+        subprocess.run(("git", *identity, *arguments), cwd=tmp_path, check=True, capture_output=True)
+
+    assert report.git_state(tmp_path) is None
+    git("init")
+    (tmp_path / "code.py").write_text("1")
+    (tmp_path / "dvc.lock").write_text("1")
+    git("add", ".")
+    git("commit", "-m", "first")
+    assert len(report.git_state(tmp_path).commit) == 40
+    (tmp_path / "dvc.lock").write_text("2")
+    assert not report.git_state(tmp_path).dirty
+    (tmp_path / "code.py").write_text("2")
+    assert report.git_state(tmp_path).dirty
