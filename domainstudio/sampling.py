@@ -79,8 +79,7 @@ def make_scheduler(denoiser: Denoiser, name: str) -> Any:
     config.pop("variance_type", None)
     if name == "ddim":
         return DDIMScheduler.from_config(config)
-    # The solver divides by sqrt(ᾱ_T), which is 0 under zero terminal SNR; it stops one level before.
-    return DPMSolverMultistepScheduler.from_config(config, algorithm_type="dpmsolver++", final_sigmas_type="zero")
+    return DPMSolverMultistepScheduler.from_config(config, algorithm_type="dpmsolver++")
 
 
 def sample_to_folder(denoiser: Denoiser, folder: Path, settings: SampleSettings, **manifest: Any) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
@@ -35,6 +36,25 @@ Record = Mapping[str, float]
 """One step's log: `step`, `timestamp` in ms, `seconds` of training, and the values."""
 
 _BATCH, _NOISE = 0, 1  # what a generator is for
+
+
+class _Gather(torch.autograd.Function):
+    """Join all processes' tensors with gradients, so that pairs are formed over the global batch.
+
+    The backward pass sums the processes' equal gradients and DDP averages them: the global loss's own.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, x.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        gradient = gradient.contiguous()
+        dist.all_reduce(gradient)
+        return gradient.chunk(dist.get_world_size())[dist.get_rank()]
 
 
 class Tracker(Protocol):
@@ -90,8 +110,12 @@ class Trainer:
         optimizer = torch.optim.AdamW(
             self.parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay
         )
+        constant = settings.lr_schedule == "constant"
         lr_scheduler = get_scheduler(
-            settings.lr_schedule, optimizer, settings.lr_warmup_steps, num_training_steps=settings.steps
+            "constant_with_warmup" if constant else settings.lr_schedule,
+            optimizer,
+            num_warmup_steps=settings.lr_warmup_steps,
+            num_training_steps=settings.steps,
         )
         self.ema = EMAModel(self.parameters, decay=settings.ema_decay, foreach=True)
         denoiser.network, self.optimizer = self.accelerator.prepare(denoiser.network, optimizer)
@@ -101,6 +125,7 @@ class Trainer:
         self.objective = Objective(denoiser, source, weights, self._gather, self.accelerator.autocast)
         self.step = 0
         self.history: list[Record] = []
+        self._logged = 0
 
     def train(self) -> list[Record]:
         """Run to the last step and leave the averaged weights in the model.
@@ -196,17 +221,7 @@ class Trainer:
         return images.to(self.accelerator.device)
 
     def _gather(self, x: Tensor) -> Tensor:
-        """Join all processes' tensors with gradients, so that pairs are formed over the global batch.
-
-        The backward pass sums the processes' equal gradients and DDP averages them: the global loss's own.
-        """
-        if self.accelerator.num_processes == 1:
-            return x
-        if not x.is_floating_point():
-            return self.accelerator.gather(x)
-        from torch.distributed.nn.functional import all_gather
-
-        return torch.cat(list(all_gather(x)))
+        return x if self.accelerator.num_processes == 1 else _Gather.apply(x)
 
     def _mean(self, values: Tensor) -> list[float]:
         return self.accelerator.reduce(values.detach().float(), "mean").tolist()
@@ -229,7 +244,8 @@ class Trainer:
         if self.accelerator.is_main_process:
             checkpoint.save(self.checkpoints, self.step, self._state())
             if self.tracker is not None:
-                self.tracker.log_history(self.history[-self.settings.checkpoint_every :])
+                self.tracker.log_history(self.history[self._logged :])
+            self._logged = self.step
         self.accelerator.wait_for_everyone()
 
     def _resume(self) -> None:
@@ -245,6 +261,7 @@ class Trainer:
         if self.accelerator.scaler and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.history = state["history"]
+        self._logged = self.step
         if self.accelerator.is_main_process:
             tqdm.write(f"going on from step {self.step} of {self.checkpoints}")
             if self.tracker is not None:  # killed between checkpoint and log, the tracker lacks some of them

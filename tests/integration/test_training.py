@@ -1,0 +1,231 @@
+"""The training loop on a tiny real model: learning, resuming, refusing, several processes."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from domainstudio import checkpoint
+from domainstudio.errors import TrainingError
+from domainstudio.training import Trainer
+from tests.models import DOMAINSTUDIO, PLAIN, tiny_denoiser, tiny_images, training_settings
+
+ROOT = Path(__file__).parents[2]
+
+
+class Recorder:
+    """A tracker that keeps what it is given."""
+
+    def __init__(self):
+        self.records, self.images = [], []
+
+    def log_history(self, records):
+        self.records.extend(dict(record) for record in records)
+
+    def log_image(self, image, name):
+        self.images.append((name, image.size))
+
+
+def trainer(folder, weights=DOMAINSTUDIO, tracker=None, **settings):
+    settings = training_settings(**settings)
+    source = tiny_denoiser(0) if weights.needs_source else None
+    return Trainer(tiny_denoiser(0), tiny_images(), settings, weights, folder, source=source, tracker=tracker)
+
+
+def weights_of(training):
+    return {name: value.clone() for name, value in training.denoiser.network.state_dict().items()}
+
+
+def same(a, b):
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_training_lowers_the_denoising_error(tmp_path):
+    history = trainer(tmp_path, PLAIN, steps=120, learning_rate=3e-3, checkpoint_every=1000).train()
+    values = [record["simple"] for record in history]
+    assert np.mean(values[-20:]) < 0.8 * np.mean(values[:20])
+
+
+def test_every_term_is_logged_unweighted_at_every_step(tmp_path):
+    tracker = Recorder()
+    history = trainer(tmp_path, tracker=tracker).train()
+    assert [record["step"] for record in tracker.records] == [1, 2, 3, 4, 5, 6]
+    record = history[-1]
+    total = record["simple"] + 0.5 * record["image"] + 0.5 * record["high_frequency"]
+    assert record["total"] == pytest.approx(total + 0.05 * record["high_frequency_mse"], rel=1e-5)
+    assert {"learning_rate", "grad_norm", "timestamp", "seconds"} <= set(record)
+
+
+@pytest.mark.parametrize("changes", [{}, {"gradient_accumulation_steps": 2, "mixed_precision": "bf16"}])
+def test_resumed_is_bit_identical_to_undisturbed(tmp_path, changes):
+    whole = trainer(tmp_path / "whole", **changes)
+    whole.train()
+    first = trainer(tmp_path / "cut", **changes)
+    steps = iter(range(5))
+    step = first._step
+
+    def interrupted():
+        if next(steps) == 3:
+            raise KeyboardInterrupt
+        return step()
+
+    first._step = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        first.train()
+    tracker = Recorder()
+    second = trainer(tmp_path / "cut", tracker=tracker, **changes)
+    history = second.train()
+    assert same(weights_of(whole), weights_of(second))
+    assert [record["step"] for record in history] == [1, 2, 3, 4, 5, 6]
+
+
+def test_the_tracker_is_never_ahead_of_the_last_checkpoint(tmp_path):
+    class Checking(Recorder):
+        def log_history(self, records):
+            super().log_history(records)
+            assert records[-1]["step"] == checkpoint.latest(tmp_path)[0]
+
+    tracker = Checking()
+    trainer(tmp_path, tracker=tracker, steps=5).train()
+    assert [record["step"] for record in tracker.records] == [1, 2, 3, 4, 5]
+
+
+def test_gradient_accumulation_averages_the_micro_batches(tmp_path):
+    """Two micro-steps of the same 6 images are one step of them, but for the noise drawn."""
+    training = trainer(tmp_path, PLAIN, steps=1, gradient_accumulation_steps=2)
+    calls = []
+    training._micro_step = lambda micro: calls.append(micro) or {"total": float(micro)}
+    training.accelerator.clip_grad_norm_ = lambda *_: torch.tensor(1.0)
+    assert training._step()["total"] == 0.5
+    assert calls == [0, 1]
+
+
+def test_a_batch_holds_every_image_once_where_it_can(tmp_path):
+    training = trainer(tmp_path, batch_size=6)
+    images = (training._batch(0) + 1) * 127.5
+    found = {tuple(image.round().to(torch.uint8).flatten().tolist()) for image in images}
+    assert found == {tuple(image.ravel().tolist()) for image in tiny_images()}
+
+
+def test_a_loss_that_is_not_finite_never_reaches_the_weights(tmp_path):
+    training = trainer(tmp_path, PLAIN)
+    before = weights_of(training)
+    training.objective.weights = PLAIN.model_copy(update={"simple": float("inf")})
+    with pytest.raises(TrainingError, match=r"'total' is inf at step 1.*Lower learning_rate"):
+        training.train()
+    assert same(before, weights_of(training))
+
+
+def test_images_of_another_size_are_refused(tmp_path):
+    images = np.zeros((4, 3, 16, 16), np.uint8)
+    with pytest.raises(TrainingError, match=r"16x16 pixels and the model 8x8.*prepare.resolution"):
+        Trainer(tiny_denoiser(), images, training_settings(), PLAIN, tmp_path)
+
+
+def test_half_precision_weights_are_refused(tmp_path):
+    model = tiny_denoiser()
+    model.network.half()
+    with pytest.raises(TrainingError, match="must be float32"):
+        Trainer(model, tiny_images(), training_settings(), PLAIN, tmp_path)
+
+
+def test_previews_are_kept_and_do_not_change_the_training(tmp_path):
+    from domainstudio.config import SampleSettings
+    from domainstudio.training import previewer
+
+    tracker = Recorder()
+    with_previews = trainer(tmp_path / "a", tracker=tracker, preview_every=3)
+    with_previews.preview = previewer(SampleSettings(number=4, steps=2), number=4)
+    with_previews.train()
+    without = trainer(tmp_path / "b")
+    without.train()
+    assert [name for name, _ in tracker.images] == ["previews/step-000003.png", "previews/step-000006.png"]
+    assert (tmp_path / "a/previews/step-000006.png").is_file()
+    assert same(weights_of(with_previews), weights_of(without))
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from tests.integration.test_training import trainer
+import torch
+training = trainer(Path(sys.argv[1]), steps=40, checkpoint_every=4)
+training.train()
+torch.save(training.denoiser.network.state_dict(), sys.argv[2])
+"""
+
+
+def run_killed(folder, weights, kill_at=None):
+    process = subprocess.Popen([sys.executable, "-c", KILLED, folder, weights], cwd=ROOT)
+    while process.poll() is None and kill_at is not None:
+        if list(folder.glob(f"step-*{kill_at}")):
+            os.kill(process.pid, signal.SIGKILL)
+        time.sleep(0.01)
+    return process.wait()
+
+
+def test_killed_and_started_again_is_bit_identical(tmp_path):
+    assert run_killed(tmp_path / "a", tmp_path / "a.pt") == 0
+    assert run_killed(tmp_path / "b", tmp_path / "b.pt", kill_at=12) == -signal.SIGKILL
+    assert run_killed(tmp_path / "b", tmp_path / "b.pt") == 0
+    first, second = (torch.load(tmp_path / name, weights_only=True) for name in ("a.pt", "b.pt"))
+    assert same(first, second)
+
+
+PROCESSES = """
+import json, sys
+from pathlib import Path
+from tests.integration.test_training import trainer
+training = trainer(Path(sys.argv[1]), steps=1, batch_size=3)
+batch = training._batch(0)
+import torch
+from domainstudio.objective import NoisyBatch
+g = torch.Generator().manual_seed(0)
+noise, t = torch.randn((6, 3, 8, 8), generator=g), torch.tensor([10, 200, 400, 500, 700, 900])
+rank, world = training.accelerator.process_index, training.accelerator.num_processes
+mine = slice(rank * 3, rank * 3 + 3) if world > 1 else slice(0, 6)
+images = (torch.rand((6, 3, 8, 8), generator=g) * 2 - 1)[mine]
+xt = training.denoiser.noise_scheduler.add_noise(images, noise[mine], t[mine])
+with torch.no_grad():
+    for p in training.parameters:
+        p.add_(torch.randn(p.shape, generator=g) * 0.05)
+terms = training.objective(NoisyBatch(images, noise[mine], t[mine], xt))
+training.accelerator.backward(training.objective.total(terms))
+if training.accelerator.is_main_process:
+    result = {
+        "image": terms["image"].item(),
+        "high_frequency": terms["high_frequency"].item(),
+        "gradient": [p.grad.double().norm().item() for p in training.parameters if p.grad is not None],
+    }
+    Path(sys.argv[2]).write_text(json.dumps(result))
+"""
+
+
+def test_pairs_are_formed_over_the_batch_of_all_processes(tmp_path):
+    """Two processes of three images have the losses and gradients of one process with the six."""
+    script = tmp_path / "processes.py"
+    script.write_text(PROCESSES)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1"]
+    for prefix, name in ([sys.executable], "one"), ([*launch, f"--master-port={_free_port()}"], "two"):
+        command = [*prefix, script, tmp_path / name, tmp_path / f"{name}.json"]
+        subprocess.run(command, check=True, env=environment, cwd=ROOT, timeout=120)
+    one, two = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one", "two"))
+    assert one["image"] > 1e-4
+    assert two["image"] == pytest.approx(one["image"], rel=1e-4)
+    assert two["high_frequency"] == pytest.approx(one["high_frequency"], rel=1e-4)
+    assert two["gradient"] == pytest.approx(one["gradient"], rel=1e-3, abs=1e-7)
+
+
+def _free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]

@@ -1,0 +1,195 @@
+"""Every loss term against a slow, obvious float64 computation."""
+
+import math
+
+import numpy as np
+import pytest
+import pywt
+import torch
+from torch.distributions import Normal, kl_divergence
+
+from domainstudio import losses
+from domainstudio.errors import TrainingError
+
+SHAPE = (4, 3, 8, 8)
+
+
+def batch(seed, shape=SHAPE, dtype=torch.float64):
+    return torch.randn(shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
+
+
+def rows(x):
+    """Softmax of each image's cosine similarities to the others, by loops."""
+    flat = [image.ravel() for image in x]
+    result = []
+    for i, a in enumerate(flat):
+        cosines = [
+            a @ b / (np.linalg.norm(a) * np.linalg.norm(b)) for j, b in enumerate(flat) if j != i
+        ]
+        powers = [math.exp(c) for c in cosines]
+        result.append([p / sum(powers) for p in powers])
+    return result
+
+
+def kl_by_loops(adapted, source):
+    return [
+        sum(p * math.log(p / q) for p, q in zip(row_p, row_q, strict=True))
+        for row_p, row_q in zip(rows(adapted.numpy()), rows(source.numpy()), strict=True)
+    ]
+
+
+def test_pairwise_similarity_kl():
+    adapted, source = batch(1), batch(2)
+    np.testing.assert_allclose(losses.pairwise_similarity_kl(adapted, source), kl_by_loops(adapted, source))
+
+
+def test_pairwise_similarity_kl_of_three_images_by_hand():
+    """Adapted: cosines 1, 0, 0; source: 0, 0, 0 (orthogonal). Rows of two entries."""
+    adapted = torch.tensor([[1.0, 0, 0], [2.0, 0, 0], [0, 0, 1.0]], dtype=torch.float64)
+    source = torch.eye(3, dtype=torch.float64)
+    p = math.e / (math.e + 1)
+    first = p * math.log(2 * p) + (1 - p) * math.log(2 * (1 - p))
+    np.testing.assert_allclose(losses.pairwise_similarity_kl(adapted, source), [first, first, 0], atol=1e-12)
+
+
+def test_direction_is_adapted_to_source():
+    adapted, source = batch(1), batch(2)
+    forward = losses.pairwise_similarity_kl(adapted, source).sum()
+    reverse = losses.pairwise_similarity_kl(source, adapted).sum()
+    assert abs(forward - reverse) > 1e-6
+    assert forward.item() == pytest.approx(sum(kl_by_loops(adapted, source)))
+
+
+def test_high_frequency_mse():
+    x, y = batch(1), batch(2)
+    difference = [sum(pywt.dwt2((a - b).numpy(), "haar")[1]) for a, b in zip(x, y, strict=True)]
+    expected = [np.mean(d**2) for d in difference]
+    np.testing.assert_allclose(losses.high_frequency_mse(x, y), expected)
+
+
+def test_pairwise_l2():
+    adapted, source = batch(1), batch(2)
+
+    def matrix(x):
+        return np.array([[np.linalg.norm(a - b) for b in x.numpy()] for a in x.numpy()])
+
+    expected = np.mean((matrix(adapted) - matrix(source)) ** 2)
+    assert losses.pairwise_l2(adapted, source).item() == pytest.approx(expected)
+
+
+def test_laplacian_similarity():
+    def laplacian(image):
+        out = np.zeros((image.shape[0], image.shape[1] - 2, image.shape[2] - 2))
+        for c, i, j in np.ndindex(out.shape):
+            window = image[c, i : i + 3, j : j + 3]
+            out[c, i, j] = 4 * window[1, 1] - window[0, 1] - window[1, 0] - window[1, 2] - window[2, 1]
+        return out.ravel()
+
+    a, b = batch(1).numpy(), batch(2).numpy()
+    expected = []
+    for x, y in zip(a, b, strict=True):
+        u, v = laplacian(x), laplacian(y)
+        expected.append(-(u @ v) / (np.linalg.norm(u) * np.linalg.norm(v)))
+    np.testing.assert_allclose(losses.laplacian_similarity(torch.tensor(a), torch.tensor(b)), expected)
+
+
+def test_variational_bound_is_the_kl_of_the_true_posterior():
+    alphas = torch.linspace(0.999, 0.9, 10, dtype=torch.float64).cumprod(0)
+    t = torch.tensor([3, 7, 9])
+    x0, noise = batch(1, (3, 2, 4, 4)).clamp(-1, 1), batch(2, (3, 2, 4, 4))
+    eps, variance = batch(3, (3, 2, 4, 4)) * 0.1 + noise, batch(4, (3, 2, 4, 4)).tanh()
+    a = alphas[t].view(-1, 1, 1, 1)
+    xt = a.sqrt() * x0 + (1 - a).sqrt() * noise
+    expected = []
+    for i, step in enumerate(t.tolist()):
+        now, before = alphas[step], alphas[step - 1]
+        beta = 1 - now / before
+        beta_tilde = beta * (1 - before) / (1 - now)
+
+        def mean(x, now=now, before=before, beta=beta, i=i):
+            return (before.sqrt() * beta * x + (1 - beta).sqrt() * (1 - before) * xt[i]) / (1 - now)
+
+        x0_hat = ((xt[i] - (1 - now).sqrt() * eps[i]) / now.sqrt()).clamp(-1, 1)
+        interpolation = (variance[i] + 1) / 2
+        log_variance = interpolation * beta.log() + (1 - interpolation) * beta_tilde.log()
+        kl = kl_divergence(
+            Normal(mean(x0[i]), beta_tilde.sqrt()), Normal(mean(x0_hat), (0.5 * log_variance).exp())
+        )
+        expected.append(10 * kl.mean().item() / math.log(2))
+    np.testing.assert_allclose(losses.variational_bound(x0, xt, eps, variance, t, alphas), expected, rtol=1e-6)
+
+
+def test_variational_bound_at_the_first_timestep_is_a_likelihood():
+    alphas = torch.linspace(0.999, 0.9, 10, dtype=torch.float64).cumprod(0)
+    zero = torch.zeros(2, dtype=torch.long)
+    x0 = batch(1, (2, 1, 4, 4)).clamp(-0.9, 0.9)
+    a = alphas[0]
+    noise = batch(2, (2, 1, 4, 4))
+    xt = a.sqrt() * x0 + (1 - a).sqrt() * noise
+    wide = torch.ones_like(x0)
+    scale = (1 - a).sqrt().item()
+    normal = Normal(x0, scale)
+    probability = (normal.cdf(x0 + 1 / 255) - normal.cdf(x0 - 1 / 255)).flatten(1)
+    expected = -10 * probability.log().mean(1) / math.log(2)
+    np.testing.assert_allclose(losses.variational_bound(x0, xt, noise, wide, zero, alphas), expected, rtol=1e-6)
+
+
+def test_variational_bound_trains_only_the_variance():
+    alphas = torch.linspace(0.999, 0.9, 10).cumprod(0)
+    x0, eps, variance = (batch(s, (3, 1, 4, 4), torch.float32) for s in (1, 2, 3))
+    eps.requires_grad_()
+    variance.requires_grad_()
+    losses.variational_bound(x0, x0, eps, variance, torch.tensor([0, 4, 9]), alphas).sum().backward()
+    assert eps.grad is None
+    assert (variance.grad.flatten(1).abs().sum(1) > 0).all()
+
+
+@pytest.mark.parametrize("name", ["pairwise_similarity_kl", "pairwise_l2"])
+class TestPairs:
+    def test_zero_where_adapted_is_source(self, name):
+        x = batch(1)
+        assert getattr(losses, name)(x, x).abs().max() < 1e-12
+
+    def test_order_of_images_does_not_matter(self, name):
+        a, s, order = batch(1), batch(2), torch.tensor([2, 0, 3, 1])
+        loss = getattr(losses, name)
+        torch.testing.assert_close(loss(a[order], s[order]).sum(), loss(a, s).sum())
+
+    def test_gradient_by_finite_differences(self, name):
+        a, s = batch(1, (3, 1, 2, 2)).requires_grad_(), batch(2, (3, 1, 2, 2))
+        assert torch.autograd.gradcheck(lambda x: getattr(losses, name)(x, s).sum(), a)
+
+    def test_no_gradient_reaches_the_source(self, name):
+        a, s = batch(1).requires_grad_(), batch(2).requires_grad_()
+        getattr(losses, name)(a, s).sum().backward()
+        assert a.grad.abs().sum() > 0
+        assert s.grad is None
+
+    def test_fewer_than_three_images_are_refused(self, name):
+        with pytest.raises(TrainingError, match=r"at least 3 images per batch, got 2.*finetune.batch_size"):
+            getattr(losses, name)(batch(1)[:2], batch(2)[:2])
+
+    def test_half_precision_input_is_computed_in_float32(self, name):
+        a, s = batch(1, dtype=torch.bfloat16), batch(2, dtype=torch.bfloat16)
+        loss = getattr(losses, name)
+        with torch.autocast("cpu", torch.bfloat16):
+            result = loss(a, s)
+        assert result.dtype == torch.float32
+        torch.testing.assert_close(result, loss(a.double(), s.double()).float(), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["high_frequency_mse", "laplacian_similarity", "mean_squared_error"])
+def test_gradients_of_the_detail_terms_by_finite_differences(name):
+    a, b = batch(1, (2, 1, 4, 4)).requires_grad_(), batch(2, (2, 1, 4, 4))
+    assert torch.autograd.gradcheck(lambda x: getattr(losses, name)(x, b), a)
+
+
+def test_blank_images_have_finite_gradients():
+    a = torch.zeros(3, 1, 4, 4, requires_grad=True)
+    losses.pairwise_similarity_kl(a, batch(2, (3, 1, 4, 4), torch.float32)).sum().backward()
+    assert a.grad.isfinite().all()
+
+
+def test_different_shapes_are_refused():
+    with pytest.raises(ValueError, match="same shape"):
+        losses.high_frequency_mse(batch(1), batch(2)[:2])

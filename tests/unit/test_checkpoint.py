@@ -1,0 +1,72 @@
+"""Training states: whole or absent, never pickled, damage passed over."""
+
+import json
+
+import pytest
+import torch
+
+from domainstudio import checkpoint
+
+
+def state():
+    parameter = torch.nn.Parameter(torch.randn(3))
+    optimizer = torch.optim.AdamW([parameter])
+    parameter.sum().backward()
+    optimizer.step()
+    return {"optimizer": optimizer.state_dict(), "history": [{"step": 1, "total": 0.1}], "flag": None}
+
+
+def test_round_trip_keeps_types_keys_and_bits(tmp_path):
+    before = state()
+    checkpoint.save(tmp_path, 5, before)
+    step, after = checkpoint.latest(tmp_path)
+    assert step == 5
+    assert after["history"] == before["history"]
+    assert after["flag"] is None
+    moments = after["optimizer"]["state"][0]  # integer keys stay integers
+    for name, value in before["optimizer"]["state"][0].items():
+        assert torch.equal(moments[name], value)
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.randn(3))])
+    optimizer.load_state_dict(after["optimizer"])
+
+
+def test_nothing_is_pickled(tmp_path):
+    folder = checkpoint.save(tmp_path, 1, state())
+    assert {p.suffix for p in folder.iterdir()} == {".safetensors", ".json"}
+
+
+def test_only_the_last_two_are_kept(tmp_path):
+    for step in (1, 2, 3):
+        checkpoint.save(tmp_path, step, state())
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-0000002", "step-0000003"]
+
+
+def test_a_half_written_state_is_not_seen(tmp_path):
+    checkpoint.save(tmp_path, 1, state())
+    (tmp_path / ".step-0000002.partial").mkdir()
+    assert checkpoint.latest(tmp_path)[0] == 1
+
+
+@pytest.mark.parametrize("name", ["state.safetensors", "state.json"])
+def test_a_damaged_state_is_passed_over_by_name(tmp_path, name):
+    checkpoint.save(tmp_path, 1, state())
+    damaged = checkpoint.save(tmp_path, 2, state()) / name
+    damaged.write_bytes(damaged.read_bytes()[:20])
+    with pytest.warns(UserWarning, match="step-0000002 is damaged"):
+        assert checkpoint.latest(tmp_path)[0] == 1
+
+
+def test_no_folder_means_no_state(tmp_path):
+    assert checkpoint.latest(tmp_path / "none") is None
+
+
+def test_the_key_depends_on_parameters_and_inputs_only():
+    key = checkpoint.run_key({"a": 1, "b": 2}, {"source": "x"})
+    assert key == checkpoint.run_key({"b": 2, "a": 1}, {"source": "x"})
+    assert key != checkpoint.run_key({"a": 1, "b": 3}, {"source": "x"})
+    assert key != checkpoint.run_key({"a": 1, "b": 2}, {"source": "y"})
+
+
+def test_states_are_readable_json(tmp_path):
+    folder = checkpoint.save(tmp_path, 1, state())
+    assert json.loads((folder / "state.json").read_text())["step"] == 1

@@ -1,0 +1,147 @@
+"""The objective: which model predicts what, where gradients go, and how terms are reduced and weighted."""
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+
+from domainstudio import losses
+from domainstudio.models.diffusion import to_eps, to_x0, true_output
+from domainstudio.objective import Objective, noisy_batch
+from tests.models import DOMAINSTUDIO, PAIRWISE_L2, PLAIN, tiny_denoiser, tiny_images, training_settings
+
+
+def images(number=4):
+    return torch.from_numpy(tiny_images(number)).float() / 127.5 - 1
+
+
+def batch_of(denoiser, **settings):
+    return noisy_batch(denoiser, images(), training_settings(**settings), torch.Generator().manual_seed(1))
+
+
+def objective(adapted, source, weights):
+    return Objective(adapted, source, weights, gather=lambda x: x, autocast=nullcontext)
+
+
+def test_pairwise_terms_are_zero_where_the_adapted_model_is_the_source():
+    terms = objective(tiny_denoiser(), tiny_denoiser(), DOMAINSTUDIO)(batch_of(tiny_denoiser()))
+    assert terms["image"].abs() < 1e-7
+    assert terms["high_frequency"].abs() < 1e-7
+    assert terms["high_frequency_mse"] > 0
+
+
+def test_the_source_prediction_comes_from_the_source_model():
+    """Fails where both halves come from the adapted model, as in the released code."""
+    adapted, source = tiny_denoiser(0), tiny_denoiser(1)
+    batch = batch_of(adapted)
+    terms = objective(adapted, source, DOMAINSTUDIO)(batch)
+
+    def x0(model):
+        with torch.no_grad():
+            output = model.predict(batch.xt, batch.timesteps).output
+        return to_x0(model.noise_scheduler, output, batch.xt, batch.timesteps).clamp(-1, 1)
+
+    expected = losses.pairwise_similarity_kl(x0(adapted), x0(source)).sum()
+    assert expected > 1e-6
+    torch.testing.assert_close(terms["image"].detach(), expected)
+
+
+@pytest.mark.parametrize("weights", [DOMAINSTUDIO, PAIRWISE_L2])
+def test_gradients_reach_the_adapted_model_only(weights):
+    adapted, source = tiny_denoiser(0), tiny_denoiser(1)
+    compute = objective(adapted, source, weights)
+    for name, term in compute(batch_of(adapted)).items():
+        adapted.network.zero_grad()
+        term.backward(retain_graph=True)
+        assert sum(p.grad.abs().sum() for p in adapted.network.parameters() if p.grad is not None) > 0, name
+    assert all(p.grad is None and not p.requires_grad for p in source.network.parameters())
+
+
+def test_the_source_model_is_in_eval_mode():
+    source = tiny_denoiser(1)
+    source.network.train()
+    objective(tiny_denoiser(0), source, DOMAINSTUDIO)
+    assert not source.network.training
+
+
+def test_plain_finetuning_never_runs_the_source_model():
+    class Broken:
+        network = torch.nn.Module()
+
+        def predict(self, *_):
+            raise AssertionError("the source model was called")
+
+    terms = objective(tiny_denoiser(), Broken(), PLAIN)(batch_of(tiny_denoiser()))
+    assert set(terms) == {"simple"}
+
+
+def test_the_mean_reduction_is_the_sum_over_the_pairs():
+    adapted, source = tiny_denoiser(0), tiny_denoiser(1)
+    batch = batch_of(adapted)
+    mean = DOMAINSTUDIO.model_copy(update={"pairwise_reduction": "mean"})
+    by_sum = objective(adapted, source, DOMAINSTUDIO)(batch)["image"]
+    by_mean = objective(adapted, source, mean)(batch)["image"]
+    torch.testing.assert_close(by_mean * 4 * 3, by_sum)
+
+
+def test_alpha_bar_weights_images_by_their_noise_level():
+    adapted, source = tiny_denoiser(0), tiny_denoiser(1)
+    batch = batch_of(adapted, timesteps="shared")
+    weighted = DOMAINSTUDIO.model_copy(update={"weight_by_alpha_bar": True})
+    plain_terms = objective(adapted, source, DOMAINSTUDIO)(batch)
+    terms = objective(adapted, source, weighted)(batch)
+    a = adapted.noise_scheduler.alphas_cumprod[batch.timesteps[0]]
+    for name in ("image", "high_frequency", "high_frequency_mse"):
+        torch.testing.assert_close(terms[name], plain_terms[name] * a)
+    torch.testing.assert_close(terms["simple"], plain_terms["simple"])
+
+
+def test_the_total_is_the_weighted_sum():
+    compute = objective(tiny_denoiser(0), tiny_denoiser(1), DOMAINSTUDIO)
+    terms = compute(batch_of(tiny_denoiser(0)))
+    expected = terms["simple"] + 0.5 * terms["image"] + 0.5 * terms["high_frequency"]
+    torch.testing.assert_close(compute.total(terms), expected + 0.05 * terms["high_frequency_mse"])
+
+
+def test_the_variational_term_is_there_with_a_learned_variance_only():
+    model = tiny_denoiser(learned_variance=True, prediction_type="epsilon", rescale_betas_zero_snr=False)
+    terms = objective(model, None, PLAIN)(batch_of(model))
+    assert set(terms) == {"simple", "vlb"}
+    assert terms["vlb"].isfinite()
+
+
+def test_a_shared_timestep_is_shared_and_the_range_is_kept():
+    model = tiny_denoiser()
+    shared = [
+        noisy_batch(model, images(), training_settings(timesteps="shared"), torch.Generator().manual_seed(s)).timesteps
+        for s in range(20)
+    ]
+    assert all(len(set(t.tolist())) == 1 for t in shared)
+    assert len({t[0].item() for t in shared}) > 10
+    low = [
+        noisy_batch(model, images(), training_settings(max_timestep=0.1), torch.Generator().manual_seed(s)).timesteps
+        for s in range(20)
+    ]
+    assert 80 < torch.cat(low).max() < 100
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_a_perfect_prediction_gives_x0_and_noise_back(prediction_type):
+    model = tiny_denoiser(prediction_type=prediction_type, rescale_betas_zero_snr=False)
+    batch = batch_of(model, max_timestep=0.8)
+    scheduler = model.noise_scheduler
+    output = true_output(scheduler, batch.x0, batch.noise, batch.timesteps)
+    torch.testing.assert_close(to_x0(scheduler, output, batch.xt, batch.timesteps), batch.x0, atol=1e-4, rtol=0)
+    torch.testing.assert_close(to_eps(scheduler, output, batch.xt, batch.timesteps), batch.noise, atol=1e-4, rtol=0)
+
+
+def test_x0_matches_diffusers_own_conversion():
+    from diffusers import DDIMScheduler
+
+    model = tiny_denoiser()
+    batch = batch_of(model, timesteps="shared")
+    scheduler = DDIMScheduler.from_config(model.noise_scheduler.config, clip_sample=False)
+    scheduler.set_timesteps(1000)
+    output = model.predict(batch.xt, batch.timesteps).output
+    expected = scheduler.step(output, batch.timesteps[0], batch.xt).pred_original_sample
+    torch.testing.assert_close(to_x0(model.noise_scheduler, output, batch.xt, batch.timesteps), expected)
