@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from domainstudio.config import Adaptation
@@ -93,12 +93,15 @@ METRICS = (
 ERRORS = {"kid": "kid_std"}
 """The figure that holds a figure's standard deviation."""
 
+TOO_VARIED = "more varied than real images: look for garbage"
+
 
 @dataclass(frozen=True)
 class Cell:
-    """A figure as text; `note` says what to beware of."""
+    """A figure as text, its standard deviation where there is one, and what to beware of."""
 
     text: str
+    spread: str | None = None
     best: bool = False
     note: str | None = None
 
@@ -199,32 +202,24 @@ def _table(key: tuple[Any, ...], group: list[Results]) -> MetricTable:
 def _row(metric: Metric, group: Sequence[Results], beside: Mapping[str, Mapping[str, Any]]) -> Row | None:
     values = [figure(item, metric.key) for item in group]
     others = [number(item, metric.key) for item in beside.values()]
-    known = [value for value in (*values, *others) if value is not None]
+    known = [value for value in values if value is not None] or [v for v in others if v is not None]
     if not known:
         return None
-    places = (
-        0
-        if metric.key == "intra_clusters"
-        else decimals([value for value in values if value is not None] or known)
-    )
+    places = 0 if metric.key == "intra_clusters" else decimals(known)
     errors = [figure(item, ERRORS.get(metric.key, "")) for item in group]
     other_errors = [number(item, ERRORS.get(metric.key, "")) for item in beside.values()]
-    best = _best(metric, values, errors, places)
-    ceiling = number(beside.get("real images"), metric.key) if metric.key == "intra_distance" else None
     # More varied than the real domain is no merit, so such a lead is not marked.
-    beyond = ceiling is not None and any((values[index] or 0.0) > ceiling for index in best)
-    cells = [
-        Cell(
-            _text(value, error, metric, places),
-            best=index in best and not beyond,
-            note="more varied than real images: look for garbage"
-            if value is not None and ceiling is not None and value > ceiling
-            else None,
-        )
-        for index, (value, error) in enumerate(zip(values, errors, strict=True))
-    ]
-    reference_cells = [Cell(_text(v, e, metric, places)) for v, e in zip(others, other_errors, strict=True)]
-    return Row(metric, tuple(cells), tuple(reference_cells))
+    ceiling = number(beside.get("real images"), metric.key) if metric.key == "intra_distance" else None
+    beyond = {i for i, v in enumerate(values) if v is not None and ceiling is not None and v > ceiling}
+    best = _best(metric, values, errors, places)
+    best = set() if best & beyond else best
+    cells = [_cell(value, error, metric, places) for value, error in zip(values, errors, strict=True)]
+    marked = (
+        replace(cell, best=i in best, note=TOO_VARIED if i in beyond else None)
+        for i, cell in enumerate(cells)
+    )
+    references = [_cell(v, e, metric, places) for v, e in zip(others, other_errors, strict=True)]
+    return Row(metric, tuple(marked), tuple(references))
 
 
 def _best(
@@ -249,11 +244,11 @@ def _best(
     return best if abs(known[follower] - known[order[0]]) > spread else set()
 
 
-def _text(value: float | None, error: float | None, metric: Metric, places: int) -> str:
+def _cell(value: float | None, error: float | None, metric: Metric, places: int) -> Cell:
     if value is None:
-        return "–"
-    shown = text(value, decimals=places, percent=metric.percent)
-    return shown if error is None else f"{shown} ± {text(error, decimals=places)}"
+        return Cell("–")
+    spread = None if error is None else f"± {text(error, decimals=places)}"
+    return Cell(text(value, decimals=places, percent=metric.percent), spread)
 
 
 def number(values: Any, key: str) -> float | None:
