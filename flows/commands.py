@@ -1,0 +1,227 @@
+"""Run `dvc repro` on one stage, so that nothing of it outlives the flow."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from io import TextIOWrapper
+from pathlib import Path
+from typing import IO
+
+from domainstudio.errors import DomainStudioError
+
+Log = Callable[[str], None]
+
+GRACE_SECONDS = 10.0
+"""What a stage gets after SIGTERM, to end by itself before SIGKILL."""
+PROGRESS_SECONDS = 10.0
+"""A progress bar redraws many times a second; one of its lines per this time is logged."""
+LOCK_DELAYS = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0, 60.0)
+"""Seconds between attempts while another DVC process holds a lock."""
+USER_ERROR_STATUS = 2
+"""Exit status of a stage (and of argparse) for a mistake that no retry mends."""
+
+_ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+_LOCKED = ("Unable to acquire lock", "is busy, it is being blocked by")
+_UNCHANGED = re.compile(r"^Stage '.*' (didn't change, skipping|is cached - skipping run)")
+_EXITED = re.compile(r"exited with (-?\d+)$")
+_LINE_LIMIT = 2000
+
+
+class StageFailedError(DomainStudioError):
+    """A stage's command failed; the message names the stage and quotes its last lines."""
+
+    def __init__(self, address: str, status: int, tail: Sequence[str], seconds: float) -> None:
+        self.address, self.status, self.seconds = address, status, seconds
+        quoted = "\n".join(f"  {line}" for line in tail)
+        super().__init__(f"stage {address} failed with exit status {status}; it last said:\n{quoted}")
+
+    @property
+    def retryable(self) -> bool:
+        """Whether another attempt may succeed."""
+        return self.status != USER_ERROR_STATUS
+
+
+class StoppedError(DomainStudioError):
+    """The flow is being stopped: the command was ended, or not started."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one stage."""
+
+    cached: bool
+    """DVC found its outputs up to date, or took them from its run cache."""
+    seconds: float
+    """Wall time, waiting for locks included."""
+
+
+class Commands:
+    """Runs stages, from any number of threads, and can end all of them at once and for good."""
+
+    def __init__(self, root: str | Path = ".", *, grace: float = GRACE_SECONDS) -> None:
+        self._root = Path(root)
+        self._grace = grace
+        self._running: set[subprocess.Popen[bytes]] = set()
+        self._guard = threading.Lock()
+        self._stopping = threading.Event()
+
+    @property
+    def stopping(self) -> bool:
+        """Whether `stop` was called."""
+        return self._stopping.is_set()
+
+    def stop(self) -> None:
+        """End every running command with its children; later ones are not started. May be called again."""
+        self._stopping.set()
+        with self._guard:
+            running = tuple(self._running)
+        for process in running:
+            _signal_group(process, signal.SIGTERM)
+        deadline = time.monotonic() + self._grace
+        for process in running:
+            _end_group(process, max(0.0, deadline - time.monotonic()))
+
+    def repro(
+        self, address: str, log: Log, *, force: bool = False, devices: Mapping[str, str] | None = None
+    ) -> Outcome:
+        """Bring one stage up to date: `dvc repro --single-item`.
+
+        Only a lock held by another DVC process is waited for and tried again, see `LOCK_DELAYS`.
+
+        Args:
+            address: The stage.
+            log: Gets each line of output as it comes, from another thread.
+            force: Run it even if nothing changed.
+            devices: Environment variables that name its GPUs.
+
+        Raises:
+            StageFailedError: DVC or the stage's command failed, or the lock stayed taken.
+            StoppedError: `stop` was called, before or meanwhile.
+        """
+        command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", address]
+        if force:
+            command.insert(-1, "--force")
+        start = time.monotonic()
+        for delay in (*LOCK_DELAYS, None):
+            status, tail = self._run(command, log, devices or {})
+            if status == 0:
+                cached = any(_UNCHANGED.match(line) for line in tail)
+                return Outcome(cached, time.monotonic() - start)
+            locked = any(line.startswith("ERROR") and sign in line for line in tail for sign in _LOCKED)
+            if delay is None or not locked:
+                seconds = time.monotonic() - start
+                raise StageFailedError(address, _stage_status(status, tail), _telling(tail), seconds)
+            log(f"Another DVC process holds a lock that {address} needs; next attempt in {delay:g} s")
+            if self._stopping.wait(delay):
+                raise StoppedError(f"{address} was not run: the flow is being stopped")
+        raise AssertionError("unreachable")
+
+    def _run(self, command: Sequence[str], log: Log, devices: Mapping[str, str]) -> tuple[int, Sequence[str]]:
+        with self._started(command, devices) as process:
+            assert process.stdout is not None
+            tail: deque[str] = deque(maxlen=40)
+            reader = threading.Thread(target=_stream, args=(process.stdout, log, tail), daemon=True)
+            reader.start()
+            try:
+                status = process.wait()
+            finally:
+                # Also after a good end: a leftover child would keep the pipe open, and perhaps a GPU busy.
+                _end_group(process, self._grace)
+                reader.join(self._grace)
+        if self.stopping:
+            raise StoppedError(f"{command[-1]} was ended: the flow is being stopped")
+        return status, tuple(tail)
+
+    @contextlib.contextmanager
+    def _started(
+        self, command: Sequence[str], devices: Mapping[str, str]
+    ) -> Iterator[subprocess.Popen[bytes]]:
+        with self._guard:
+            # Under the guard, so that `stop` sees either the process or no start at all.
+            if self.stopping:
+                raise StoppedError(f"{command[-1]} was not run: the flow is being stopped")
+            process = subprocess.Popen(
+                command,
+                cwd=self._root,
+                env={**environment(os.environ), **devices},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                # A group of its own: SIGTERM to `dvc repro` alone would orphan the stage's command.
+                start_new_session=True,
+            )
+            self._running.add(process)
+        try:
+            with process:
+                yield process
+        finally:
+            with self._guard:
+                self._running.discard(process)
+
+
+def environment(base: Mapping[str, str]) -> dict[str, str]:
+    """Return a stage's environment: this Python first on the path, unbuffered lines, no statistics sent."""
+    folders = [str(Path(sys.executable).parent), *filter(None, base.get("PATH", "").split(os.pathsep))]
+    return {
+        "DVC_NO_ANALYTICS": "1",
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONIOENCODING": "utf-8",
+        **base,
+        "PATH": os.pathsep.join(dict.fromkeys(folders)),
+    }
+
+
+def _stream(pipe: IO[bytes], log: Log, tail: deque[str]) -> None:
+    logged = float("-inf")
+    # newline="" keeps the terminators, which tell a redrawn progress bar (\r) from a line (\n).
+    for raw in TextIOWrapper(pipe, encoding="utf-8", errors="replace", newline=""):
+        line = _ESCAPES.sub("", raw).rstrip()[:_LINE_LIMIT]
+        if not line:
+            continue
+        if raw.endswith("\r"):
+            if time.monotonic() - logged < PROGRESS_SECONDS:
+                continue
+            logged = time.monotonic()
+        else:
+            tail.append(line)
+        log(line)
+
+
+def _stage_status(status: int, tail: Sequence[str]) -> int:
+    found = [int(match[1]) for line in tail if (match := _EXITED.search(line))]
+    return found[-1] if found else status
+
+
+def _telling(tail: Sequence[str]) -> Sequence[str]:
+    return [line for line in tail if not line.startswith(("> ", "Running stage"))][-6:]
+
+
+def _signal_group(process: subprocess.Popen[bytes], number: int) -> bool:
+    try:
+        # start_new_session made the process the leader, so its pid is the group's.
+        os.killpg(process.pid, number)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def _end_group(process: subprocess.Popen[bytes], grace: float) -> None:
+    if not _signal_group(process, signal.SIGTERM):
+        return
+    deadline = time.monotonic() + grace
+    while time.monotonic() < deadline:
+        process.poll()
+        if not _signal_group(process, 0):
+            return
+        time.sleep(0.05)
+    _signal_group(process, signal.SIGKILL)

@@ -1,0 +1,135 @@
+"""GPU slots: which stages may run at the same time, on this machine and across a team's machines."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from domainstudio.errors import ConfigError
+from flows.commands import StoppedError
+
+LIMIT_NAME = "gpu"
+"""Name of the global concurrency limit on a Prefect server."""
+_POLL_SECONDS = 5.0
+
+
+def visible_devices(environment: Mapping[str, str] = os.environ) -> tuple[str, ...]:
+    """Return the ids of the GPUs that this process may use, empty without one; torch is not needed."""
+    if (visible := environment.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return tuple(device.strip() for device in visible.split(",") if device.strip() not in ("", "-1"))
+    command = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
+    try:
+        listed = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ()
+    return tuple(listed.split())
+
+
+class GpuSlots:
+    """Hands the machine's GPUs to stages, and queues at the server's limit `gpu` where there is one.
+
+    Without a GPU there is one slot, or `count`: two trainings side by side on the same cores take longer
+    than one after the other, and twice the memory.
+
+    Args:
+        devices: Ids for `CUDA_VISIBLE_DEVICES`; empty on a machine without a GPU.
+        count: Slots of a machine without GPUs; with GPUs, use no more than so many.
+        server_limit: The server's limit, None if it has none: then nothing is asked of the server.
+    """
+
+    def __init__(
+        self, devices: tuple[str, ...], count: int | None = None, server_limit: int | None = None
+    ) -> None:
+        self._server_limit = server_limit
+        free: Sequence[str | None] = devices[:count] if devices else [None] * (count or server_limit or 1)
+        self._capacity = len(free)
+        self._free: list[str | None] = list(free)
+        self._changed = threading.Condition()
+
+    def check(self, address: str, number: int) -> None:
+        """Refuse a stage that would wait for ever.
+
+        Raises:
+            ConfigError: it wants more GPUs than there are.
+        """
+        for capacity, place in ((self._capacity, "this machine"), (self._server_limit, "the server's limit")):
+            if capacity is not None and number > capacity:
+                raise ConfigError(
+                    f"dvc.yaml: {address} wants meta.gpu {number}, but {place} has {capacity}. Lower "
+                    "meta.gpu, or give more with --gpus"
+                )
+
+    @contextlib.contextmanager
+    def hold(self, number: int, stopping: Callable[[], bool]) -> Iterator[dict[str, str]]:
+        """Wait for `number` slots, hold them, and yield the environment that names the devices.
+
+        Raises:
+            StoppedError: `stopping` became true while waiting.
+        """
+        if number == 0:
+            yield {}
+            return
+        devices = self._take(number, stopping)
+        try:
+            with contextlib.ExitStack() as stack:
+                if self._server_limit is not None:
+                    _queue_at_server(number, stopping, stack)
+                named = [device for device in devices if device is not None]
+                yield {"CUDA_VISIBLE_DEVICES": ",".join(named)} if named else {}
+        finally:
+            with self._changed:
+                self._free += devices
+                self._changed.notify_all()
+
+    def _take(self, number: int, stopping: Callable[[], bool]) -> list[str | None]:
+        with self._changed:
+            while len(self._free) < number:
+                if stopping():
+                    raise StoppedError("the flow is being stopped")
+                self._changed.wait(0.5)
+            taken, self._free = self._free[:number], self._free[number:]
+            return taken
+
+
+def _queue_at_server(number: int, stopping: Callable[[], bool], stack: contextlib.ExitStack) -> None:
+    from prefect.concurrency.sync import concurrency
+
+    while not stopping():
+        held = concurrency(
+            LIMIT_NAME,
+            occupy=number,
+            timeout_seconds=_POLL_SECONDS,
+            strict=True,
+            # A server that is away for a while must not kill hours of training.
+            raise_on_lease_renewal_failure=False,
+        )
+        try:
+            stack.enter_context(held)
+        except TimeoutError:
+            continue
+        return
+    raise StoppedError("the flow is being stopped")
+
+
+def from_server(count: int | None) -> GpuSlots:
+    """Return this run's slots; with `count` and a lasting server, set the server's limit to it first.
+
+    A temporary server's limit is not used: its leases die with it, and slots held then never come back.
+    """
+    from prefect.client.orchestration import get_client
+    from prefect.exceptions import ObjectNotFound
+    from prefect.settings import PREFECT_API_URL
+
+    if not PREFECT_API_URL.value():
+        return GpuSlots(visible_devices(), count)
+    client = get_client(sync_client=True)
+    if count is not None:
+        client.upsert_global_concurrency_limit_by_name(LIMIT_NAME, count)
+    try:
+        limit = client.read_global_concurrency_limit_by_name(LIMIT_NAME)
+    except ObjectNotFound:
+        return GpuSlots(visible_devices(), count)
+    return GpuSlots(visible_devices(), count, limit.limit if limit.active else None)

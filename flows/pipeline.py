@@ -1,0 +1,216 @@
+"""The Prefect flow: one task per stage of `dvc.yaml`, side by side where DVC's graph allows it.
+
+DVC alone decides what has to run. Prefect starts it, queues for GPUs, watches and shows it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, cast
+from uuid import UUID
+
+from prefect import flow, get_run_logger
+from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.context import FlowRunContext
+from prefect.futures import PrefectFuture, wait
+from prefect.states import Cancelled, Completed, Failed
+from prefect.task_runners import ThreadPoolTaskRunner
+from prefect.tasks import Task
+
+from flows import gpus as gpu_slots
+from flows import graph
+from flows.commands import Commands, Outcome, StageFailedError, StoppedError
+from flows.summary import Row, markdown
+
+RETRIES = 1
+RETRY_DELAY_SECONDS = 10.0
+_POLL_SECONDS = 1.0
+_CANCEL_POLL_SECONDS = 5.0
+
+
+class _Run:
+    """What the tasks of one flow run share."""
+
+    def __init__(self, root: Path, slots: gpu_slots.GpuSlots, *, force: bool) -> None:
+        self.root = root
+        self.commands = Commands(root)
+        self.slots = slots
+        self.force = force
+        self.running: set[str] = set()
+        self.outcomes: dict[str, Outcome] = {}
+        self.failures: dict[str, StageFailedError] = {}
+
+    def task(self, stage: graph.Stage, retries: int, retry_delay: float) -> Task[[], State[Any]]:
+        """Return the Prefect task of a stage, named by its address."""
+
+        def body() -> State[Any]:
+            return self._repro(stage)
+
+        def worth_retrying(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool:
+            failure = self.failures.get(stage.address)
+            return not self.commands.stopping and (failure is None or failure.retryable)
+
+        return Task(
+            fn=body,
+            name=stage.address,
+            task_run_name=stage.address,
+            description=stage.description,
+            cache_policy=NO_CACHE,
+            persist_result=False,
+            retries=retries,
+            retry_delay_seconds=retry_delay,
+            retry_condition_fn=worth_retrying,
+        )
+
+    def _repro(self, stage: graph.Stage) -> State[Any]:
+        logger = get_run_logger()
+        commands = self.commands
+        try:
+            slots = self.slots.hold(stage.gpus, lambda: commands.stopping)
+            with slots as devices, self._shown(stage.address):
+                outcome = commands.repro(stage.address, logger.info, force=self.force, devices=devices)
+        except StoppedError as error:
+            return Cancelled(message=str(error))
+        except StageFailedError as error:
+            self.failures[stage.address] = error
+            # A returned state is retried like an exception, and shows no traceback of this file.
+            return Failed(message=str(error))
+        self.failures.pop(stage.address, None)
+        self.outcomes[stage.address] = outcome
+        if outcome.cached:
+            return Completed(name="Cached", message="DVC: its outputs are up to date")
+        return Completed(message=f"ran {outcome.seconds:.1f} s")
+
+    @contextlib.contextmanager
+    def _shown(self, address: str) -> Iterator[None]:
+        self.running.add(address)
+        try:
+            yield
+        finally:
+            self.running.discard(address)
+
+    def row(self, address: str, state: State[Any] | None) -> Row:
+        """Return the summary's line of a stage."""
+        if outcome := self.outcomes.get(address):
+            return Row(address, "cached" if outcome.cached else "run", outcome.seconds)
+        if failure := self.failures.get(address):
+            return Row(address, "failed", failure.seconds)
+        if state is not None and state.is_cancelled():
+            return Row(address, "cancelled")
+        return Row(address, "failed" if state is not None and state.is_crashed() else "not run")
+
+
+@flow(name="adapt", task_runner=cast(Any, ThreadPoolTaskRunner()), persist_result=False)
+def adapt(
+    adaptations: list[str] | None = None,
+    force: bool = False,
+    gpus: int | None = None,
+    retries: int = RETRIES,
+    retry_delay: float = RETRY_DELAY_SECONDS,
+) -> State[Any]:
+    """Bring the pipeline up to date, as `dvc repro` would, stages side by side.
+
+    Args:
+        adaptations: Keys of `adaptations`, or addresses of stages, to run with all that they need; all
+            stages if none is given.
+        force: Run the stages even if nothing changed.
+        gpus: Stages' GPU slots on this machine; with a Prefect server also the server's limit `gpu`.
+        retries: Further attempts at a stage that failed, unless it refused its settings.
+        retry_delay: Seconds before each.
+    """
+    root = Path.cwd()
+    stages = graph.select(graph.read(root), adaptations or ())
+    slots = gpu_slots.from_server(gpus)
+    for stage in stages.values():
+        slots.check(stage.address, stage.gpus)
+    run = _Run(root, slots, force=force)
+    futures: dict[str, PrefectFuture[State[Any]]] = {}
+    try:
+        for stage in stages.values():
+            task = run.task(stage, retries, retry_delay)
+            futures[stage.address] = task.submit(
+                return_state=False, wait_for=[futures[name] for name in stage.upstream]
+            )
+        cancelled = _watch(run, futures)
+    except BaseException:
+        # KeyboardInterrupt, and Prefect's TerminationSignal for SIGTERM, arrive in this thread.
+        run.commands.stop()
+        raise
+    return _finish(run, {address: future.state for address, future in futures.items()}, cancelled)
+
+
+def _watch(run: _Run, futures: Mapping[str, PrefectFuture[State[Any]]]) -> bool:
+    """Wait for all tasks, showing the progress; return whether the run was cancelled at the server."""
+    progress, cancelled, looked = _Progress(len(futures)), False, time.monotonic()
+    while True:
+        done, pending = wait(list(futures.values()), timeout=_POLL_SECONDS)
+        progress.show(len(done), sorted(run.running))
+        if not pending:
+            return cancelled
+        if not cancelled and time.monotonic() - looked > _CANCEL_POLL_SECONDS:
+            looked = time.monotonic()
+            if cancelled := _cancel_requested():
+                get_run_logger().warning("The run was cancelled: ending its stages")
+                run.commands.stop()
+
+
+class _Progress:
+    """The progress artifact; a server that is away for a moment costs a redraw, never the run."""
+
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self._shown: tuple[int, list[str]] | None = None
+        self._artifact: UUID | None = None
+
+    def show(self, done: int, running: list[str]) -> None:
+        if (done, running) == self._shown:
+            return
+        percent = 100.0 * done / self._total if self._total else 100.0
+        text = f"{done} of {self._total} stages done" + (f"; now: {', '.join(running)}" if running else "")
+        with _unimportant("progress"):
+            if self._artifact is None:
+                created = create_progress_artifact(percent, key="adapt-progress", description=text)
+                self._artifact = cast(UUID, created)
+            else:
+                update_progress_artifact(self._artifact, percent, description=text)
+            self._shown = (done, running)
+
+
+def _cancel_requested() -> bool:
+    context = FlowRunContext.get()
+    if context is None or context.flow_run is None:
+        return False
+    with _unimportant("cancellation"):
+        state = get_client(sync_client=True).read_flow_run(context.flow_run.id).state
+        return state is not None and (state.is_cancelling() or state.is_cancelled())
+    return False
+
+
+def _finish(run: _Run, states: Mapping[str, State[Any]], cancelled: bool) -> State[Any]:
+    rows = [run.row(address, state) for address, state in states.items()]
+    with _unimportant("summary"):
+        text = markdown(run.root, rows)
+        create_markdown_artifact(text, key="adapt-summary", description="Metrics and stages")
+    counts = Counter(row.state for row in rows)
+    text = ", ".join(f"{number} {state}" for state, number in counts.items()) or "no stages"
+    if cancelled:
+        return Cancelled(message=f"Cancelled: {text}")
+    if failed := [row.address for row in rows if row.state == "failed"]:
+        details = "\n".join(str(run.failures[name]) for name in failed if name in run.failures)
+        return Failed(message=f"{', '.join(failed)} failed ({text})\n{details}")
+    return Completed(message=text)
+
+
+@contextlib.contextmanager
+def _unimportant(what: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        get_run_logger().warning("The server could not be asked about the %s: %s", what, error)

@@ -1,0 +1,68 @@
+"""The table that a flow run leaves behind: what ran, for how long, and how good the models are."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Row:
+    """One stage of a run."""
+
+    address: str
+    state: str
+    """`run`, `cached`, `failed`, `cancelled` or `not run`."""
+    seconds: float | None = None
+    """Wall time, None if it did not start."""
+
+
+def markdown(root: str | Path, rows: Sequence[Row]) -> str:
+    """Return the summary of a run as Markdown: metrics, the report's place and the stages.
+
+    Args:
+        root: Folder that holds `evaluation/*/metrics.json` and `report.html`, as far as they exist.
+        rows: The stages, in the order in which they are to be listed.
+    """
+    parts = ["## Metrics", _metrics_table(Path(root))]
+    report = (Path(root) / "report.html").resolve()
+    if report.exists():
+        parts += ["## Report", f"[report.html]({report.as_uri()}) with pictures and curves: `{report}`"]
+    lines = ["| stage | state | seconds |", "| --- | --- | ---: |"]
+    lines += [f"| {_cell(row.address)} | {row.state} | {_seconds(row.seconds)} |" for row in rows]
+    return "\n\n".join([*parts, "## Stages", "\n".join(lines)]) + "\n"
+
+
+def _metrics_table(root: Path) -> str:
+    measured: dict[str, Mapping[str, Any]] = {}
+    for path in sorted(root.glob("evaluation/*/metrics.json")):
+        try:
+            measured[path.parent.name] = json.loads(path.read_text(encoding="utf-8"))["samples"]
+        except (OSError, ValueError, KeyError, TypeError):
+            measured[path.parent.name] = {}
+    if not measured:
+        return "Nothing was evaluated yet."
+    names = list(dict.fromkeys(name for values in measured.values() for name in values))
+    lines = [
+        "| adaptation | " + " | ".join(name.replace("_", " ") for name in names) + " |",
+        "| --- |" + " ---: |" * len(names),
+    ]
+    for adaptation, values in measured.items():
+        cells = [_number(values.get(name)) for name in names] or ["metrics.json is not readable"]
+        lines.append(f"| {_cell(adaptation)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, int | float) and not isinstance(value, bool) else "–"
+
+
+def _seconds(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1f}"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", r"\|")

@@ -1,0 +1,76 @@
+"""Selecting stages of the graph: what an adaptation needs, and no more."""
+
+import pytest
+
+from domainstudio.errors import ConfigError
+from flows.graph import Stage, select
+
+
+def graph_of(*frozen: str, **edges: str) -> dict[str, Stage]:
+    """Return stages from `finetune_at_a="data@ink"`; addresses are separated by spaces."""
+    upstream = {name.replace("_at_", "@"): tuple(names.split()) for name, names in edges.items()}
+    return {name: Stage(name, names, frozen=name in frozen) for name, names in upstream.items()}
+
+
+PIPELINE = graph_of(
+    "pretrain",
+    source="",
+    pretrain="source",
+    data_at_ink="",
+    data_at_line="",
+    finetune_at_a="pretrain data@ink",
+    finetune_at_b="pretrain data@line",
+    evaluate_at_a="finetune@a data@ink",
+    evaluate_at_b="finetune@b data@line",
+    report="evaluate@a evaluate@b data@ink data@line",
+    register_at_a="evaluate@a report",
+    register_at_b="evaluate@b report",
+)
+
+
+def test_all_stages_but_the_frozen_ones_are_the_default() -> None:
+    assert set(select(PIPELINE)) == set(PIPELINE) - {"pretrain"}
+
+
+def test_every_stage_comes_after_what_it_needs() -> None:
+    order = list(select(PIPELINE))
+    for position, address in enumerate(order):
+        needed = set(PIPELINE[address].upstream) - {"pretrain"}
+        assert needed <= set(order[:position])
+
+
+def test_an_adaptation_brings_its_ancestors_and_no_other_adaptation() -> None:
+    selected = select(PIPELINE, ["a"])
+    assert set(selected) >= {"data@ink", "finetune@a", "evaluate@a", "report", "register@a"}
+    assert not {address for address in selected if address.endswith("@b")}
+    assert selected["report"].upstream == ("evaluate@a", "data@ink", "data@line")
+
+
+def test_a_frozen_stage_brings_nothing() -> None:
+    assert {"source", "pretrain"}.isdisjoint(select(PIPELINE, ["a"]))
+    assert select(PIPELINE, ["finetune@a"])["finetune@a"].upstream == ("data@ink",)
+
+
+def test_a_target_with_the_name_of_an_adaptation_hides_no_other_target() -> None:
+    stages = graph_of(data_at_a="", data_at_ink="", finetune_at_a="data@ink", finetune_at_b="data@a")
+    assert set(select(stages, ["a"])) == {"data@a", "data@ink", "finetune@a"}
+
+
+def test_stages_can_be_named_by_address() -> None:
+    assert set(select(PIPELINE, ["report"])) == set(PIPELINE) - {
+        "source",
+        "pretrain",
+        "register@a",
+        "register@b",
+    }
+    assert set(select(PIPELINE, ["finetune@a", "finetune@b"])) == {
+        "data@ink",
+        "data@line",
+        "finetune@a",
+        "finetune@b",
+    }
+
+
+def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match=r"'c'.*keys a, b, ink, line"):
+        select(PIPELINE, ["a", "c"])
