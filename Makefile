@@ -1,0 +1,56 @@
+# `make demo` and `make test` start from a bare clone; `make help` lists the rest.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+BIN := .venv/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export PYTHONWARNINGS ?= ignore
+PORT ?= 5000
+
+# A Python that can run this, whatever `python3` is here.
+find_python = for p in $(PYTHON) python3 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && echo $$p && exit; done; \
+	echo "error: Python 3.11 or 3.12 is needed; name it: make demo PYTHON=/path/to/python3.12" >&2; exit 1
+
+.PHONY: help
+help:  ## List the commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' Makefile
+
+.venv/installed: pyproject.toml constraints.txt
+	@echo "installing into .venv (some minutes, once)"
+	@python=$$($(find_python)); $$python -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+		--editable '.[demo,pipeline,dev]'
+	@touch $@
+
+.PHONY: install
+install: .venv/installed  ## Create .venv from the pinned constraints
+
+.PHONY: demo
+demo: .venv/installed  ## Ten line drawings adapt a model of coloured emoji; ends with report.html
+	@started=$$SECONDS; dvc repro; \
+	echo "done in $$((SECONDS - started)) s: open report.html, or 'make ui' for the runs and models"
+
+.PHONY: test
+test: .venv/installed  ## Run all tests that need neither a GPU nor the internet
+	python -m pytest -m "not gpu and not network"
+
+.PHONY: check
+check: .venv/installed  ## Lint, formatting and types
+	ruff check .
+	ruff format --check .
+	mypy
+
+.PHONY: ui
+ui: .venv/installed  ## Open the MLflow UI on the local runs and models
+	@echo "MLflow at http://127.0.0.1:$(PORT) (Ctrl-C ends it)"
+	@mlflow ui --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1 --port $(PORT)
+
+.PHONY: flow
+flow: .venv/installed  ## The same pipeline as a Prefect flow
+	python -m flows.adapt
+
+.PHONY: pretrain
+pretrain: .venv/installed  ## Retrain the demo's source model (hours on a CPU)
+	dvc unfreeze pretrain
+	trap 'dvc freeze pretrain' EXIT; dvc repro --single-item --force pretrain
