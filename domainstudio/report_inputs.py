@@ -102,6 +102,8 @@ class Pair:
     sample: int
     training: int
     distance: float
+    mirrored: bool
+    """Whether the sample is that near to the training image's mirror image."""
 
 
 @dataclass(frozen=True)
@@ -137,11 +139,6 @@ class Target:
 
     shots: PackedImages | None
     domain: PackedImages | None
-
-    @property
-    def domain_is_shots(self) -> bool:
-        """Whether the whole domain holds nothing but the training images: no other images are at hand."""
-        return self.shots is not None and self.domain is not None and not self.unseen(1)
 
     def unseen(self, number: int) -> list[int]:
         """Evenly spaced positions of domain images that are not among the training images (by file hash)."""
@@ -262,7 +259,7 @@ def _losses(text: str) -> Mapping[str, np.ndarray]:
 def _nearest(text: str) -> Nearest:
     values = _mapping(text)
     pairs = [
-        Pair(int(item["sample"]), int(item["training"]), float(item["distance"]))
+        Pair(int(item["sample"]), int(item["training"]), float(item["distance"]), bool(item.get("mirrored")))
         for item in values["pairs"]
         if item["distance"] is not None
     ]

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from functools import partial
 
 from markupsafe import Markup
+from PIL import ImageOps
 
 from domainstudio import report_curves as curves
-from domainstudio.report_inputs import Inputs, PackedImages, Results, Samples, open_image
+from domainstudio.report_inputs import Inputs, PackedImages, Pair, Results, Samples, open_image
 from domainstudio.report_pictures import Picture, common_side, picture, sheet, strip
 
 COLUMNS = 10
@@ -72,6 +73,7 @@ class NearestPair:
     training: Tile
     distance: str
     memorized: bool
+    mirrored: bool
 
 
 @dataclass(frozen=True)
@@ -198,15 +200,20 @@ def _pairs(results: Results, shots: PackedImages | None) -> tuple[NearestPair, .
             Tile(
                 picture(samples.image(pair.sample), side=64), f"sample from noise {samples.seed(pair.sample)}"
             ),
-            Tile(
-                picture(shots.image(pair.training), side=64),
-                f"training image: {_title(shots, pair.training)}",
-            ),
+            _training_tile(shots, pair),
             f"{pair.distance:.3f}",
             pair.distance < nearest.threshold,
+            pair.mirrored,
         )
         for pair in pairs[:PAIRS]
     )
+
+
+def _training_tile(shots: PackedImages, pair: Pair) -> Tile:
+    image, title = shots.image(pair.training), _title(shots, pair.training)
+    if pair.mirrored:
+        return Tile(picture(ImageOps.mirror(image), side=64), f"training image, mirrored: {title}")
+    return Tile(picture(image, side=64), f"training image: {title}")
 
 
 def _attraction(results: Results, shots: PackedImages | None) -> tuple[tuple[Tile, int], ...]:

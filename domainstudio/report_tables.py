@@ -29,8 +29,8 @@ METRICS = (
         "frechet_distance",
         "Fréchet distance",
         "lower",
-        "How far the samples are, as a cloud of features, from the whole target domain. Too few images push "
-        "it up, so only equal numbers of images compare.",
+        "How far the samples are, as a cloud of features, from real images of the domain. Too few images "
+        "push it up, so only equal numbers of images compare.",
     ),
     Metric(
         "kid",
@@ -74,7 +74,12 @@ METRICS = (
         "Samples are grouped by their nearest training image; this is the mean distance inside a group. "
         "Exact copies give 0, but garbage gives much: read it beside precision.",
     ),
-    Metric("intra_clusters", "Groups", None, "How many training images have samples grouped around them."),
+    Metric(
+        "intra_clusters",
+        "Groups",
+        None,
+        "How many training images have at least two samples grouped around them.",
+    ),
     Metric(
         "memorized_share",
         "Memorised",
@@ -89,6 +94,9 @@ METRICS = (
         "Median distance of a sample to its nearest training image.",
     ),
 )
+
+COMPARABLE = ("features", "features_digest", "number", "domain_number", "domain_is_shots")
+"""Keys of `metrics.json` that must agree before figures may be compared."""
 
 ERRORS = {"kid": "kid_std"}
 """The figure that holds a figure's standard deviation."""
@@ -117,23 +125,26 @@ class Row:
 
 @dataclass(frozen=True)
 class MetricTable:
-    """Figures of all adaptations to one target that were measured with one network on as many samples."""
+    """Figures of all adaptations to one target, measured by one network on as many images."""
 
     target: str
     features: str
     digest: str
     number: int | None
+    domain_number: int | None
+    domain_is_shots: bool
     results: tuple[Results, ...]
-    reference_names: tuple[str, ...]
+    reference_names: tuple[tuple[str, float | None], ...]
+    """What each reference is, and of how many images."""
     rows: tuple[Row, ...]
 
 
 def metric_tables(results: Sequence[Results]) -> list[MetricTable]:
-    """One table per group of comparable figures: same target, feature network, weights and sample number."""
+    """One table per group of comparable figures: those that share their target and all of `COMPARABLE`."""
     groups: dict[tuple[Any, ...], list[Results]] = {}
     for item in results:
         if item.metrics is not None:
-            facts = (item.metrics.get(key) for key in ("features", "features_digest", "number"))
+            facts = (item.metrics.get(key) for key in COMPARABLE)
             groups.setdefault((item.adaptation.target, *facts), []).append(item)
     return [_table(key, group) for key, group in groups.items()]
 
@@ -193,10 +204,20 @@ def decimals(values: Sequence[float]) -> int:
 
 
 def _table(key: tuple[Any, ...], group: list[Results]) -> MetricTable:
-    target, features, digest, count = key
+    target, features, digest, count, domain_number, domain_is_shots = key
     beside = references(group)
     rows = [row for metric in METRICS if (row := _row(metric, group, beside)) is not None]
-    return MetricTable(target, str(features), str(digest), count, tuple(group), tuple(beside), tuple(rows))
+    return MetricTable(
+        target=target,
+        features=str(features),
+        digest=str(digest),
+        number=count,
+        domain_number=domain_number,
+        domain_is_shots=bool(domain_is_shots),
+        results=tuple(group),
+        reference_names=tuple((name, number(values, "number")) for name, values in beside.items()),
+        rows=tuple(rows),
+    )
 
 
 def _row(metric: Metric, group: Sequence[Results], beside: Mapping[str, Mapping[str, Any]]) -> Row | None:

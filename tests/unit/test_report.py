@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image, ImageOps
 
 from domainstudio import config, report, report_curves, report_tables
 from domainstudio.datasets import ImageRecord, ImageSet, grid, save_png
@@ -49,17 +50,22 @@ def figures(frechet, intra=0.4, **other):
     return {"frechet_distance": frechet, "kid": 0.01, "kid_std": 0.001, "intra_distance": intra, **other}
 
 
-def write_evaluation(root, name, values, features="tiny-net"):
+def write_evaluation(root, name, values, features="tiny-net", domain_is_shots=False):
     real = {"frechet_distance": 5.0, "intra_distance": 0.5}
     metrics = {
         "features": features,
         "features_digest": "f00d" * 16,
         "number": SAMPLES,
+        "domain_number": DOMAIN - SHOTS,
+        "domain_is_shots": domain_is_shots,
         "samples": values,
         "references": {"shots": {"frechet_distance": 90.0, "intra_distance": None}, "domain": real},
     }
     write_json(root / "evaluation" / name / "metrics.json", metrics)
-    pairs = [{"sample": i, "training": i % SHOTS, "distance": 0.05 + 0.01 * i} for i in range(SAMPLES)]
+    pairs = [
+        {"sample": i, "training": i % SHOTS, "distance": 0.05 + 0.01 * i, "mirrored": i == 1}
+        for i in range(SAMPLES)
+    ]
     write_json(root / "evaluation" / name / "nearest.json", {"threshold": 0.0701, "pairs": pairs[::-1]})
 
 
@@ -185,6 +191,9 @@ def test_pairs_are_sorted_and_memorised_ones_marked(root, settings):
     assert distances == sorted(distances)
     assert [pair.memorized for pair in section.pairs] == [d < 0.0701 for d in distances]
     assert section.memorized == 3
+    assert [pair.mirrored for pair in section.pairs] == [i == 1 for i in range(12)]
+    shot = Image.fromarray(images(DOMAIN, 1)[1].transpose(1, 2, 0))
+    assert section.pairs[1].training.picture.uri == picture(ImageOps.mirror(shot)).uri
     assert sum(count for _, count in section.attraction) == SAMPLES
     page = Page(report.render(root, settings))
     assert sum("memorized" in (a.get("class") or "") for tag, a in page.tags if tag == "figure") == 6
@@ -244,7 +253,8 @@ def test_null_figures_become_dashes(root, settings):
 
 def test_a_domain_that_is_the_shots_is_said(root, settings):
     assert "not at hand" not in report.render(root, settings)
-    image_set(images(DOMAIN, 1)[:SHOTS]).save(root / "data/targets/ink/domain")
+    for name in ("plain", "studio"):
+        write_evaluation(root, name, figures(3.0), domain_is_shots=True)
     assert "not at hand" in report.render(root, settings)
 
 
@@ -378,8 +388,6 @@ def test_ticks_lie_on_the_axis(low, high, log):
 
 
 def test_pixel_art_is_enlarged_by_whole_factors_and_photographs_are_reduced():
-    from PIL import Image
-
     small = picture(Image.fromarray(images(1, 0, 32)[0].transpose(1, 2, 0)))
     assert small.crisp
     assert (small.width, small.height) == (96, 96)
