@@ -193,6 +193,11 @@ class LossWeights(Section):
     is constant in training, so it is left out."""
     pairwise_reduction: Literal["sum", "mean"] = "sum"
     """`sum`: the paper's Σ_i. `mean`: the released code's element-wise mean, sum / (N(N-1))."""
+    pairwise_temperature: float = Field(default=1.0, gt=0)
+    """Temperature of the softmax over similarities; the paper's is 1. Below 1 near neighbours count more."""
+    pairwise_center: bool = False
+    """Subtract each model's batch mean before similarities are taken, so that they compare how images differ
+    and not the paper that all share. The paper does not."""
     clamp_x0: bool = True
     """Clamp predicted x0 to the image range before the terms on x0, so that large t does not dominate."""
     weight_by_alpha_bar: bool = False

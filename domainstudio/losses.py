@@ -43,8 +43,8 @@ def _full_precision(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
 
 
 @_full_precision
-def pairwise_similarity_kl(adapted: Tensor, source: Tensor) -> Tensor:
-    """Return KL(p_i^adapted ‖ p_i^source) for each image i, with p_i = softmax_{j≠i} cos(x_i, x_j).
+def pairwise_similarity_kl(adapted: Tensor, source: Tensor, temperature: float = 1.0) -> Tensor:
+    """Return KL(p_i^adapted ‖ p_i^source) for each image i, with p_i = softmax_{j≠i}(cos(x_i, x_j) / τ).
 
     DDPM-PA (arXiv 2211.03264), equations 5 and 6; DomainStudio, equations 4 to 7. The sum over i is the
     paper's loss; sum / (N(N-1)) is PyTorch's element-wise mean, which the released code weights by 100.
@@ -53,6 +53,7 @@ def pairwise_similarity_kl(adapted: Tensor, source: Tensor) -> Tensor:
     Args:
         adapted: the adapted model's predictions, with shape (N, ...), N ≥ 3.
         source: the source model's, of the same noisy batch, with the same shape. No gradient reaches it.
+        temperature: τ > 0; the paper's is 1.
 
     Returns:
         One divergence per image, ≥ 0, with shape (N,).
@@ -62,8 +63,8 @@ def pairwise_similarity_kl(adapted: Tensor, source: Tensor) -> Tensor:
         ValueError: the shapes differ.
     """
     _check_pairs(adapted, source)
-    log_p = _similarity_rows(adapted).log_softmax(dim=1)
-    log_q = _similarity_rows(source.detach()).log_softmax(dim=1)
+    log_p = (_similarity_rows(adapted) / temperature).log_softmax(dim=1)
+    log_q = (_similarity_rows(source.detach()) / temperature).log_softmax(dim=1)
     return (log_p.exp() * (log_p - log_q)).sum(dim=1)
 
 

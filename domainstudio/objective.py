@@ -137,13 +137,18 @@ class Objective:
         scale = 1.0 if weights.pairwise_reduction == "sum" else 1 / (number * (number - 1))
         terms = {}
         if weights.image > 0:
-            terms["image"] = scale * (trust * losses.pairwise_similarity_kl(x0_adapted, x0_source)).sum()
+            terms["image"] = scale * (trust * self._divergence(x0_adapted, x0_source)).sum()
         if weights.high_frequency > 0:
-            rows = losses.pairwise_similarity_kl(high_frequency(x0_adapted), high_frequency(x0_source))
+            rows = self._divergence(high_frequency(x0_adapted), high_frequency(x0_source))
             terms["high_frequency"] = scale * (trust * rows).sum()
         if weights.pairwise_l2 > 0:
             terms["pairwise_l2"] = losses.pairwise_l2(x0_adapted, x0_source)
         return terms
+
+    def _divergence(self, adapted: Tensor, source: Tensor) -> Tensor:
+        if self.weights.pairwise_center:
+            adapted, source = adapted - adapted.mean(dim=0), source - source.mean(dim=0)
+        return losses.pairwise_similarity_kl(adapted, source, self.weights.pairwise_temperature)
 
     def _x0(self, model: Denoiser, prediction: Prediction, batch: NoisyBatch) -> Tensor:
         x0 = model.decode(to_x0(model.noise_scheduler, prediction.output, batch.xt, batch.timesteps))
