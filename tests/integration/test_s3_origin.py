@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from domainstudio.config import PrepareSettings
-from domainstudio.datasets import prepare
+from domainstudio.datasets.packing import prepare
 from domainstudio.errors import DataError, MissingExtraError
 
 SETTINGS = PrepareSettings(resolution=16)

@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 from domainstudio.config import PrepareSettings, load
-from domainstudio.datasets import ImageSet, demo, prepare
+from domainstudio.datasets import ImageSet, demo
+from domainstudio.datasets.packing import prepare
 from domainstudio.errors import DataError, MissingExtraError
 
 ROOT = Path(__file__).parents[2]

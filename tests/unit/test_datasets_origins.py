@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from domainstudio.config import PrepareSettings
-from domainstudio.datasets import origins, prepare
+from domainstudio.datasets import origins
+from domainstudio.datasets.packing import prepare
 from domainstudio.errors import ConfigError, DataError
 
 STOP = PrepareSettings(resolution=16)

@@ -1,0 +1,111 @@
+"""dvc.yaml, params.yaml, the settings and the modules agree with each other."""
+
+import ast
+from pathlib import Path
+
+import pytest
+import yaml
+
+from domainstudio import config
+
+ROOT = Path(__file__).parents[2]
+# Modules that a result cannot depend on: errors, package markers, and what only observes a training.
+HARMLESS = {"domainstudio/errors.py", "stages/cli.py"}
+STAGES = ("prepare_target", "sample_source", "finetune", "sample", "evaluate", "report", "register")
+
+
+@pytest.fixture(scope="module")
+def stages():
+    content = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    return {name: stage.get("do", stage) for name, stage in content.items()}
+
+
+def module_files():
+    paths = [*(ROOT / "domainstudio").rglob("*.py"), *(ROOT / "stages").glob("*.py")]
+    return {module_name(path): path for path in paths}
+
+
+def module_name(path):
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imported_modules(path, known):
+    """Return the project's modules that a file imports, also inside functions, but not for types only."""
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            node.body = []
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    packages = {name.rpartition(".")[0] for name in names}
+    return {name for name in names | packages if name in known}
+
+
+def reachable(start):
+    known, seen, todo = module_files(), set(), [start]
+    while todo:
+        module = todo.pop()
+        if module not in seen:
+            seen.add(module)
+            todo += imported_modules(known[module], known)
+    return {known[module].relative_to(ROOT).as_posix() for module in seen}
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_depends_on_every_module_that_it_uses(stages, name):
+    script = stages[name]["cmd"].split()[2]
+    used = {path for path in reachable(script) if not path.endswith("__init__.py")} - HARMLESS
+    if name == "finetune":
+        used = {path for path in used if "integrations/" not in path}
+    declared = stages[name]["deps"]
+    missing = [path for path in used if not any(path == d or path.startswith(f"{d}/") for d in declared)]
+    assert not missing
+
+
+def test_every_declared_module_is_there_and_used(stages):
+    for name in STAGES:
+        used = reachable(stages[name]["cmd"].split()[2])
+        for path in (d for d in stages[name]["deps"] if d.startswith(("domainstudio", "stages"))):
+            assert any(file == path or file.startswith(f"{path}/") for file in used), f"{name}: {path}"
+
+
+def test_params_name_every_section_that_a_stage_reads(stages):
+    """The settings a stage reads are attributes `settings.<section>` in its script."""
+    sections = set(config.Settings.model_fields)
+    expected = {
+        "finetune": {"finetune", "sample", "adaptations", "methods"},
+        "sample": {"sample"},
+        "sample_source": {"sample"},
+        "evaluate": {"evaluate", "adaptations"},
+        "prepare_target": {"prepare", "targets"},
+        "prepare_source": {"prepare", "pretrain"},
+        "register": {"registry", "adaptations"},
+        "pretrain": {"pretrain"},
+        "report": {"adaptations", "methods", "finetune", "sample", "evaluate"},
+    }
+    for name, stage in stages.items():
+        declared = {param.split(".")[0] for param in stage["params"]}
+        assert declared <= sections
+        assert declared == expected[name]
+
+
+def test_every_setting_is_described():
+    def walk(model):
+        for name, field in model.model_fields.items():
+            assert field.description, f"{model.__name__}.{name}"
+        for sub in model.__subclasses__():
+            walk(sub)
+
+    for section in config.Section.__subclasses__():
+        if section is not config.Adaptation:
+            walk(section)
+
+
+def test_the_projects_own_params_are_valid():
+    settings = config.load(ROOT / "params.yaml")
+    assert {"ink-finetune", "ink-domainstudio"} <= set(settings.resolved)
+    assert not settings.adaptation("ink-finetune").weights.needs_source

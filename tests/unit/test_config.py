@@ -1,0 +1,75 @@
+"""params.yaml: unknown keys, values out of range and dangling names are errors that say where."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from domainstudio import config
+from domainstudio.errors import ConfigError
+
+PARAMS = Path(__file__).parents[2] / "params.yaml"
+
+
+def changed(tmp_path, change):
+    values = yaml.safe_load(PARAMS.read_text())
+    change(values)
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda v: v["finetune"].update(stepz=3), r"finetune\.stepz: Extra inputs"),
+        (lambda v: v["sample"].update(number=0), r"sample\.number: Input should be greater"),
+        (lambda v: v["adaptations"]["ink-finetune"].update(target="inc"), r"target is 'inc'.*\['ink'\]"),
+        (lambda v: v["adaptations"]["ink-finetune"].update(method="none"), r"Add it to methods"),
+        (lambda v: v["adaptations"]["ink-finetune"].update(finetune={"stps": 1}), r"ink-finetune.*\n.*stps"),
+        (lambda v: v["adaptations"].update({"a b": v["adaptations"]["ink-finetune"]}), r"a b"),
+        (lambda v: v["pretrain"]["unet"].update(attention=[True]), "one true or false per resolution"),
+        (lambda v: v["pretrain"]["noise"].update(prediction_type="epsilon"), "needs prediction_type v_pred"),
+        (lambda v: v.pop("sources"), r"sources: Field required"),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path, change, message):
+    with pytest.raises(ConfigError, match=message):
+        config.load(changed(tmp_path, change))
+
+
+def test_a_batch_without_pairs_is_refused_where_it_is_needed(tmp_path):
+    path = changed(tmp_path, lambda v: v["finetune"].update(batch_size=2))
+    with pytest.raises(ConfigError, match=r"finetune.batch_size must be at least 3 per process, got 2"):
+        config.load(path)
+
+
+def test_overrides_win_and_the_rest_stays(tmp_path):
+    def change(values):
+        item = values["adaptations"]["ink-domainstudio"]
+        item["finetune"], item["weights"] = {"steps": 7}, {"image": 9.0}
+
+    adaptation = config.load(changed(tmp_path, change)).adaptation("ink-domainstudio")
+    default = config.load(PARAMS).adaptation("ink-domainstudio")
+    assert adaptation.training.steps == 7
+    assert adaptation.weights.image == 9.0
+    assert adaptation.weights.high_frequency == default.weights.high_frequency
+    assert adaptation.training.batch_size == default.training.batch_size
+
+
+@pytest.mark.parametrize(("text", "message"), [("a: [", "not valid YAML"), ("- 1", "mapping of sections")])
+def test_files_that_are_no_settings(tmp_path, text, message):
+    path = tmp_path / "params.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        config.load(path)
+
+
+def test_a_missing_file(tmp_path):
+    with pytest.raises(ConfigError, match="does not exist"):
+        config.load(tmp_path / "params.yaml")
+
+
+def test_an_unknown_adaptation_is_refused_with_the_known_ones():
+    with pytest.raises(ConfigError, match=r"no 'x'; there are \["):
+        config.load(PARAMS).adaptation("x")

@@ -1,0 +1,40 @@
+"""The library imports without the pipeline's packages, and cheaply."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+CORE = sorted(
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    for path in (ROOT / "domainstudio").rglob("*.py")
+    if "integrations" not in path.parts
+)
+BLOCK = """
+import sys
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {blocked!r}:
+            raise ImportError(name + " must not be imported here")
+sys.meta_path.insert(0, Block())
+"""
+
+
+def run(code):
+    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+
+
+def test_no_core_module_needs_the_pipelines_packages():
+    blocked = BLOCK.format(blocked={"prefect", "dvc", "mlflow", "boto3"})
+    result = run(blocked + "\n".join(f"import {name}" for name in CORE))
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize(
+    "module", ["domainstudio", "domainstudio.config", "domainstudio.datasets", "domainstudio.sampling", "domainstudio.report"]
+)
+def test_light_modules_do_not_import_torch(module):
+    result = run(BLOCK.format(blocked={"torch", "diffusers"}) + f"import {module}")
+    assert result.returncode == 0, result.stderr
