@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,7 +52,7 @@ def without_secrets(text: str) -> str:
 
 
 def client(root: str | Path = ".") -> MlflowClient:
-    """Return a client of `tracking_uri(root)`; nothing is contacted yet with a server.
+    """Return a client of `tracking_uri(root)`, to be made and used inside of `calling`.
 
     Raises:
         MissingExtraError: MLflow is not installed.
@@ -65,17 +66,23 @@ def client(root: str | Path = ".") -> MlflowClient:
             "tracking needs MLflow, which is not installed: pip install 'domainstudio[pipeline]'"
         ) from error
     logging.getLogger("mlflow").setLevel(logging.WARNING)
-    with environment(QUIET):
-        return MlflowClient(tracking_uri=tracking_uri(root))
+    return MlflowClient(tracking_uri=tracking_uri(root))
 
 
 @contextmanager
-def environment(*defaults: Mapping[str, str]) -> Iterator[None]:
-    """Set environment variables for the duration of a block, except those that the user has set."""
-    missing = {key: value for group in defaults for key, value in group.items() if key not in os.environ}
+def calling(defaults: Mapping[str, str]) -> Iterator[None]:
+    """Call MLflow in this block: quietly, and with settings of its environment, except those the user made.
+
+    Args:
+        defaults: `IMPATIENT` or `PATIENT`.
+    """
+    missing = {key: value for key, value in {**QUIET, **defaults}.items() if key not in os.environ}
     os.environ.update(missing)
     try:
-        yield
+        with warnings.catch_warnings():
+            # MLflow warns of its own type hints and of its own use of SQLAlchemy.
+            warnings.filterwarnings("ignore", module=r"mlflow(\.|$)")
+            yield
     finally:
         for key in missing:
             os.environ.pop(key, None)

@@ -95,7 +95,7 @@ class RunTracker:
             return
         started = time.monotonic()
         try:
-            with mlflow_store.environment(mlflow_store.QUIET, mlflow_store.IMPATIENT):
+            with mlflow_store.calling(mlflow_store.IMPATIENT):
                 if self._client is None:
                     self._client = mlflow_store.client(self._root)
                 if self._run_id is None:

@@ -11,7 +11,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
@@ -107,8 +107,10 @@ def rows(database: Path, query: str) -> list[tuple[Any, ...]]:
 
 
 def environment(**variables: str) -> dict[str, str]:
-    """Return the environment of a subprocess that can import this repository."""
-    return {**os.environ, "PYTHONPATH": str(ROOT), "MLFLOW_DISABLE_TELEMETRY": "true", **variables}
+    """Return the environment of a subprocess that can import this repository and start uvicorn."""
+    path = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
+    own = {"PATH": path, "PYTHONPATH": str(ROOT), "MLFLOW_DISABLE_TELEMETRY": "true", "OMP_NUM_THREADS": "1"}
+    return {**os.environ, **own, **variables}
 
 
 @contextmanager
@@ -131,7 +133,8 @@ def serving(command: list[str], url: str, log: Path, cwd: Path, **variables: str
             time.sleep(0.2)
         yield
     finally:
-        os.killpg(process.pid, 9)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, 9)
         process.wait()
 
 

@@ -28,9 +28,6 @@ from tests.integration.mlflow_parts import (
     use_local_store,
 )
 
-# MLflow 3.17 under SQLAlchemy 2.1.
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")
-
 ADAPTATION = config.load(ROOT / "params.yaml").adaptation(NAME)
 
 TRAINING = """

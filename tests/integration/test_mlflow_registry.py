@@ -1,0 +1,296 @@
+"""The stage `register`, the registered model, and what people get out of it."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import sys
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from domainstudio.integrations import mlflow_registry
+from domainstudio.integrations.mlflow_store import TrackingError
+from stages import register
+from tests.integration.mlflow_parts import (
+    KEY,
+    MODEL,
+    NAME,
+    free_port,
+    history,
+    make_project,
+    rows,
+    save_pipeline,
+    serving,
+    use_local_store,
+)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Threads that wait for each other are most of the time of an 8x8 model on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    make_project(tmp_path)
+    return use_local_store(tmp_path, monkeypatch)
+
+
+def run_stage(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["register", *arguments])
+    register.main()
+
+
+def other_result(seed: int) -> None:
+    """Overwrite the model with another one, as a training with other parameters does."""
+    folder = Path("models/adapted", NAME)
+    save_pipeline(folder, seed)
+    provenance = json.loads((folder / "provenance.json").read_text())
+    (folder / "provenance.json").write_text(json.dumps({**provenance, "key": f"{seed:064d}"}))
+
+
+def versions(database: Path) -> list[int]:
+    return [v for (v,) in rows(database, "select version from model_versions order by version")]
+
+
+def champion(database: Path) -> list[int]:
+    return [
+        v for (v,) in rows(database, "select version from registered_model_aliases where alias = 'champion'")
+    ]
+
+
+def version_tags(database: Path, version: int) -> dict[str, str]:
+    return dict(rows(database, f"select key, value from model_version_tags where version = {version}"))
+
+
+def decode(png: str) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(png))))
+
+
+def draw(pipeline: Any, seeds: list[int], steps: int) -> list[np.ndarray]:
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    images = pipeline(batch_size=len(seeds), generator=generators, num_inference_steps=steps).images
+    return [np.asarray(image) for image in images]
+
+
+def test_the_same_result_twice_is_one_version_and_one_run(
+    database: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run_stage(monkeypatch, NAME)
+    first = {name: rows(database, f"select count(*) from {name}") for name in ("metrics", "inputs", "tags")}
+    entry = Path("registry", f"{NAME}.json").read_bytes()
+    run_stage(monkeypatch, NAME)
+
+    assert versions(database) == champion(database) == [1]
+    assert {name: rows(database, f"select count(*) from {name}") for name in first} == first
+    assert Path("registry", f"{NAME}.json").read_bytes() == entry
+    assert json.loads(entry)["key"] == KEY
+    out, err = capfd.readouterr()
+    assert out.splitlines() == [
+        f"{MODEL}: version 1 registered",
+        f"{MODEL}@champion is version 1",
+        f"{MODEL}: version 1 is this result already",
+        f"{MODEL}@champion is version 1",
+    ]
+    assert err == ""
+
+
+def test_a_registration_that_was_killed_halfway_leaves_nothing_behind(
+    database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow.tracking import MlflowClient
+
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            MlflowClient, "create_model_version", lambda *_, **__: (_ for _ in ()).throw(SystemExit)
+        )
+        with pytest.raises(SystemExit):
+            run_stage(monkeypatch, NAME)
+    assert versions(database) == []
+    run_stage(monkeypatch, NAME)
+    assert versions(database) == champion(database) == [1]
+    assert rows(database, "select count(*) from logged_models") == [(1,)]
+
+
+def test_the_run_is_replayed_from_the_files(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_stage(monkeypatch, NAME)
+
+    assert rows(database, "select name, status, start_time, end_time from runs") == [
+        (NAME, "FINISHED", 1_700_000_000_001, 1_700_000_000_040)
+    ]
+    replayed = rows(database, "select step, timestamp, value from metrics where key = 'total' order by step")
+    assert replayed == [(r["step"], r["timestamp"], r["total"]) for r in history(1, 40)]
+    measured = dict(rows(database, "select key, value from latest_metrics where key like '%.%'"))
+    assert measured == {
+        "samples.frechet_distance": 12.5,
+        "samples.kid": 0.25,
+        "samples.intra_distance": 0.5,
+        "references.shots.frechet_distance": 20.0,
+    }
+    inputs = rows(database, "select name, digest, dataset_source from datasets order by name")
+    assert inputs == [
+        ("ink-domain", f"{1:032x}.dir", '{"uri": "data/targets/ink/domain"}'),
+        ("ink-shots", f"{1:032x}.dir", '{"uri": "data/targets/ink/shots"}'),
+        ("noto-images", f"{2:032x}.dir", '{"uri": "data/source"}'),
+        ("noto-model", f"{0:032x}.dir", '{"uri": "models/sources/noto"}'),
+    ]
+    (artifacts,) = Path("mlartifacts").glob("*/artifacts/report.html")
+    found = {p.relative_to(artifacts.parent).as_posix() for p in artifacts.parent.rglob("*") if p.is_file()}
+    assert {
+        "samples/grid.png",
+        "previews/step-000040.png",
+        "evaluation/metrics.json",
+        "data/shots/contact_sheet.png",
+        "pipeline/dvc.lock",
+        "pipeline/params.yaml",
+        "model_card.md",
+    } <= found
+
+
+def test_both_ways_of_loading_draw_the_same_images(
+    database: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    run_stage(monkeypatch, NAME)
+    import mlflow
+    from diffusers import DiffusionPipeline
+
+    with mlflow_registry.talking():
+        model = mlflow.pyfunc.load_model(f"models:/{MODEL}@champion")
+        folder = mlflow.artifacts.download_artifacts(f"models:/{MODEL}@champion", dst_path=tmp_path / "down")
+    pipeline = DiffusionPipeline.from_pretrained(f"{folder}/artifacts/{NAME}")
+    pipeline.set_progress_bar_config(disable=True)
+
+    four = model.predict([{}], params={"number": 4, "seed": 7, "steps": 3})
+    assert list(four["seed"]) == [7, 8, 9, 10]
+    for png, expected in zip(four["png"], draw(pipeline, [7, 8, 9, 10], 3), strict=True):
+        np.testing.assert_array_equal(decode(png), expected)
+    default = model.predict([{}])
+    assert list(default["seed"]) == [1000], "without parameters: the first image of the stage `sample`"
+    np.testing.assert_array_equal(decode(default["png"][0]), draw(pipeline, [1000], 30)[0])
+    rows_of_seeds = model.predict([{"seed": 9}, {"seed": 3}], params={"steps": 3})
+    assert list(rows_of_seeds["seed"]) == [9, 3]
+    np.testing.assert_array_equal(decode(rows_of_seeds["png"][0]), draw(pipeline, [9], 3)[0])
+    many = model.predict([{}], params={"number": 18, "seed": 0, "steps": 1})
+    assert list(many["seed"]) == list(range(18))
+    assert not list(Path(folder).rglob("*.pkl"))
+
+
+def test_other_samplers_and_refused_parameters(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_stage(monkeypatch, NAME)
+    import mlflow
+
+    (path,) = Path("mlartifacts").glob("models/*/artifacts")
+    # Serving must work where DomainStudio is not installed.
+    for name in [name for name in sys.modules if name.partition(".")[0] == "domainstudio"]:
+        monkeypatch.setitem(sys.modules, name, None)
+    model = mlflow.pyfunc.load_model(str(path))
+    pictures = {}
+    for scheduler in ("saved", "ddim", "ddpm", "dpm-solver++"):
+        drawn = model.predict([{}], params={"number": 2, "seed": 1, "steps": 4, "scheduler": scheduler})
+        pictures[scheduler] = list(drawn["png"])
+    assert pictures["saved"] == pictures["ddim"]
+    assert len({tuple(p) for p in pictures.values()}) == 3
+    for params, message in (
+        ({"number": 0}, "number"),
+        ({"number": 10**6}, "number"),
+        ({"steps": 0}, "steps"),
+        ({"scheduler": "euler"}, "scheduler"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model.predict([{}], params=params)
+
+
+def test_an_alias_is_taken_back(
+    database: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_stage(monkeypatch, NAME)
+    for seed in (1, 2):
+        other_result(seed)
+        run_stage(monkeypatch, NAME, "--reason", f"seed {seed}")
+    assert (versions(database), champion(database)) == ([1, 2, 3], [3])
+    assert version_tags(database, 3)["previous_champion"] == "2"
+    assert version_tags(database, 3)["champion_reason"] == "seed 2"
+
+    run_stage(monkeypatch, "--rollback", NAME, "--reason", "too red")
+    assert champion(database) == [2]
+    assert version_tags(database, 2)["champion_reason"] == "rollback from version 3. too red"
+    run_stage(monkeypatch, NAME)  # the result of version 3 again
+    assert champion(database) == [2], "a rollback outlives the next `dvc repro`"
+    run_stage(monkeypatch, "--rollback", NAME)
+    assert champion(database) == [1]
+    with pytest.raises(TrackingError, match="nothing before it"):
+        run_stage(monkeypatch, "--rollback", NAME)
+    run_stage(monkeypatch, "--promote", "3", NAME)
+    assert champion(database) == [3]
+    assert "rolled_back_champion" not in version_tags(database, 3)
+    with pytest.raises(TrackingError, match="not found"):
+        run_stage(monkeypatch, "--promote", "9", NAME)
+    assert champion(database) == [3]
+
+
+def test_what_people_read(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_stage(monkeypatch, NAME)
+    (card,), (run_id,) = (
+        rows(database, q)[0] for q in ("select description from model_versions", "select run_uuid from runs")
+    )
+    assert card.startswith(f"# {NAME}\n")
+    assert "library_name" not in card
+    assert f"get-artifact?path=samples/grid.png&run_uuid={run_id}" in card
+    assert "| frechet distance | 12.5 | 20 |" in card
+    assert "| licence | Apache-2.0 |" in card
+    assert f"models:/{MODEL}@champion" in card
+    tags = version_tags(database, 1)
+    assert tags["efficientnet-lite0.frechet_distance"] == "12.5"
+    assert (tags["source"], tags["target"], tags["method"]) == ("noto", "ink", "domainstudio")
+
+
+def test_mlflow_serves_the_model_over_http(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_stage(monkeypatch, NAME)
+    from diffusers import DiffusionPipeline
+
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    command = ["models", "serve", "-m", f"models:/{MODEL}@champion", "--env-manager", "local"]
+    command += ["--host", "127.0.0.1", "--port", str(port)]
+    variables = {"MLFLOW_TRACKING_URI": f"sqlite:///{database}", "PYTHONPATH": ""}
+    with serving(command, f"{url}/ping", Path("serve.txt"), Path.cwd(), **variables):
+        body = {"dataframe_records": [{}], "params": {"number": 2, "seed": 5, "steps": 3}}
+        request = urllib.request.Request(
+            f"{url}/invocations", json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            predictions = json.load(answer)["predictions"]
+
+    pipeline = DiffusionPipeline.from_pretrained(f"models/adapted/{NAME}")
+    pipeline.set_progress_bar_config(disable=True)
+    assert [p["seed"] for p in predictions] == [5, 6]
+    for prediction, expected in zip(predictions, draw(pipeline, [5, 6], 3), strict=True):
+        np.testing.assert_array_equal(decode(prediction["png"]), expected)
+
+
+def test_a_server_that_is_down_is_one_clear_error(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://user:secret@127.0.0.1:{free_port()}")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(TrackingError, match="MLFLOW_TRACKING_URI") as caught:
+        run_stage(monkeypatch, NAME)
+    assert "secret" not in str(caught.value)
+    assert not Path("registry").exists()
+
+
+def test_long_cards_fit_the_description() -> None:
+    card = mlflow_registry.shorten("x" * 6000)
+    assert len(card) == 5000
+    assert card.endswith("`model_card.md` of the run.\n")
+    assert mlflow_registry.shorten("short") == "short"
