@@ -65,6 +65,7 @@ def measure(
         domain=encode(domain[rest], "domain") if rest else None,
         source=encode(load_samples(source), "source"),
         settings=settings,
+        mirrored=encode(shots[..., ::-1], "mirrored shots"),
     )
     manifest = json.loads((samples / "manifest.json").read_text(encoding="utf-8"))
     return report.metrics(), report.nearest_pairs([image["seed"] for image in manifest["images"]])

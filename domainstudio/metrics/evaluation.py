@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -105,7 +106,16 @@ class MetricReport:
         for index in np.argsort(self.nearest.distances, kind="stable").tolist():
             seed = {} if seeds is None else {"seed": seeds[index]}
             training, distance = int(self.nearest.training[index]), float(self.nearest.distances[index])
-            pairs.append({"sample": index, **seed, "training": training, "distance": distance})
+            mirrored = bool(self.nearest.mirrored[index])
+            pairs.append(
+                {
+                    "sample": index,
+                    **seed,
+                    "training": training,
+                    "mirrored": mirrored,
+                    "distance": distance,
+                }
+            )
         return {"threshold": self.nearest.threshold, "pairs": pairs}
 
 
@@ -126,6 +136,7 @@ def evaluate(
     domain: Features | None,
     source: Features | None,
     settings: EvaluateSettings,
+    mirrored: Features | None = None,
 ) -> MetricReport:
     """Measure samples, and the same way three references.
 
@@ -146,36 +157,49 @@ def evaluate(
             which then are the reference of the distribution metrics.
         source: Features of the source model's samples, or None.
         settings: Neighbours, subsets, threshold and seed.
+        mirrored: Features of the training images mirrored left to right; with them a mirrored copy counts
+            as memorised too.
 
     Raises:
         DataError: features come from different networks, or a set is empty.
     """
-    _check_networks(samples, shots, domain, source)
+    _check_networks(samples, shots, domain, source, mirrored)
     reference = shots if domain is None else domain
-    references = {"shots": _scores(shots, shots, reference, settings, copies=True)}
+    measure = partial(_scores, shots=shots, mirrored=mirrored, settings=settings)
+    references = {"shots": measure(shots, reference=reference, copies=True)[0]}
     if source is not None:
-        references["source"] = _scores(source, shots, reference, settings)
+        references["source"] = measure(source, reference=reference)[0]
     if domain is not None and len(domain) >= 2:
         drawn, rest = _split(len(domain), len(samples), settings.seed)
-        references["domain"] = _scores(domain.take(drawn), shots, domain.take(rest), settings)
+        references["domain"] = measure(domain.take(drawn), reference=domain.take(rest))[0]
+    scores, near = measure(samples, reference=reference)
     return MetricReport(
         features=samples.network,
         features_digest=samples.digest,
         domain_number=len(reference),
         domain_is_shots=domain is None,
-        samples=_scores(samples, shots, reference, settings),
+        samples=scores,
         references=references,
-        nearest=memorization(samples.perceptual, shots.perceptual, settings.memorized_below),
+        nearest=near,
     )
 
 
 def _scores(
-    images: Features, shots: Features, reference: Features, settings: EvaluateSettings, copies: bool = False
-) -> Scores:
-    near = memorization(images.perceptual, shots.perceptual, settings.memorized_below)
-    twice = np.repeat(images.perceptual, 2 if copies else 1, axis=0)
-    intra = intra_distance(twice, shots.perceptual)
-    return Scores(
+    images: Features,
+    reference: Features,
+    shots: Features,
+    mirrored: Features | None,
+    settings: EvaluateSettings,
+    copies: bool = False,
+) -> tuple[Scores, Memorization]:
+    near = memorization(
+        images.perceptual,
+        shots.perceptual,
+        settings.memorized_below,
+        None if mirrored is None else mirrored.perceptual,
+    )
+    intra = intra_distance(np.repeat(images.perceptual, 2 if copies else 1, axis=0), shots.perceptual)
+    scores = Scores(
         number=len(images),
         **_distribution_scores(images.pooled, reference.pooled, settings),
         intra_distance=intra.mean,
@@ -184,6 +208,7 @@ def _scores(
         memorized_share=near.share,
         nearest_distance_median=near.median,
     )
+    return scores, near
 
 
 def _distribution_scores(images: Floats, reference: Floats, settings: EvaluateSettings) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -192,6 +193,7 @@ def _read(path: Path, network: FeatureNetwork) -> Features | None:
 
 
 def _write(path: Path, features: Features) -> None:
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -199,8 +201,9 @@ def _write(path: Path, features: Features) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file({"pooled": features.pooled, "perceptual": features.perceptual}, partial)
         partial.replace(path)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         logger.warning(
             "features cannot be cached in %s (%s): the next call computes them again", path.parent, error
         )
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink()

@@ -17,9 +17,9 @@ class KernelDistance(NamedTuple):
     std: float
 
 
-def cubic_kernel(a: Float64s, b: Float64s) -> Float64s:
-    """Return k(x, y) = (x·y/D + 1)³ of all pairs of rows, with shape (N, M)."""
-    kernel: Float64s = (a @ b.T / a.shape[1] + 1) ** 3
+def cubic_kernel(rows: Float64s) -> Float64s:
+    """Return k(x, y) = (x·y/D + 1)³ of all pairs of rows, with shape (N, N)."""
+    kernel: Float64s = (rows @ rows.T / rows.shape[1] + 1) ** 3
     return kernel
 
 
@@ -33,13 +33,11 @@ def squared_mmd(a: Floats, b: Floats) -> float:
         a: Rows with shape (N, D), N ≥ 2.
         b: Rows with shape (M, D), M ≥ 2.
     """
-    left, right = a.astype(np.float64), b.astype(np.float64)
-    return _within(left) + _within(right) - 2 * float(cubic_kernel(left, right).mean())
-
-
-def _within(rows: Float64s) -> float:
-    kernel = cubic_kernel(rows, rows)
-    return float(kernel.sum() - np.trace(kernel)) / (len(rows) * (len(rows) - 1))
+    n, m = len(a), len(b)
+    kernel = cubic_kernel(np.concatenate([a, b]).astype(np.float64))
+    within_a = (kernel[:n, :n].sum() - np.trace(kernel[:n, :n])) / (n * (n - 1))
+    within_b = (kernel[n:, n:].sum() - np.trace(kernel[n:, n:])) / (m * (m - 1))
+    return float(within_a + within_b - 2 * kernel[:n, n:].mean())
 
 
 def kernel_distance(

@@ -18,11 +18,13 @@ class Memorization:
     Attributes:
         training: Index of the nearest training image, with shape (M,).
         distances: Perceptual distance to it, with shape (M,).
+        mirrored: Whether it is its mirror image that is so near, with shape (M,).
         threshold: Distance below which a sample counts as memorised.
     """
 
     training: NDArray[np.intp]
     distances: Float64s
+    mirrored: NDArray[np.bool_]
     threshold: float
 
     @property
@@ -36,13 +38,17 @@ class Memorization:
         return float(np.median(self.distances))
 
 
-def memorization(samples: Floats, training: Floats, threshold: float) -> Memorization:
+def memorization(
+    samples: Floats, training: Floats, threshold: float, mirrored: Floats | None = None
+) -> Memorization:
     """Find each sample's nearest training image by perceptual distance.
 
     Args:
         samples: Perceptual features with shape (M, P), M ≥ 1.
         training: Perceptual features with shape (N, P), N ≥ 1.
         threshold: Distance below which a sample counts as memorised (`evaluate.memorized_below`).
+        mirrored: Perceptual features of the training images mirrored left to right, in the same order, or
+            None to disregard them. Training with `horizontal_flip` learns, and may copy, both.
 
     Raises:
         DataError: there is no sample or no training image.
@@ -52,10 +58,18 @@ def memorization(samples: Floats, training: Floats, threshold: float) -> Memoriz
             f"memorisation needs samples and training images, got {len(samples)} and {len(training)}"
         )
     indices, distances = nearest(samples, training)
-    return Memorization(indices, distances, threshold)
+    flipped = np.zeros(len(samples), dtype=bool)
+    if mirrored is not None:
+        flipped_indices, flipped_distances = nearest(samples, mirrored)
+        flipped = flipped_distances < distances
+        indices = np.where(flipped, flipped_indices, indices)
+        distances = np.minimum(distances, flipped_distances)
+    return Memorization(indices, distances, flipped, threshold)
 
 
-def memorization_threshold(real: Floats, training: Floats, share: float = 0.01) -> float:
+def memorization_threshold(
+    real: Floats, training: Floats, share: float = 0.01, mirrored: Floats | None = None
+) -> float:
     """Return a threshold that only `share` of real, unseen images of the domain would fall below.
 
     Two images of one domain may well be alike. A sample counts as memorised if it is nearer to a training
@@ -65,5 +79,6 @@ def memorization_threshold(real: Floats, training: Floats, share: float = 0.01) 
         real: Perceptual features of the domain without the training images, with shape (M, P), M ≥ 1.
         training: Perceptual features of the training images, with shape (N, P), N ≥ 1.
         share: Quantile, 0 … 1.
+        mirrored: As for `memorization`.
     """
-    return float(np.quantile(memorization(real, training, 0.0).distances, share))
+    return float(np.quantile(memorization(real, training, 0.0, mirrored).distances, share))

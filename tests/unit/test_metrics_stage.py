@@ -1,0 +1,101 @@
+"""The stage `evaluate`, on folders as the other stages write them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from domainstudio.datasets import ImageRecord, ImageSet
+from domainstudio.metrics.features import Features, load_network, register_network
+from stages import evaluate
+from stages.cli import run
+
+PARAMS = Path(__file__).parents[2] / "params.yaml"
+
+
+class Colours:
+    """A feature network of the images' mean colours and coarse pixels."""
+
+    name, digest, recipe = "colours", "0", "plain"
+
+    def __init__(self):
+        self.seen = 0
+
+    def __call__(self, images):
+        self.seen += len(images)
+        x = images.float() / 255
+        return Features(self.name, self.digest, x.mean((2, 3)).numpy(), x.flatten(1).numpy())
+
+
+def pictures(seed, number):
+    return np.random.default_rng(seed).integers(0, 256, (number, 3, 8, 8), dtype=np.uint8)
+
+
+def write_samples(folder: Path, images: np.ndarray) -> None:
+    (folder / "images").mkdir(parents=True)
+    entries = []
+    for index, image in enumerate(images):
+        Image.fromarray(image.transpose(1, 2, 0)).save(folder / f"images/{index:06d}.png")
+        entries.append({"file": f"images/{index:06d}.png", "seed": 1000 + index})
+    (folder / "manifest.json").write_text(json.dumps({"format": 1, "images": entries}))
+
+
+def image_set(images: np.ndarray) -> ImageSet:
+    records = tuple(ImageRecord(str(i), "0", 8, 8, f"{i}.png") for i in range(len(images)))
+    return ImageSet(images, records, origin="images")
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    params = yaml.safe_load(PARAMS.read_text())
+    params["evaluate"]["features"] = "colours"
+    name, adaptation = next(iter(params["adaptations"].items()))
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    domain = pictures(0, 40)
+    copies = np.concatenate([domain[[3]], domain[[3]][..., ::-1], pictures(1, 10)])
+    image_set(domain).save(tmp_path / "data/targets" / adaptation["target"] / "domain")
+    image_set(domain[:5]).save(tmp_path / "data/targets" / adaptation["target"] / "shots")
+    write_samples(tmp_path / "samples/adapted" / name, copies)
+    write_samples(tmp_path / "samples/sources" / adaptation["source"], pictures(2, 12))
+    register_network("colours", Colours)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["evaluate", name])
+    return tmp_path / "evaluation" / name
+
+
+def test_the_stage_writes_metrics_and_nearest_pairs(project, capsys):
+    evaluate.main()
+    metrics = json.loads((project / "metrics.json").read_text())
+    nearest = json.loads((project / "nearest.json").read_text())
+    assert (metrics["features"], metrics["number"], metrics["domain_is_shots"]) == ("colours", 12, False)
+    assert metrics["domain_number"] == 35, "the reference must not contain the training images"
+    assert metrics["samples"]["memorized_share"] == pytest.approx(2 / 12)
+    assert metrics["references"]["source"]["memorized_share"] == 0
+    first, second = nearest["pairs"][:2]
+    assert first == {"sample": 0, "seed": 1000, "training": 3, "mirrored": False, "distance": 0.0}
+    assert second == {"sample": 1, "seed": 1001, "training": 3, "mirrored": True, "distance": 0.0}
+    assert sorted(path.name for path in project.iterdir()) == ["metrics.json", "nearest.json"]
+    assert "12 samples by colours" in capsys.readouterr().out
+
+
+def test_a_second_run_encodes_nothing_and_writes_the_same(project):
+    evaluate.main()
+    network, before = load_network("colours"), (project / "metrics.json").read_bytes()
+    seen = network.seen
+    evaluate.main()
+    assert network.seen == seen == 12 + 12 + 35 + 5 + 5
+    assert (project / "metrics.json").read_bytes() == before
+
+
+def test_an_unknown_adaptation_is_one_clean_line(project, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["evaluate", "nothing"])
+    with pytest.raises(SystemExit) as stop:
+        run(evaluate.main)
+    assert stop.value.code == 1
+    assert capsys.readouterr().err.startswith("error: adaptations has no 'nothing'")
