@@ -31,7 +31,9 @@ WORK = Path(".checkpoints/compare")
 
 def main() -> None:
     """Measure every point of the command line that the output file lacks."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--params", default="params.yaml")
     parser.add_argument("--adaptations", nargs="+", required=True)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
@@ -51,7 +53,9 @@ def main() -> None:
                     print(_line(record), flush=True)
 
 
-def measure(settings: Settings, adaptation: Adaptation, seed: int, steps: list[int]) -> Iterator[dict[str, Any]]:
+def measure(
+    settings: Settings, adaptation: Adaptation, seed: int, steps: list[int]
+) -> Iterator[dict[str, Any]]:
     """Yield the record of an adaptation at each step, and the references before the first.
 
     Args:
@@ -65,7 +69,10 @@ def measure(settings: Settings, adaptation: Adaptation, seed: int, steps: list[i
     source_folder = Path("models/sources") / adaptation.source
     training = adaptation.training.model_copy(update={"seed": seed, "preview_every": 0})
     key = checkpoint.run_key(
-        {**adaptation.model_dump(mode="json"), "training": training.model_dump(mode="json", exclude={"steps"})},
+        {
+            **adaptation.model_dump(mode="json"),
+            "training": training.model_dump(mode="json", exclude={"steps"}),
+        },
         {"source": models.digest(source_folder)},
     )
     for step in steps:

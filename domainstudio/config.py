@@ -200,8 +200,10 @@ class LossWeights(Section):
     and not the paper that all share. The paper does not."""
     clamp_x0: bool = True
     """Clamp predicted x0 to the image range before the terms on x0, so that large t does not dominate."""
-    weight_by_alpha_bar: bool = False
-    """Weight each image's pairwise and detail terms by ᾱ_t: a one-step x0 means little at large t."""
+    noise_weighting: Literal["none", "alpha_bar", "one_minus_alpha_bar"] = "none"
+    """Weight of each image in the terms on x0, by its noise level: `alpha_bar` trusts clean predictions, as a
+    one-step x0 means little at large t; `one_minus_alpha_bar` holds the structure, which is decided there,
+    and leaves the details free."""
 
     @property
     def pairwise(self) -> bool:

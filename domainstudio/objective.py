@@ -113,7 +113,7 @@ class Objective:
             return {}
         x0_adapted = self._x0(self.adapted, prediction, batch)
         images = self.adapted.decode(batch.x0)
-        trust = self._trust(batch.timesteps, images)
+        trust = self._trust(batch.timesteps)
         terms = {}
         if weights.high_frequency_mse > 0:
             terms["high_frequency_mse"] = (trust * losses.high_frequency_mse(x0_adapted, images)).mean()
@@ -132,7 +132,7 @@ class Objective:
         x0_adapted = self._gather(self._x0(self.adapted, prediction, batch))
         with torch.no_grad():
             x0_source = self._gather(self._x0(self.source, reference, batch))
-        trust = self._trust(self._gather(batch.timesteps), x0_source)
+        trust = self._trust(self._gather(batch.timesteps))
         number = len(x0_source)
         scale = 1.0 if weights.pairwise_reduction == "sum" else 1 / (number * (number - 1))
         terms = {}
@@ -154,8 +154,8 @@ class Objective:
         x0 = model.decode(to_x0(model.noise_scheduler, prediction.output, batch.xt, batch.timesteps))
         return x0.clamp(-1, 1) if self.weights.clamp_x0 else x0
 
-    def _trust(self, timesteps: Tensor, like: Tensor) -> Tensor:
-        """Return each image's weight in the terms on x0: 1, or ᾱ_t."""
-        if not self.weights.weight_by_alpha_bar:
-            return torch.ones(len(timesteps), device=like.device)
-        return alpha_bar(self.adapted.noise_scheduler, timesteps, timesteps)
+    def _trust(self, timesteps: Tensor) -> Tensor:
+        """Return each image's weight in the terms on x0."""
+        a = alpha_bar(self.adapted.noise_scheduler, timesteps, timesteps)
+        weighting = {"none": torch.ones_like(a), "alpha_bar": a, "one_minus_alpha_bar": 1 - a}
+        return weighting[self.weights.noise_weighting]

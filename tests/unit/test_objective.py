@@ -84,13 +84,15 @@ def test_the_mean_reduction_is_the_sum_over_the_pairs():
     torch.testing.assert_close(by_mean * 4 * 3, by_sum)
 
 
-def test_alpha_bar_weights_images_by_their_noise_level():
+@pytest.mark.parametrize("weighting", ["alpha_bar", "one_minus_alpha_bar"])
+def test_images_are_weighted_by_their_noise_level(weighting):
     adapted, source = tiny_denoiser(0), tiny_denoiser(1)
     batch = batch_of(adapted, timesteps="shared")
-    weighted = DOMAINSTUDIO.model_copy(update={"weight_by_alpha_bar": True})
+    weighted = DOMAINSTUDIO.model_copy(update={"noise_weighting": weighting})
     plain_terms = objective(adapted, source, DOMAINSTUDIO)(batch)
     terms = objective(adapted, source, weighted)(batch)
     a = adapted.noise_scheduler.alphas_cumprod[batch.timesteps[0]]
+    a = a if weighting == "alpha_bar" else 1 - a
     for name in ("image", "high_frequency", "high_frequency_mse"):
         torch.testing.assert_close(terms[name], plain_terms[name] * a)
     torch.testing.assert_close(terms["simple"], plain_terms["simple"])

@@ -1,0 +1,196 @@
+"""The whole pipeline by `dvc repro`, on a tiny model and random images, as a user runs it."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from tests.models import tiny_denoiser
+
+ROOT = Path(__file__).parents[2]
+COPIED = ("domainstudio", "stages", "dvc.yaml", ".dvcignore")
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A project with its own ten images, tiny source model and git history."""
+    root = tmp_path_factory.mktemp("project")
+    for name in COPIED:
+        source = ROOT / name
+        copy = shutil.copytree if source.is_dir() else shutil.copy
+        copy(source, root / name)
+    write_images(root / "images", 12)
+    tiny_denoiser().save(root / "models/sources/noto", half=True)
+    (root / "params.yaml").write_text(yaml.safe_dump(params()))
+    (root / ".gitignore").write_text("__pycache__/\n.cache/\n.checkpoints/\nmlflow.db\nmlartifacts/\n")
+    for command in (
+        "git init -q",
+        "git config user.name tester",
+        "git config user.email tester@localhost",
+        "dvc init -q",
+        "dvc config core.analytics false",
+        "git add .",
+        "git commit -q -m start",
+    ):
+        run(root, *command.split())
+    return root
+
+
+@pytest.fixture(scope="module")
+def first(project):
+    """What the first `dvc repro` printed."""
+    output = run(project, "dvc", "repro")
+    run(project, "git", "add", ".")
+    run(project, "git", "commit", "-q", "-m", "first results")
+    return output
+
+
+def params():
+    values = yaml.safe_load((ROOT / "params.yaml").read_text())
+    values["prepare"]["resolution"] = 8
+    values["prepare"]["min_size"] = 8
+    values["pretrain"]["images"] = "images"
+    values["targets"] = {"ink": {"shots": "images", "number": 5, "seed": 0, "domain": "images"}}
+    values["finetune"] |= {"steps": 6, "batch_size": 4, "checkpoint_every": 2, "preview_every": 3}
+    values["sample"] |= {"number": 6, "steps": 2, "batch_size": 3}
+    values["evaluate"] |= {"neighbours": 2, "kid_subset_size": 4, "kid_subsets": 2}
+    chosen = ("ink-finetune", "ink-domainstudio")
+    values["adaptations"] = {name: values["adaptations"][name] for name in chosen}
+    for item in values["adaptations"].values():
+        item.pop("finetune", None)
+    return values
+
+
+def write_images(folder, number):
+    folder.mkdir()
+    generator = np.random.default_rng(0)
+    for index in range(number):
+        pixels = generator.integers(0, 256, (12, 12, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{index:02d}.png")
+
+
+def environment():
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+
+
+def run(root, *command, check=True):
+    result = subprocess.run(
+        command, cwd=root, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    assert not check or result.returncode == 0, result.stdout[-4000:]
+    return result.stdout
+
+
+def stages_run(output):
+    return re.findall(r"Running stage '([^']+)'", output)
+
+
+def change(root, edit):
+    values = yaml.safe_load((root / "params.yaml").read_text())
+    edit(values)
+    (root / "params.yaml").write_text(yaml.safe_dump(values))
+
+
+def test_one_command_makes_everything(project, first):
+    assert "pretrain" not in stages_run(first)
+    for name in ("ink-finetune", "ink-domainstudio"):
+        metrics = json.loads((project / f"evaluation/{name}/metrics.json").read_text())
+        assert metrics["number"] == 6
+        assert set(metrics["references"]) == {"shots", "source", "domain"}
+        assert len(list((project / f"samples/adapted/{name}/images").iterdir())) == 6
+        assert len((project / f"training/{name}/losses.csv").read_text().splitlines()) == 7
+        assert sorted(p.name for p in (project / f"training/{name}/previews").iterdir())[-1] == "step-000006.png"
+    assert (project / "report.html").stat().st_size > 10_000
+    header = (project / "training/ink-domainstudio/losses.csv").read_text().splitlines()[0]
+    assert {"simple", "image", "high_frequency", "high_frequency_mse"} <= set(header.split(","))
+
+
+def test_the_registry_holds_a_model_per_adaptation(project, first):
+    script = (
+        "import mlflow; client = mlflow.MlflowClient('sqlite:///mlflow.db');"
+        "print(sorted(m.name for m in client.search_registered_models()))"
+    )
+    assert "['domainstudio-ink-domainstudio', 'domainstudio-ink-finetune']" in run(
+        project, sys.executable, "-c", script
+    )
+
+
+def test_nothing_is_done_again_and_torch_stays_out(project, first):
+    output = run(project, sys.executable, "-X", "importtime", "-m", "dvc", "repro")
+    assert stages_run(output) == []
+    assert "Data and pipelines are up to date." in output
+    assert not re.search(r"\|\s+torch$", output, re.MULTILINE)
+
+
+def test_metrics_and_plots_are_shown(project, first):
+    table = json.loads(run(project, "dvc", "metrics", "show", "--json"))
+    assert "evaluation/ink-finetune/metrics.json" in json.dumps(table)
+    run(project, "dvc", "plots", "show", "-o", "plots")
+    assert "ink-domainstudio" in (project / "plots/index.html").read_text()
+
+
+def test_a_changed_weight_reruns_only_what_depends_on_it(project, first):
+    change(project, lambda v: v["methods"]["domainstudio"].update(image=0.25))
+    ran = stages_run(run(project, "dvc", "repro"))
+    assert ran
+    assert all(stage == "report" or stage.endswith("@ink-domainstudio") for stage in ran)
+    assert {"finetune@ink-domainstudio", "report"} <= set(ran)
+
+
+def test_experiments_set_parameters(project, first):
+    run(project, "git", "commit", "-q", "-a", "-m", "another weight")
+    output = run(project, "dvc", "exp", "run", "-S", "evaluate.neighbours=1")
+    assert all(stage == "report" or stage.split("@")[0] in ("evaluate", "register") for stage in stages_run(output))
+    assert yaml.safe_load((project / "params.yaml").read_text())["evaluate"]["neighbours"] == 1
+    assert "neighbours" in run(project, "dvc", "exp", "show", "--only-changed", "--csv")
+
+
+def test_a_killed_training_goes_on_in_the_same_run(project, first):
+    def longer(values):
+        values["adaptations"]["ink-finetune"]["finetune"] = {"steps": 60, "checkpoint_every": 5}
+
+    change(project, longer)
+    command = [sys.executable, "-m", "stages.finetune", "ink-finetune"]
+    before = set((project / ".checkpoints").glob("*/step-*"))
+    process = subprocess.Popen(command, cwd=project, env=environment(), stdout=subprocess.DEVNULL)
+    while process.poll() is None:
+        new = {p.name for p in set((project / ".checkpoints").glob("*/step-*")) - before}
+        if any(name >= "step-0000020" for name in new):
+            process.send_signal(signal.SIGKILL)
+        time.sleep(0.02)
+    assert process.wait() == -signal.SIGKILL
+    output = run(project, "dvc", "repro", "finetune@ink-finetune")
+    assert "going on from step" in output
+    script = """
+import mlflow, json
+client = mlflow.MlflowClient("sqlite:///mlflow.db")
+experiment = client.get_experiment_by_name("domainstudio").experiment_id
+runs = client.search_runs([experiment], "params.`training.steps` = '60'")
+steps = [m.step for m in client.get_metric_history(runs[0].info.run_id, "simple")]
+print("RESULT", json.dumps([len(runs), runs[0].info.status, steps]))
+"""
+    result = run(project, sys.executable, "-c", script)
+    number, status, steps = json.loads(result.split("RESULT ")[1])
+    assert (number, status) == (1, "FINISHED")
+    assert sorted(steps) == list(range(1, 61))
+
+
+def test_a_bad_parameter_is_one_clean_line(project, first):
+    change(project, lambda v: v["finetune"].update(batch_size=2))
+    output = run(project, "dvc", "repro", "finetune@ink-domainstudio", check=False)
+    assert "error: " in output
+    assert "finetune.batch_size must be at least 3" in output
+    assert "Traceback" not in output
