@@ -99,7 +99,9 @@ def measure(
             "seed": seed,
             "step": step,
             "seconds": round(history[-1]["seconds"], 3),
+            "target": adaptation.target,
             "features": settings.evaluate.features,
+            "features_digest": features.load_network(settings.evaluate.features).digest,
             **scores,
         }
 

@@ -1,4 +1,4 @@
-"""Stage `pretrain`: train the demo's source model from scratch. Frozen in dvc.yaml; `make pretrain` runs it."""
+"""Stage `pretrain`: train the demo's source model. Frozen in dvc.yaml; `make pretrain` runs it."""
 
 from __future__ import annotations
 

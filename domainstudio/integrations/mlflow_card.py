@@ -36,17 +36,20 @@ def model_card(
     """
     body = readme.split("---\n", 2)[2] if readme.startswith("---\n") and readme.count("---\n") > 1 else readme
     title, _, rest = body.strip().partition("\n")
+    # MLflow's list of versions shows the first line as it is, so it is no heading and holds the figures.
+    figures = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in headline(metrics).items())
+    first = title.lstrip("# ") + (f": {figures}" if figures else "")
     # The address is relative to MLflow's own pages, which serve the artifacts of runs there.
     picture = f"![samples](get-artifact?path={grid}&run_uuid={run_id})" if grid else ""
     own = rest.partition("```python")[0].strip()
-    parts = [title, picture, _figures(metrics), own, _usage(name, alias, folder)]
+    parts = [first, picture, _figures(metrics), own, _usage(name, alias, folder)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def headline(metrics: Mapping[str, Any]) -> dict[str, str]:
-    """Return the first metrics as tags, each named with the feature network that it depends on."""
+    """Return the first metrics as tags, each with the feature network that the figure depends on."""
     network, samples = metrics.get("features", "unknown"), metrics.get("samples", {})
-    return {f"{network}.{name}": f"{samples[name]:.4g}" for name in HEADLINE if _measured(samples, name)}
+    return {name: f"{samples[name]:.4g} ({network})" for name in HEADLINE if _measured(samples, name)}
 
 
 def _measured(values: Mapping[str, Any], name: str) -> bool:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from domainstudio import models
-from domainstudio.config import SampleSettings
 from domainstudio.errors import CheckpointError
 from domainstudio.integrations import mlflow_store
 from domainstudio.integrations.mlflow_store import TrackingError
@@ -48,6 +47,10 @@ class Entry:
     """The version's tags."""
     step: int = 0
     """The optimiser step at which it was saved."""
+    seed: int = 0
+    """Default of the parameter `seed`."""
+    sampling_steps: int = 30
+    """Default of the parameter `steps`."""
 
 
 @dataclass(frozen=True)
@@ -62,11 +65,11 @@ class Registered:
     """Whether this call made it; False where the same result was registered before."""
 
 
-def register(entry: Entry, sampling: SampleSettings, root: str | Path = ".") -> Registered:
+def register(entry: Entry, root: str | Path = ".") -> Registered:
     """Register a model folder, unless the same folder of the same key is registered already.
 
     The version's pyfunc draws images (see `pyfunc_model`), and its artifact `artifacts/<folder's name>` is
-    the folder itself, which diffusers loads. `sampling` gives the defaults of `seed` and `steps`.
+    the folder itself, which diffusers loads.
 
     Raises:
         CheckpointError: the folder is no diffusers pipeline.
@@ -81,7 +84,7 @@ def register(entry: Entry, sampling: SampleSettings, root: str | Path = ".") -> 
         if (known := find_version(client, entry.name, entry.key, digest)) is not None:
             return Registered(entry.name, str(known.version), digest, created=False)
         _create_model(client, entry)
-        model_id = _log_model(client, entry, digest, sampling)
+        model_id = _log_model(client, entry, digest)
         # Tags travel with the request that makes the version: were they set afterwards, a process that
         # is killed in between would leave a version which the next one cannot recognise.
         version = client.create_model_version(
@@ -187,12 +190,12 @@ def talking(root: str | Path = ".") -> Iterator[MlflowClient]:
             ) from error
 
 
-def signature(folder: Path, sampling: SampleSettings) -> ModelSignature:
+def signature(entry: Entry) -> ModelSignature:
     """Describe what the pyfunc takes and gives: a row per request, parameters, a row per image."""
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
-    parts = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    parts = json.loads((entry.folder / "model_index.json").read_text(encoding="utf-8"))
     prompt = [ColSpec(DataType.string, "prompt")] if "text_encoder" in parts else []
     return ModelSignature(
         inputs=Schema([*prompt, ColSpec(DataType.long, "seed", required=False)]),
@@ -200,8 +203,8 @@ def signature(folder: Path, sampling: SampleSettings) -> ModelSignature:
         params=ParamSchema(
             [
                 ParamSpec("number", DataType.long, 1),
-                ParamSpec("seed", DataType.long, sampling.seed),
-                ParamSpec("steps", DataType.long, sampling.steps),
+                ParamSpec("seed", DataType.long, entry.seed),
+                ParamSpec("steps", DataType.long, entry.sampling_steps),
                 ParamSpec("scheduler", DataType.string, "saved"),
             ]
         ),
@@ -241,7 +244,7 @@ def _create_model(client: MlflowClient, entry: Entry) -> None:
         client.update_registered_model(entry.name, entry.summary)
 
 
-def _log_model(client: MlflowClient, entry: Entry, digest: str, sampling: SampleSettings) -> str:
+def _log_model(client: MlflowClient, entry: Entry, digest: str) -> str:
     import mlflow
     from mlflow.models import Model
 
@@ -260,7 +263,7 @@ def _log_model(client: MlflowClient, entry: Entry, digest: str, sampling: Sample
     options: dict[str, Any] = {
         "python_model": str(Path(__file__).with_name("pyfunc_model.py")),
         "artifacts": {"pipeline": str(entry.folder)},
-        "signature": signature(entry.folder, sampling),
+        "signature": signature(entry),
         "pip_requirements": requirements(entry.folder),
     }
     Model.log(

@@ -34,6 +34,10 @@ class Result:
     versions: Mapping[str, str]
     history: Sequence[Mapping[str, float]]
     metrics: Mapping[str, Any]
+    seed: int
+    """Seed of the first sample."""
+    sampling_steps: int
+    """Denoising steps of the samples."""
     readme: str
     root: Path
 
@@ -48,7 +52,7 @@ class Result:
 
         Raises:
             CheckpointError: the model or its provenance is missing or damaged.
-            DataError: the training log or the metrics are missing or damaged.
+            DataError: the training log, the samples or the metrics are missing or damaged.
         """
         root = Path(root)
         record = _read_json(
@@ -63,10 +67,17 @@ class Result:
                 f"finetune@{name}`"
             ) from error
         metrics = _read_json(root / "evaluation" / name / "metrics.json", DataError, f"evaluate@{name}")
+        samples = _read_json(root / "samples/adapted" / name / "manifest.json", DataError, f"sample@{name}")
+        try:
+            drawn = int(samples["images"][0]["seed"]), int(samples["steps"])
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise DataError(
+                f"samples/adapted/{name}/manifest.json lacks {error}. Run `dvc repro sample@{name}`"
+            ) from error
         readme = root / "models/adapted" / name / "README.md"
         text = readme.read_text(encoding="utf-8") if readme.is_file() else f"# {name}\n"
         history = list(_read_history(root / "training" / name / "history.jsonl", name))
-        return cls(adaptation, key, steps, inputs, versions, history, metrics, text, root)
+        return cls(adaptation, key, steps, inputs, versions, history, metrics, *drawn, text, root)
 
 
 def ensure_run(client: MlflowClient, result: Result, experiment: str) -> str:
@@ -103,11 +114,12 @@ def log_results(client: MlflowClient, run_id: str, result: Result) -> None:
     """Log metrics, lineage, pictures and files of an adaptation; doing it again changes nothing."""
     from mlflow.entities import Metric, RunTag
 
+    measured = {part: result.metrics.get(part) or {} for part in ("samples", "references")}
     known = client.get_run(run_id).data.metrics
     now = int(time.time() * 1000)
     new = [
         Metric(name, value, now, result.steps)
-        for name, value in flat_numbers(result.metrics).items()
+        for name, value in flat_numbers(measured).items()
         if known.get(name) != value
     ]
     tags = [RunTag("features", str(result.metrics.get("features", "unknown")))]

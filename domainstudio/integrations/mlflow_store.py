@@ -103,7 +103,9 @@ def experiment_id(client: MlflowClient, name: str, root: str | Path = ".") -> st
     folder = None if served else str(Path(root).resolve() / "mlartifacts")
     if (experiment := client.get_experiment_by_name(name)) is None:
         try:
-            return str(client.create_experiment(name, artifact_location=folder))
+            # Otherwise MLflow's pages take it for an experiment with language models.
+            kind = {"mlflow.experimentKind": "custom_model_development"}
+            return str(client.create_experiment(name, artifact_location=folder, tags=kind))
         except MlflowException:
             # Two stages may start together: the slower one finds what the faster has made.
             if (experiment := client.get_experiment_by_name(name)) is None:

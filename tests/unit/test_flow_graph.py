@@ -3,7 +3,7 @@
 import pytest
 
 from domainstudio.errors import ConfigError
-from flows.graph import Stage, select
+from flows.graph import Stage, select, settled
 
 
 def graph_of(*frozen: str, **edges: str) -> dict[str, Stage]:
@@ -74,3 +74,13 @@ def test_stages_can_be_named_by_address() -> None:
 def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
     with pytest.raises(ConfigError, match=r"'c'.*keys a, b, ink, line"):
         select(PIPELINE, ["a", "c"])
+
+
+def test_what_follows_a_changed_stage_is_not_settled() -> None:
+    assert settled(PIPELINE, []) == set(PIPELINE)
+    unsettled = {"finetune@b", "evaluate@b", "report", "register@a", "register@b"}
+    assert settled(PIPELINE, ["finetune@b"]) == set(PIPELINE) - unsettled
+
+
+def test_a_change_does_not_pass_through_a_frozen_stage() -> None:
+    assert settled(PIPELINE, ["source"]) == set(PIPELINE) - {"source"}

@@ -12,11 +12,14 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from domainstudio import config, report, report_curves, report_tables
+from domainstudio import config, report
 from domainstudio.datasets import ImageRecord, ImageSet, grid, save_png
 from domainstudio.errors import DataError
-from domainstudio.report_inputs import PackedImages, Target, read
-from domainstudio.report_pictures import evenly, picture
+from domainstudio.report import curves as report_curves
+from domainstudio.report import tables as report_tables
+from domainstudio.report.inputs import PackedImages, Target, read
+from domainstudio.report.pictures import evenly, picture
+from domainstudio.report.sections import comparisons, section
 
 SIDE, SHOTS, DOMAIN, SAMPLES = 8, 10, 30, 20
 VOID = {"meta", "img", "br", "link", "input", "hr", "base", "source", "track", "embed", "col", "wbr"}
@@ -172,7 +175,7 @@ def test_columns_share_their_noise(root, settings):
     expected = picture(read(root, settings).results[0].samples.image(0)).uri
     manifest["images"].reverse()
     write_json(folder / "manifest.json", manifest)
-    comparison = report.comparisons(read(root, settings), {"plain": 0, "studio": 1})[0]
+    comparison = comparisons(read(root, settings), {"plain": 0, "studio": 1})[0]
     assert comparison.seeds == tuple(range(1000, 1010))
     row = next(strip for strip in comparison.generated if strip.name == "plain")
     assert row.tiles[0].picture.uri == expected
@@ -180,21 +183,21 @@ def test_columns_share_their_noise(root, settings):
 
 def test_a_seed_that_was_not_drawn_leaves_a_gap(root, settings):
     write_samples(root / "samples/adapted/plain", images(3, 5), first_seed=1001)
-    comparison = report.comparisons(read(root, settings), {"plain": 0, "studio": 1})[0]
+    comparison = comparisons(read(root, settings), {"plain": 0, "studio": 1})[0]
     row = next(strip for strip in comparison.generated if strip.name == "plain")
     assert [tile.picture is not None for tile in row.tiles] == [False, True, True, True, *[False] * 6]
 
 
 def test_pairs_are_sorted_and_memorised_ones_marked(root, settings):
-    section = report.section(read(root, settings), read(root, settings).results[0], {"plain": 0, "studio": 1})
-    distances = [float(pair.distance) for pair in section.pairs]
+    shown = section(read(root, settings), read(root, settings).results[0], {"plain": 0, "studio": 1})
+    distances = [float(pair.distance) for pair in shown.pairs]
     assert distances == sorted(distances)
-    assert [pair.memorized for pair in section.pairs] == [d < 0.0701 for d in distances]
-    assert section.memorized == 3
-    assert [pair.mirrored for pair in section.pairs] == [i == 1 for i in range(12)]
+    assert [pair.memorized for pair in shown.pairs] == [d < 0.0701 for d in distances]
+    assert shown.memorized == 3
+    assert [pair.mirrored for pair in shown.pairs] == [i == 1 for i in range(12)]
     shot = Image.fromarray(images(DOMAIN, 1)[1].transpose(1, 2, 0))
-    assert section.pairs[1].training.picture.uri == picture(ImageOps.mirror(shot)).uri
-    assert sum(count for _, count in section.attraction) == SAMPLES
+    assert shown.pairs[1].training.picture.uri == picture(ImageOps.mirror(shot)).uri
+    assert sum(count for _, count in shown.attraction) == SAMPLES
     page = Page(report.render(root, settings))
     assert sum("memorized" in (a.get("class") or "") for tag, a in page.tags if tag == "figure") == 6
     assert "3 samples lie below 0.0701 and count as memorised" in page.words

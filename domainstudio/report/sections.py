@@ -9,9 +9,9 @@ from functools import partial
 from markupsafe import Markup
 from PIL import ImageOps
 
-from domainstudio import report_curves as curves
-from domainstudio.report_inputs import Inputs, PackedImages, Pair, Results, Samples, open_image
-from domainstudio.report_pictures import Picture, common_side, picture, sheet, strip
+from domainstudio.report import curves
+from domainstudio.report.inputs import Inputs, PackedImages, Pair, Results, Samples, open_image
+from domainstudio.report.pictures import Picture, common_side, picture, sheet, strip
 
 COLUMNS = 10
 GRID_COLUMNS, GRID_IMAGES = 8, 64

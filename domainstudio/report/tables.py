@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from domainstudio.config import Adaptation
-from domainstudio.report_inputs import Results
+from domainstudio.report.inputs import Results
 
 Better = Literal["lower", "higher", None]
 

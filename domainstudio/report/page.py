@@ -17,12 +17,11 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from domainstudio import report_curves as curves
-from domainstudio import report_tables as tables
 from domainstudio.config import Settings
 from domainstudio.datasets.image_set import Manifest
-from domainstudio.report_inputs import Inputs, PackedImages, read
-from domainstudio.report_sections import COLUMNS, comparisons, section
+from domainstudio.report import curves, tables
+from domainstudio.report.inputs import Inputs, PackedImages, read
+from domainstudio.report.sections import COLUMNS, comparisons, section
 
 SCATTERS = (
     (
@@ -65,7 +64,7 @@ def render(root: Path, settings: Settings, git: GitState | None = None) -> str:
     """
     inputs = read(root, settings)
     environment = Environment(
-        loader=PackageLoader("domainstudio", "templates"),
+        loader=PackageLoader("domainstudio.report", "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
