@@ -68,8 +68,10 @@ def _register(name: str, settings: config.Settings, reason: str) -> None:
             **mlflow_card.headline(result.metrics),
         },
         step=result.steps,
+        seed=result.seed,
+        sampling_steps=result.sampling_steps,
     )
-    registered = mlflow_registry.register(entry, settings.sample)
+    registered = mlflow_registry.register(entry)
     version = registered.version
     print(f"{model}: version {version} {'registered' if registered.created else 'is this result already'}")
     if mlflow_registry.was_rolled_back(model, version, alias):

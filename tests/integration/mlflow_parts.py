@@ -82,6 +82,8 @@ def make_project(root: Path, seed: int = 0, key: str = KEY) -> Path:
     (model / "provenance.json").write_text(json.dumps(provenance))
     _write(root / "training" / NAME / "history.jsonl", "".join(json.dumps(r) + "\n" for r in history(1, 40)))
     _write(root / "evaluation" / NAME / "metrics.json", json.dumps(METRICS))
+    samples = {"steps": 4, "images": [{"file": "images/000000.png", "seed": 1000}]}
+    _write(root / "samples/adapted" / NAME / "manifest.json", json.dumps(samples))
     _write(root / "report.html", "<p>report")
     _write(root / "dvc.lock", yaml.safe_dump(_lock()))
     pictures = [f"samples/adapted/{NAME}/grid.png", f"training/{NAME}/previews/step-000040.png"]
@@ -126,7 +128,7 @@ def serving(command: list[str], url: str, log: Path, cwd: Path, **variables: str
             start_new_session=True,
         )
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 240  # two imports of torch and diffusers on a busy machine
         while not _answers(url):
             if process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"mlflow {command[0]} did not start:\n{log.read_text()[-3000:]}")

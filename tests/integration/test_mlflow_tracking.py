@@ -186,6 +186,7 @@ def test_a_refused_record_does_not_hold_up_the_rest(
     assert "refused" in caplog.text
 
 
+@pytest.mark.timeout(600)
 def test_a_server_that_goes_down_gets_everything_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
