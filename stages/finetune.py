@@ -34,7 +34,7 @@ def main() -> None:
     workspace = Path(".checkpoints") / key
     denoiser = models.load(source_folder)
     source = models.load(source_folder) if adaptation.weights.needs_source else None
-    with run_for(name, key, adaptation, inputs) as tracker:
+    with run_for(name, key, adaptation, inputs, experiment=settings.registry.experiment) as tracker:
         trainer = Trainer(
             denoiser,
             shots.images,

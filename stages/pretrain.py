@@ -29,7 +29,7 @@ def main() -> None:
     workspace = Path(".checkpoints") / key
     torch.manual_seed(pretrain.training.seed)
     denoiser = UnconditionalDenoiser.new(pretrain.unet, pretrain.noise, images.resolution)
-    with run_for("pretrain", key, pretrain, inputs) as tracker:
+    with run_for("pretrain", key, pretrain, inputs, experiment=settings.registry.experiment) as tracker:
         trainer = Trainer(
             denoiser,
             images.images,

@@ -154,7 +154,6 @@ def _files(result: Result) -> list[tuple[Path, str | None]]:
         (root / "evaluation" / name / "nearest.json", "evaluation"),
         (root / "data/targets" / target / "shots/contact_sheet.png", "data/shots"),
         (root / "data/targets" / target / "domain/contact_sheet.png", "data/domain"),
-        (root / "report.html", None),
         (root / "params.yaml", "pipeline"),
         (root / "dvc.lock", "pipeline"),
     ]

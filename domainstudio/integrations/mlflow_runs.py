@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from domainstudio import provenance
-from domainstudio.config import Adaptation
+from domainstudio.config import Section
 from domainstudio.integrations import mlflow_store
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class RunPlan:
 def plan_for(
     name: str,
     key: str,
-    adaptation: Adaptation,
+    settings: Section,
     experiment: str,
     *,
     device: str | None = None,
@@ -64,17 +64,16 @@ def plan_for(
     Args:
         name: the adaptation's name, and the run's.
         key: hash of the adaptation's parameters and inputs.
-        adaptation: the resolved adaptation.
+        settings: the resolved adaptation, or the section `pretrain`; all its values become parameters.
         experiment: name of MLflow's experiment.
         device: what trains, if that is known.
         inputs: hashes of the inputs by name.
         versions: packages that made the model, if not those of this process.
         root: the project's root.
     """
+    named = ("method", "source", "target")
     tags = {
-        "method": adaptation.method,
-        "source": adaptation.source,
-        "target": adaptation.target,
+        **{name: str(getattr(settings, name)) for name in named if hasattr(settings, name)},
         **{f"input.{name}": digest for name, digest in (inputs or {}).items()},
         **{f"version.{name}": value for name, value in (versions or provenance.versions()).items()},
         **git_tags(root),
@@ -85,7 +84,7 @@ def plan_for(
         tags |= {"DVC_STAGE": stage, "mlflow.source.name": f"dvc stage {stage}", "mlflow.source.type": "JOB"}
     if dvc_root := os.environ.get("DVC_ROOT"):
         tags["DVC_ROOT"] = Path(dvc_root).name
-    return RunPlan(name, key, experiment, flatten(adaptation.model_dump(mode="json")), tags)
+    return RunPlan(name, key, experiment, flatten(settings.model_dump(mode="json")), tags)
 
 
 def open_run(client: MlflowClient, plan: RunPlan, root: str | Path = ".") -> str:

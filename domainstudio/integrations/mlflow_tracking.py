@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from domainstudio.config import Adaptation
+from domainstudio.config import Section
 from domainstudio.integrations import mlflow_store
 from domainstudio.integrations.mlflow_runs import RunPlan, is_refusal, log_records, open_run, plan_for
 
@@ -143,7 +143,7 @@ class NullTracker:
 def run_for(
     name: str,
     key: str,
-    adaptation: Adaptation,
+    settings: Section,
     inputs: Mapping[str, str] | None = None,
     *,
     experiment: str = "domainstudio",
@@ -155,7 +155,7 @@ def run_for(
     Args:
         name: the adaptation's name, and the run's.
         key: hash of the adaptation's parameters and inputs.
-        adaptation: the resolved adaptation; all its values become parameters of the run.
+        settings: the resolved adaptation, or the section `pretrain`; all its values become parameters of the run.
         inputs: hashes of the inputs by name, such as `source` and `shots`.
         experiment: name of MLflow's experiment (`registry.experiment`).
         device: what trains, such as `cpu` or `cuda`; None where that is not known yet.
@@ -168,7 +168,7 @@ def run_for(
     if int(os.environ.get("RANK", "0")) != 0:
         yield NullTracker()
         return
-    plan = plan_for(name, key, adaptation, experiment, device=device, inputs=inputs, root=root)
+    plan = plan_for(name, key, settings, experiment, device=device, inputs=inputs, root=root)
     tracker = RunTracker(plan, root)
     status = "FINISHED"
     try:

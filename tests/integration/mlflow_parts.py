@@ -84,7 +84,6 @@ def make_project(root: Path, seed: int = 0, key: str = KEY) -> Path:
     _write(root / "evaluation" / NAME / "metrics.json", json.dumps(METRICS))
     samples = {"steps": 4, "images": [{"file": "images/000000.png", "seed": 1000}]}
     _write(root / "samples/adapted" / NAME / "manifest.json", json.dumps(samples))
-    _write(root / "report.html", "<p>report")
     _write(root / "dvc.lock", yaml.safe_dump(_lock()))
     pictures = [f"samples/adapted/{NAME}/grid.png", f"training/{NAME}/previews/step-000040.png"]
     for path in [*pictures, "data/targets/ink/shots/contact_sheet.png"]:
