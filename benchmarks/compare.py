@@ -1,6 +1,6 @@
-"""Measure adaptations along their training, over seeds: one JSON record per adaptation, seed and step.
+r"""Measure adaptations along their training, over seeds: one JSON record per adaptation, seed and step.
 
-    python -m benchmarks.compare --adaptations ink-finetune ink-domainstudio --seeds 0 1 2 \\
+    python -m benchmarks.compare --adaptations ink-finetune ink-domainstudio --seeds 0 1 2 \
         --steps 100 200 400 800 --out benchmarks/results/ink.jsonl
 
 Needs what `dvc repro prepare_target@ink` makes. Goes on where it was interrupted; measured points are kept.

@@ -51,11 +51,13 @@ def save(folder: Path, step: int, state: Mapping[str, Any]) -> Path:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     save_file(tensors, partial / "state.safetensors")
-    (partial / "state.json").write_text(json.dumps({"format": 1, "step": step, "tree": tree}), encoding="utf-8")
+    (partial / "state.json").write_text(
+        json.dumps({"format": 1, "step": step, "tree": tree}), encoding="utf-8"
+    )
     for path in (*partial.iterdir(), partial):
         _fsync(path)
     shutil.rmtree(final, ignore_errors=True)
-    os.replace(partial, final)
+    partial.replace(final)
     _fsync(folder)
     for old in sorted(folder.glob("step-*"))[:-KEEP]:
         shutil.rmtree(old, ignore_errors=True)

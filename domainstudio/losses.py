@@ -171,7 +171,9 @@ def variational_bound(
     mean = x0_weight * predicted_x0.clamp(-1, 1) + xt_weight * xt
 
     kl = 0.5 * (
-        log_variance - log_posterior - 1
+        log_variance
+        - log_posterior
+        - 1
         + (log_posterior - log_variance).exp()
         + (true_mean - mean).square() * (-log_variance).exp()
     )
@@ -223,6 +225,6 @@ def _check_pairs(adapted: Tensor, source: Tensor) -> None:
     _check_same_shape(adapted, source)
     if len(adapted) < MIN_PAIRED_BATCH:
         raise TrainingError(
-            f"a pairwise loss needs at least {MIN_PAIRED_BATCH} images per batch, got {len(adapted)}: with fewer "
-            "it is identically 0. Raise finetune.batch_size"
+            f"a pairwise loss needs at least {MIN_PAIRED_BATCH} images per batch, got {len(adapted)}: with "
+            "fewer it is identically 0. Raise finetune.batch_size"
         )

@@ -60,7 +60,8 @@ def write_history(folder: Path, history: Sequence[Mapping[str, float]]) -> None:
 
 def model_card(record: Provenance, shots: ImageSet) -> str:
     """Return an adapted model's card, in Markdown with the hub's header."""
-    training, weights = record.params["training"], record.params["weights"]
+    params, inputs = record.params, record.inputs
+    training, weights = params["training"], params["weights"]
     active = ", ".join(f"{k} {v:g}" for k, v in weights.items() if isinstance(v, float) and v > 0)
     return f"""---
 library_name: diffusers
@@ -69,18 +70,18 @@ tags: [domainstudio, few-shot, domain-adaptation]
 
 # {record.adaptation}
 
-Source model `{record.params["source"]}`, adapted to the domain `{record.params["target"]}` from {len(shots)} images
-by the method `{record.params["method"]}`.
+Source model `{params["source"]}`, adapted to the domain `{params["target"]}` from {len(shots)} images by
+the method `{params["method"]}`.
 
 | | |
 |---|---|
 | loss weights | {active} |
 | pairwise reduction | {weights["pairwise_reduction"]} |
 | steps, batch, learning rate | {record.steps}, {training["batch_size"]}, {training["learning_rate"]:g} |
-| training images | {shots.origin}, SHA-256 `{record.inputs["shots"]}` |
+| training images | {shots.origin}, SHA-256 `{inputs["shots"]}` |
 | licence of the images | {shots.licence or "not stated"} |
 | attribution | {shots.attribution or "not stated"} |
-| source model | SHA-256 `{record.inputs["source"]}` |
+| source model | SHA-256 `{inputs["source"]}` |
 | run key | `{record.key}` |
 
 ```python
@@ -111,8 +112,10 @@ An unconditional pixel-space UNet of {images.resolution}x{images.resolution} pix
 | attribution | {images.attribution or "not stated"} |
 | image set | SHA-256 `{images.digest}` |
 | channels, attention | {unet["block_out_channels"]}, {unet["attention"]} |
-| noise | {noise["beta_schedule"]}, {noise["prediction_type"]}, zero terminal SNR: {noise["rescale_betas_zero_snr"]} |
-| steps, batch, learning rate | {len(history)}, {training["batch_size"]}, {training["learning_rate"]:g} ({training["lr_schedule"]}) |
+| noise | {noise["beta_schedule"]}, {noise["prediction_type"]} |
+| zero terminal signal-to-noise | {noise["rescale_betas_zero_snr"]} |
+| steps, batch | {training["steps"]}, {training["batch_size"]} |
+| learning rate | {training["learning_rate"]:g}, {training["lr_schedule"]} |
 | weight average, precision | {training["ema_decay"]}, {training["mixed_precision"]} |
 | mean loss of the last 500 steps | {sum(tail) / len(tail):.4f} |
 | training time | {history[-1]["seconds"] / 60:.0f} minutes |

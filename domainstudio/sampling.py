@@ -137,7 +137,9 @@ def load_samples(folder: str | Path) -> Images:
         paths = [folder / "images" / Path(entry["file"]).name for entry in manifest["images"]]
         return _read(paths)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{folder} is not a complete set of samples: {error}. Draw it again: stage sample") from error
+        raise DataError(
+            f"{folder} is not a complete set of samples: {error}. Draw it again: stage sample"
+        ) from error
 
 
 def _read(paths: Sequence[Path]) -> Images:

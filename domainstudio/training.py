@@ -57,6 +57,11 @@ class _Gather(torch.autograd.Function):
         return gradient.chunk(dist.get_world_size())[dist.get_rank()]
 
 
+def _gather(x: Tensor) -> Tensor:
+    joined: Tensor = _Gather.apply(x)  # type: ignore[no-untyped-call]
+    return joined
+
+
 class Tracker(Protocol):
     """Where a run's progress is logged. Called on the main process only."""
 
@@ -104,7 +109,7 @@ class Trainer:
         self.accelerator = Accelerator(mixed_precision=settings.mixed_precision)
         self.denoiser = denoiser.to(self.accelerator.device)
         if settings.gradient_checkpointing:
-            denoiser.network.enable_gradient_checkpointing()
+            denoiser.network.enable_gradient_checkpointing()  # type: ignore[operator]
         self.parameters = [p for p in denoiser.network.parameters() if p.requires_grad]
         _check_full_precision(self.parameters)
         optimizer = torch.optim.AdamW(
@@ -164,7 +169,8 @@ class Trainer:
 
     @cached_property
     def _network(self) -> torch.nn.Module:
-        return self.accelerator.unwrap_model(self.denoiser.network)
+        network: torch.nn.Module = self.accelerator.unwrap_model(self.denoiser.network)
+        return network
 
     def _step(self) -> dict[str, float]:
         """Make one optimiser step and return what to log."""
@@ -207,7 +213,7 @@ class Trainer:
         return values
 
     def _batch(self, micro: int) -> Tensor:
-        """Return this process's share of the global batch, drawn without replacement while that is possible."""
+        """Return this process's share of the global batch, without replacement where that is possible."""
         settings, number = self.settings, len(self.images)
         processes, rank = self.accelerator.num_processes, self.accelerator.process_index
         draw = generator(_BATCH, settings.seed, self.step, micro)
@@ -221,10 +227,11 @@ class Trainer:
         return images.to(self.accelerator.device)
 
     def _gather(self, x: Tensor) -> Tensor:
-        return x if self.accelerator.num_processes == 1 else _Gather.apply(x)
+        return x if self.accelerator.num_processes == 1 else _gather(x)
 
     def _mean(self, values: Tensor) -> list[float]:
-        return self.accelerator.reduce(values.detach().float(), "mean").tolist()
+        mean: list[float] = self.accelerator.reduce(values.detach().float(), "mean").tolist()
+        return mean
 
     def _due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.settings.steps
@@ -291,14 +298,14 @@ class Trainer:
 
     def _not_finite(self, what: str, value: float) -> str:
         return (
-            f"{what} is {value} at step {self.step + 1}; training stopped before it reached the weights. Lower "
-            f"learning_rate (now {self.settings.learning_rate}) or the weight of that term, or use "
+            f"{what} is {value} at step {self.step + 1}; training stopped before it reached the "
+            f"weights. Lower learning_rate (now {self.settings.learning_rate}) or the weight of that term, or use "
             "mixed_precision: no"
         )
 
 
 def previewer(settings: SampleSettings, number: int = 16) -> Callable[[Denoiser], Image.Image]:
-    """Return a function that draws a grid of the first `number` samples, from the sampling stage's own noise."""
+    """Return a function that draws a grid of a model's samples, from the sampling stage's own noise."""
 
     def preview(denoiser: Denoiser) -> Image.Image:
         from domainstudio.datasets.pictures import grid
@@ -328,5 +335,6 @@ def _check_images(images: NDArray[np.uint8], denoiser: Denoiser) -> None:
 def _check_full_precision(parameters: Sequence[Tensor]) -> None:
     if any(p.dtype != torch.float32 for p in parameters):
         raise TrainingError(
-            "trainable parameters must be float32: load the model in float32 and choose finetune.mixed_precision"
+            "trainable parameters must be float32: load the model in float32 and choose "
+            "finetune.mixed_precision"
         )

@@ -31,7 +31,9 @@ def tiny_images(number: int = 6, seed: int = 0) -> np.ndarray:
 
 def training_settings(**changes) -> TrainingSettings:
     """Return settings of a training of a few steps."""
-    return TrainingSettings(**{"steps": 6, "batch_size": 4, "learning_rate": 1e-3, "checkpoint_every": 2, **changes})
+    return TrainingSettings(
+        **{"steps": 6, "batch_size": 4, "learning_rate": 1e-3, "checkpoint_every": 2, **changes}
+    )
 
 
 PLAIN = LossWeights()

@@ -155,7 +155,7 @@ def run_for(
     Args:
         name: the adaptation's name, and the run's.
         key: hash of the adaptation's parameters and inputs.
-        settings: the resolved adaptation, or the section `pretrain`; all its values become parameters of the run.
+        settings: the resolved adaptation, or the section `pretrain`; its values become parameters.
         inputs: hashes of the inputs by name, such as `source` and `shots`.
         experiment: name of MLflow's experiment (`registry.experiment`).
         device: what trains, such as `cpu` or `cuda`; None where that is not known yet.

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def alpha_bar(noise_scheduler: DDPMScheduler, timesteps: Tensor, like: Tensor) -> Tensor:
     """Return ᾱ_t in float32, shaped (N, 1, ...) to multiply `like` with shape (N, ...)."""
-    values = noise_scheduler.alphas_cumprod.to(like.device)[timesteps]
+    values: Tensor = noise_scheduler.alphas_cumprod.to(like.device)[timesteps]
     return values.view(-1, *[1] * (like.ndim - 1))
 
 
@@ -48,7 +48,8 @@ def true_output(noise_scheduler: DDPMScheduler, x0: Tensor, noise: Tensor, times
     """Return what a perfect network would predict: the noise, or v = sqrt(ᾱ)·ε - sqrt(1 - ᾱ)·x0."""
     if noise_scheduler.config.prediction_type == "epsilon":
         return noise
-    return noise_scheduler.get_velocity(x0, noise, timesteps)
+    velocity: Tensor = noise_scheduler.get_velocity(x0, noise, timesteps)
+    return velocity
 
 
 def check_prediction_type(noise_scheduler: DDPMScheduler, where: str) -> None:
@@ -60,5 +61,6 @@ def check_prediction_type(noise_scheduler: DDPMScheduler, where: str) -> None:
     kind = noise_scheduler.config.prediction_type
     if kind not in ("epsilon", "v_prediction"):
         raise CheckpointError(
-            f"{where}: prediction_type {kind!r} is not supported; use a model that predicts epsilon or v_prediction"
+            f"{where}: prediction_type {kind!r} is not supported; use a model that predicts "
+            "epsilon or v_prediction"
         )

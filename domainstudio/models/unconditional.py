@@ -95,13 +95,17 @@ class UnconditionalDenoiser:
             CheckpointError: a part is missing, damaged, not safetensors, or of an unknown kind.
         """
         try:
-            network = UNet2DModel.from_pretrained(folder / "unet", use_safetensors=True, torch_dtype=torch.float32)
-            scheduler_class = {"DDPMScheduler": DDPMScheduler, "DDIMScheduler": DDIMScheduler}[index["scheduler"][1]]
+            network = UNet2DModel.from_pretrained(
+                folder / "unet", use_safetensors=True, torch_dtype=torch.float32
+            )
+            scheduler_class = {"DDPMScheduler": DDPMScheduler, "DDIMScheduler": DDIMScheduler}[
+                index["scheduler"][1]
+            ]
             scheduler = scheduler_class.from_pretrained(folder / "scheduler")
         except (OSError, KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(
-                f"{folder} is not a usable unconditional pipeline: {error}. It needs model_index.json, unet/ with "
-                "diffusion_pytorch_model.safetensors and scheduler/ of DDPMScheduler or DDIMScheduler"
+                f"{folder} is not a usable unconditional pipeline: {error}. It needs model_index.json, unet/ "
+                "with diffusion_pytorch_model.safetensors and scheduler/ of DDPMScheduler or DDIMScheduler"
             ) from error
         if network.config.num_class_embeds or network.config.class_embed_type:
             raise CheckpointError(f"{folder} is class-conditional; this version adapts unconditional models")

@@ -213,7 +213,12 @@ def test_pairs_are_formed_over_the_batch_of_all_processes(tmp_path):
     """Two processes of three images have the losses and gradients of one process with the six."""
     script = tmp_path / "processes.py"
     script.write_text(PROCESSES)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "ACCELERATE_USE_CPU": "true",
+    }
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1"]
     for prefix, name in ([sys.executable], "one"), ([*launch, f"--master-port={_free_port()}"], "two"):
         command = [*prefix, script, tmp_path / name, tmp_path / f"{name}.json"]

@@ -112,7 +112,9 @@ def test_one_command_makes_everything(project, first):
         assert set(metrics["references"]) == {"shots", "source", "domain"}
         assert len(list((project / f"samples/adapted/{name}/images").iterdir())) == 6
         assert len((project / f"training/{name}/losses.csv").read_text().splitlines()) == 7
-        assert sorted(p.name for p in (project / f"training/{name}/previews").iterdir())[-1] == "step-000006.png"
+        assert (
+            sorted(p.name for p in (project / f"training/{name}/previews").iterdir())[-1] == "step-000006.png"
+        )
     assert (project / "report.html").stat().st_size > 10_000
     header = (project / "training/ink-domainstudio/losses.csv").read_text().splitlines()[0]
     assert {"simple", "image", "high_frequency", "high_frequency_mse"} <= set(header.split(","))
@@ -153,7 +155,9 @@ def test_a_changed_weight_reruns_only_what_depends_on_it(project, first):
 def test_experiments_set_parameters(project, first):
     run(project, "git", "commit", "-q", "-a", "-m", "another weight")
     output = run(project, "dvc", "exp", "run", "-S", "evaluate.neighbours=1")
-    assert all(stage == "report" or stage.split("@")[0] in ("evaluate", "register") for stage in stages_run(output))
+    assert all(
+        stage == "report" or stage.split("@")[0] in ("evaluate", "register") for stage in stages_run(output)
+    )
     assert yaml.safe_load((project / "params.yaml").read_text())["evaluate"]["neighbours"] == 1
     assert "neighbours" in run(project, "dvc", "exp", "show", "--only-changed", "--csv")
 

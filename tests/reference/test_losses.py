@@ -23,9 +23,7 @@ def rows(x):
     flat = [image.ravel() for image in x]
     result = []
     for i, a in enumerate(flat):
-        cosines = [
-            a @ b / (np.linalg.norm(a) * np.linalg.norm(b)) for j, b in enumerate(flat) if j != i
-        ]
+        cosines = [a @ b / (np.linalg.norm(a) * np.linalg.norm(b)) for j, b in enumerate(flat) if j != i]
         powers = [math.exp(c) for c in cosines]
         result.append([p / sum(powers) for p in powers])
     return result
@@ -116,7 +114,9 @@ def test_variational_bound_is_the_kl_of_the_true_posterior():
             Normal(mean(x0[i]), beta_tilde.sqrt()), Normal(mean(x0_hat), (0.5 * log_variance).exp())
         )
         expected.append(10 * kl.mean().item() / math.log(2))
-    np.testing.assert_allclose(losses.variational_bound(x0, xt, eps, variance, t, alphas), expected, rtol=1e-6)
+    np.testing.assert_allclose(
+        losses.variational_bound(x0, xt, eps, variance, t, alphas), expected, rtol=1e-6
+    )
 
 
 def test_variational_bound_at_the_first_timestep_is_a_likelihood():
@@ -131,7 +131,9 @@ def test_variational_bound_at_the_first_timestep_is_a_likelihood():
     normal = Normal(x0, scale)
     probability = (normal.cdf(x0 + 1 / 255) - normal.cdf(x0 - 1 / 255)).flatten(1)
     expected = -10 * probability.log().mean(1) / math.log(2)
-    np.testing.assert_allclose(losses.variational_bound(x0, xt, noise, wide, zero, alphas), expected, rtol=1e-6)
+    np.testing.assert_allclose(
+        losses.variational_bound(x0, xt, noise, wide, zero, alphas), expected, rtol=1e-6
+    )
 
 
 def test_variational_bound_trains_only_the_variance():

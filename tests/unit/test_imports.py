@@ -30,7 +30,14 @@ def test_no_core_module_needs_the_pipelines_packages():
 
 
 @pytest.mark.parametrize(
-    "module", ["domainstudio", "domainstudio.config", "domainstudio.datasets", "domainstudio.sampling", "domainstudio.report"]
+    "module",
+    [
+        "domainstudio",
+        "domainstudio.config",
+        "domainstudio.datasets",
+        "domainstudio.sampling",
+        "domainstudio.report",
+    ],
 )
 def test_light_modules_do_not_import_torch(module):
     result = run(blocking("torch", "diffusers") + f"import {module}")

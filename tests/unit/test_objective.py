@@ -115,13 +115,17 @@ def test_the_variational_term_is_there_with_a_learned_variance_only():
 def test_a_shared_timestep_is_shared_and_the_range_is_kept():
     model = tiny_denoiser()
     shared = [
-        noisy_batch(model, images(), training_settings(timesteps="shared"), torch.Generator().manual_seed(s)).timesteps
+        noisy_batch(
+            model, images(), training_settings(timesteps="shared"), torch.Generator().manual_seed(s)
+        ).timesteps
         for s in range(20)
     ]
     assert all(len(set(t.tolist())) == 1 for t in shared)
     assert len({t[0].item() for t in shared}) > 10
     low = [
-        noisy_batch(model, images(), training_settings(max_timestep=0.1), torch.Generator().manual_seed(s)).timesteps
+        noisy_batch(
+            model, images(), training_settings(max_timestep=0.1), torch.Generator().manual_seed(s)
+        ).timesteps
         for s in range(20)
     ]
     assert 80 < torch.cat(low).max() < 100
@@ -133,8 +137,12 @@ def test_a_perfect_prediction_gives_x0_and_noise_back(prediction_type):
     batch = batch_of(model, max_timestep=0.8)
     scheduler = model.noise_scheduler
     output = true_output(scheduler, batch.x0, batch.noise, batch.timesteps)
-    torch.testing.assert_close(to_x0(scheduler, output, batch.xt, batch.timesteps), batch.x0, atol=1e-4, rtol=0)
-    torch.testing.assert_close(to_eps(scheduler, output, batch.xt, batch.timesteps), batch.noise, atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        to_x0(scheduler, output, batch.xt, batch.timesteps), batch.x0, atol=1e-4, rtol=0
+    )
+    torch.testing.assert_close(
+        to_eps(scheduler, output, batch.xt, batch.timesteps), batch.noise, atol=1e-4, rtol=0
+    )
 
 
 def test_x0_matches_diffusers_own_conversion():
