@@ -299,8 +299,8 @@ class Trainer:
     def _not_finite(self, what: str, value: float) -> str:
         return (
             f"{what} is {value} at step {self.step + 1}; training stopped before it reached the "
-            f"weights. Lower learning_rate (now {self.settings.learning_rate}) or the weight of that term, or use "
-            "mixed_precision: no"
+            f"weights. Lower learning_rate (now {self.settings.learning_rate}) or the weight of that "
+            "term, or use mixed_precision: no"
         )
 
 
