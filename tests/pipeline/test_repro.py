@@ -162,34 +162,68 @@ def test_experiments_set_parameters(project, first):
     assert "neighbours" in run(project, "dvc", "exp", "show", "--only-changed", "--csv")
 
 
+def killed(project, *command, at):
+    """Start a stage and kill it once a checkpoint of step `at` or later is there."""
+    before = set((project / ".checkpoints").glob("*/step-*"))
+    process = subprocess.Popen(
+        [sys.executable, "-m", *command], cwd=project, env=environment(), stdout=subprocess.DEVNULL
+    )
+    while process.poll() is None:
+        new = {path.name for path in set((project / ".checkpoints").glob("*/step-*")) - before}
+        if any(name >= f"step-{at:07d}" for name in new):
+            process.send_signal(signal.SIGKILL)
+        time.sleep(0.02)
+    assert process.wait() == -signal.SIGKILL
+
+
+def runs_with(project, condition):
+    """Return status and logged steps of every MLflow run that fits a condition."""
+    script = f"""
+import mlflow, json
+client = mlflow.MlflowClient("sqlite:///mlflow.db")
+experiment = client.get_experiment_by_name("domainstudio").experiment_id
+found = [
+    [run.info.status, [m.step for m in client.get_metric_history(run.info.run_id, "simple")]]
+    for run in client.search_runs([experiment], {condition!r})
+]
+print("RESULT", json.dumps(found))
+"""
+    return json.loads(run(project, sys.executable, "-c", script).split("RESULT ")[1])
+
+
 def test_a_killed_training_goes_on_in_the_same_run(project, first):
     def longer(values):
         values["adaptations"]["ink-finetune"]["finetune"] = {"steps": 60, "checkpoint_every": 5}
 
     change(project, longer)
-    command = [sys.executable, "-m", "stages.finetune", "ink-finetune"]
-    before = set((project / ".checkpoints").glob("*/step-*"))
-    process = subprocess.Popen(command, cwd=project, env=environment(), stdout=subprocess.DEVNULL)
-    while process.poll() is None:
-        new = {p.name for p in set((project / ".checkpoints").glob("*/step-*")) - before}
-        if any(name >= "step-0000020" for name in new):
-            process.send_signal(signal.SIGKILL)
-        time.sleep(0.02)
-    assert process.wait() == -signal.SIGKILL
+    killed(project, "stages.finetune", "ink-finetune", at=20)
     output = run(project, "dvc", "repro", "finetune@ink-finetune")
     assert "going on from step" in output
-    script = """
-import mlflow, json
-client = mlflow.MlflowClient("sqlite:///mlflow.db")
-experiment = client.get_experiment_by_name("domainstudio").experiment_id
-runs = client.search_runs([experiment], "params.`training.steps` = '60'")
-steps = [m.step for m in client.get_metric_history(runs[0].info.run_id, "simple")]
-print("RESULT", json.dumps([len(runs), runs[0].info.status, steps]))
-"""
-    result = run(project, sys.executable, "-c", script)
-    number, status, steps = json.loads(result.split("RESULT ")[1])
-    assert (number, status) == (1, "FINISHED")
+    [[status, steps]] = runs_with(project, "params.`training.steps` = '60'")
+    assert status == "FINISHED"
     assert sorted(steps) == list(range(1, 61))
+
+
+def test_a_killed_pretraining_goes_on_by_name(project, first):
+    def small(values):
+        values["pretrain"]["unet"] = {
+            "block_out_channels": [8, 16],
+            "attention": [False, True],
+            "attention_head_dim": 8,
+            "norm_num_groups": 4,
+        }
+        values["pretrain"]["training"] |= {"steps": 31, "batch_size": 4, "checkpoint_every": 5}
+        values["pretrain"]["training"]["preview_every"] = 0
+
+    change(project, small)
+    killed(project, "stages.pretrain", at=10)
+    run(project, "dvc", "unfreeze", "pretrain")
+    output = run(project, "dvc", "repro", "--single-item", "pretrain")
+    assert "going on from step" in output
+    [[status, steps]] = runs_with(project, "params.`training.steps` = '31'")
+    assert status == "FINISHED"
+    assert sorted(steps) == list(range(1, 32))
+    assert "Source model of the demo" in (project / "models/sources/noto/README.md").read_text()
 
 
 def test_a_bad_parameter_is_one_clean_line(project, first):
