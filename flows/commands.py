@@ -33,6 +33,11 @@ USER_ERROR_STATUS = 2
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _LOCKED = ("Unable to acquire lock", "is busy, it is being blocked by")
 _UNCHANGED = re.compile(r"^Stage '.*' (didn't change, skipping|is cached - skipping run)")
+_HINTS = re.compile(
+    r"To track the changes with git|\s+git add |To enable auto staging|\s+dvc config core.autostage"
+    r"|Use `dvc push`|Data and pipelines are up to date|(Generating|Updating) lock file"
+)
+"""What DVC tells a person at a terminal after every stage."""
 _EXITED = re.compile(r"exited with (-?\d+)$")
 _LINE_LIMIT = 2000
 
@@ -184,17 +189,18 @@ def environment(base: Mapping[str, str]) -> dict[str, str]:
 def _stream(pipe: IO[bytes], log: Log, tail: deque[str]) -> None:
     logged = float("-inf")
     # newline="" keeps the terminators, which tell a redrawn progress bar (\r) from a line (\n).
-    for raw in TextIOWrapper(pipe, encoding="utf-8", errors="replace", newline=""):
-        line = _ESCAPES.sub("", raw).rstrip()[:_LINE_LIMIT]
-        if not line:
-            continue
-        if raw.endswith("\r"):
-            if time.monotonic() - logged < PROGRESS_SECONDS:
+    with TextIOWrapper(pipe, encoding="utf-8", errors="replace", newline="") as lines:
+        for raw in lines:
+            line = _ESCAPES.sub("", raw).rstrip()[:_LINE_LIMIT]
+            if not line or _HINTS.match(line):
                 continue
-            logged = time.monotonic()
-        else:
-            tail.append(line)
-        log(line)
+            if raw.endswith("\r"):
+                if time.monotonic() - logged < PROGRESS_SECONDS:
+                    continue
+                logged = time.monotonic()
+            else:
+                tail.append(line)
+            log(line)
 
 
 def _stage_status(status: int, tail: Sequence[str]) -> int:

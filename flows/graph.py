@@ -37,17 +37,19 @@ class Stage:
         return self.address.partition("@")[2] or None
 
 
-def read(root: str | Path = ".") -> dict[str, Stage]:
-    """Return every stage of a DVC repository by its address.
+def read() -> dict[str, Stage]:
+    """Return every stage of the current folder's DVC repository by its address.
+
+    DVC writes addresses relative to the current folder: nothing else can be read rightly.
 
     Raises:
-        ConfigError: `root` is in no DVC repository, `dvc.yaml` is not usable, or a `meta.gpu` is no count.
+        ConfigError: there is no DVC repository, `dvc.yaml` is not usable, or a `meta.gpu` is no count.
     """
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
     try:
-        with Repo(str(root)) as repo:
+        with Repo() as repo:
             graph = repo.index.graph
             return {
                 stage.addressing: Stage(
@@ -60,17 +62,44 @@ def read(root: str | Path = ".") -> dict[str, Stage]:
                 for stage in graph
             }
     except DvcException as error:
-        raise ConfigError(f"{Path(root).resolve()}: DVC cannot read the pipeline: {error}") from error
+        raise ConfigError(f"{Path.cwd()}: DVC cannot read the pipeline: {error}") from error
+
+
+def unchanged(stages: Mapping[str, Stage]) -> frozenset[str]:
+    """Return the stages that `dvc repro` would skip as they and all that they need are up to date.
+
+    One look at everything, where starting DVC for each stage takes a second or two. Empty while another
+    process holds DVC's lock: each stage is then asked one by one.
+    """
+    from dvc.lock import LockError
+    from dvc.repo import Repo
+
+    try:
+        with Repo() as repo:
+            return settled(stages, set(repo.status()))
+    except LockError:
+        return frozenset()
+
+
+def settled(stages: Mapping[str, Stage], changed: Collection[str]) -> frozenset[str]:
+    """Return the stages that are not `changed` and need none that is; a frozen one needs nothing."""
+    order = TopologicalSorter({address: stage.upstream for address, stage in stages.items()})
+    found: set[str] = set()
+    for address in order.static_order():
+        needed = () if stages[address].frozen else stages[address].upstream
+        if address not in changed and found.issuperset(needed):
+            found.add(address)
+    return frozenset(found)
 
 
 def select(stages: Mapping[str, Stage], names: Iterable[str] = ()) -> dict[str, Stage]:
     """Return the stages to run, in an order in which each comes after all that it needs.
 
     Without `names` these are all stages but the frozen ones. A name is a stage's address or a key
-    (`ink` for every `...@ink`), and brings all that these stages need, with two exceptions. What a frozen
-    stage would need is not made, as in `dvc repro`. And a stage without a key that gathers a whole group,
-    as the report does, does not bring the group's other members: adapting one model must not train all,
-    and the report shows what is there.
+    (`ink` for every `...@ink` and for what gathers them, as the report does), and brings all that these
+    stages need, with two exceptions. What a frozen stage would need is not made, as in `dvc repro`. And
+    what gathers does not bring other members of a group: adapting one model must not train all, and the
+    report shows what is there.
 
     Raises:
         ConfigError: a name fits no stage.
@@ -97,7 +126,9 @@ def _seeds(stages: Mapping[str, Stage], names: Collection[str]) -> set[str]:
             f"no stage of dvc.yaml is called or ends with {', '.join(map(repr, unknown))}. Known are the "
             f"keys {', '.join(keys) or '(none)'}, and every name that `dvc stage list` shows"
         )
-    return {address for address, stage in stages.items() if address in names or stage.key in names}
+    keyed = {address for address, stage in stages.items() if stage.key in names}
+    gathering = {a for a, stage in stages.items() if stage.key is None and keyed.intersection(stage.upstream)}
+    return keyed | gathering | set(names).intersection(stages)
 
 
 def _closure(stages: Mapping[str, Stage], seeds: set[str], names: Collection[str]) -> set[str]:

@@ -43,6 +43,7 @@ class _Run:
         self.commands = Commands(root)
         self.slots = slots
         self.force = force
+        self.unchanged: frozenset[str] = frozenset()
         self.running: set[str] = set()
         self.outcomes: dict[str, Outcome] = {}
         self.failures: dict[str, StageFailedError] = {}
@@ -70,6 +71,9 @@ class _Run:
         )
 
     def _repro(self, stage: graph.Stage) -> State[Any]:
+        if stage.address in self.unchanged:
+            self.outcomes[stage.address] = Outcome(cached=True, seconds=0.0)
+            return _cached()
         logger = get_run_logger()
         commands = self.commands
         try:
@@ -85,7 +89,7 @@ class _Run:
         self.failures.pop(stage.address, None)
         self.outcomes[stage.address] = outcome
         if outcome.cached:
-            return Completed(name="Cached", message="DVC: its outputs are up to date")
+            return _cached()
         return Completed(message=f"ran {outcome.seconds:.1f} s")
 
     @contextlib.contextmanager
@@ -107,6 +111,10 @@ class _Run:
         return Row(address, "failed" if state is not None and state.is_crashed() else "not run")
 
 
+def _cached() -> State[Any]:
+    return Completed(name="Cached", message="its outputs are up to date")
+
+
 @flow(name="adapt", task_runner=cast(Any, ThreadPoolTaskRunner()), persist_result=False)
 def adapt(
     adaptations: list[str] | None = None,
@@ -126,11 +134,14 @@ def adapt(
         retry_delay: Seconds before each.
     """
     root = Path.cwd()
-    stages = graph.select(graph.read(root), adaptations or ())
+    known = graph.read()
+    stages = graph.select(known, adaptations or ())
     slots = gpu_slots.from_server(gpus)
     for stage in stages.values():
         slots.check(stage.address, stage.gpus)
     run = _Run(root, slots, force=force)
+    if not force:
+        run.unchanged = graph.unchanged(known)
     futures: dict[str, PrefectFuture[State[Any]]] = {}
     try:
         for stage in stages.values():
@@ -143,7 +154,9 @@ def adapt(
         # KeyboardInterrupt, and Prefect's TerminationSignal for SIGTERM, arrive in this thread.
         run.commands.stop()
         raise
-    return _finish(run, {address: future.state for address, future in futures.items()}, cancelled)
+    states = {address: future.state for address, future in futures.items()}
+    _close_unstarted(stages, run, futures, states)
+    return _finish(run, states, cancelled)
 
 
 def _watch(run: _Run, futures: Mapping[str, PrefectFuture[State[Any]]]) -> bool:
@@ -191,6 +204,21 @@ def _cancel_requested() -> bool:
         state = get_client(sync_client=True).read_flow_run(context.flow_run.id).state
         return state is not None and (state.is_cancelling() or state.is_cancelled())
     return False
+
+
+def _close_unstarted(
+    stages: Mapping[str, graph.Stage],
+    run: _Run,
+    futures: Mapping[str, PrefectFuture[State[Any]]],
+    states: Mapping[str, State[Any]],
+) -> None:
+    """End the tasks that wait for ever as `NotReady`: it looks as if something were still to come."""
+    client = get_client(sync_client=True)
+    for address in (address for address, state in states.items() if state.is_pending()):
+        missing = ", ".join(name for name in stages[address].upstream if name not in run.outcomes)
+        state: State[Any] = Cancelled(name="NotRun", message=f"It needs {missing}")
+        with _unimportant("tasks that were not run"):
+            client.set_task_run_state(futures[address].task_run_id, state, force=True)
 
 
 def _finish(run: _Run, states: Mapping[str, State[Any]], cancelled: bool) -> State[Any]:
