@@ -12,7 +12,7 @@ from domainstudio.errors import DomainStudioError
 
 
 def run(main: Callable[[], None]) -> None:
-    """Call a stage's `main`; a `DomainStudioError` becomes `error: ...` on stderr and exit status 1.
+    """Call a stage's `main`; a `DomainStudioError` becomes `error: ...` on stderr and exit status 2.
 
     Other exceptions are defects and keep their traceback.
     """
@@ -20,7 +20,7 @@ def run(main: Callable[[], None]) -> None:
         main()
     except DomainStudioError as error:
         print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
+        raise SystemExit(2) from None
 
 
 @contextmanager

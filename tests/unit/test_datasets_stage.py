@@ -100,7 +100,7 @@ def test_run_reports_expected_errors_and_lets_defects_through(capsys: pytest.Cap
 
     with pytest.raises(SystemExit) as caught:
         run(expected)
-    assert caught.value.code == 1 and capsys.readouterr().err == "error: no images\n"
+    assert caught.value.code == 2 and capsys.readouterr().err == "error: no images\n"
     with pytest.raises(ZeroDivisionError):
         run(lambda: print(1 / 0))
 

@@ -97,5 +97,5 @@ def test_an_unknown_adaptation_is_one_clean_line(project, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["evaluate", "nothing"])
     with pytest.raises(SystemExit) as stop:
         run(evaluate.main)
-    assert stop.value.code == 1
+    assert stop.value.code == 2
     assert capsys.readouterr().err.startswith("error: adaptations has no 'nothing'")
