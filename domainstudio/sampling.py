@@ -101,7 +101,8 @@ def sample_to_folder(denoiser: Denoiser, folder: Path, settings: SampleSettings,
     seeds = [settings.seed + i for i in range(settings.number)]
     paths = [folder / "images" / f"{i:06d}.png" for i in range(settings.number)]
     (folder / "images").mkdir(parents=True, exist_ok=True)
-    with tqdm(total=settings.number, unit="image", desc=f"sample {manifest.get('model', folder.name)}") as progress:
+    title = f"sample {manifest.get('model', folder.name)}"
+    with tqdm(total=settings.number, unit="image", desc=title) as progress:
         for start in range(0, settings.number, settings.batch_size):
             batch = slice(start, start + settings.batch_size)
             if not all(path.is_file() for path in paths[batch]):
