@@ -201,9 +201,9 @@ class LossWeights(Section):
     clamp_x0: bool = True
     """Clamp predicted x0 to the image range before the terms on x0, so that large t does not dominate."""
     noise_weighting: Literal["none", "alpha_bar", "one_minus_alpha_bar"] = "none"
-    """Weight of each image in the terms on x0, by its noise level: `alpha_bar` trusts clean predictions, as a
-    one-step x0 means little at large t; `one_minus_alpha_bar` holds the structure, which is decided there,
-    and leaves the details free."""
+    """Weight of each image in `image` and `high_frequency`, by its noise level: `alpha_bar` trusts clean
+    predictions, as a one-step x0 means little at large t; `one_minus_alpha_bar` holds the structure, which is
+    decided there, and leaves the details free."""
 
     @property
     def pairwise(self) -> bool:

@@ -113,12 +113,11 @@ class Objective:
             return {}
         x0_adapted = self._x0(self.adapted, prediction, batch)
         images = self.adapted.decode(batch.x0)
-        trust = self._trust(batch.timesteps)
         terms = {}
         if weights.high_frequency_mse > 0:
-            terms["high_frequency_mse"] = (trust * losses.high_frequency_mse(x0_adapted, images)).mean()
+            terms["high_frequency_mse"] = losses.high_frequency_mse(x0_adapted, images).mean()
         if weights.laplacian > 0:
-            terms["laplacian"] = (trust * losses.laplacian_similarity(x0_adapted, images)).mean()
+            terms["laplacian"] = losses.laplacian_similarity(x0_adapted, images).mean()
         if weights.reconstruction > 0:
             terms["reconstruction"] = losses.mean_squared_error(x0_adapted, images).mean()
         return terms
@@ -155,7 +154,7 @@ class Objective:
         return x0.clamp(-1, 1) if self.weights.clamp_x0 else x0
 
     def _trust(self, timesteps: Tensor) -> Tensor:
-        """Return each image's weight in the terms on x0."""
+        """Return each image's weight in the similarity terms."""
         a = alpha_bar(self.adapted.noise_scheduler, timesteps, timesteps)
         weighting = {"none": torch.ones_like(a), "alpha_bar": a, "one_minus_alpha_bar": 1 - a}
         return weighting[self.weights.noise_weighting]
