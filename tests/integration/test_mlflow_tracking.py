@@ -140,7 +140,7 @@ def test_what_a_run_says_of_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "version.torch" in found
     assert not any(str(tmp_path) in value for value in found.values())
     params = dict(rows(database, "select key, value from params"))
-    assert params["weights.high_frequency"] == "0.5"
+    assert params["weights.high_frequency"] == str(ADAPTATION.weights.high_frequency)
     assert params["training.steps"] == str(ADAPTATION.training.steps)
     assert [p.name for p in tmp_path.glob("mlartifacts/*/artifacts/previews/*")] == ["step-000100.png"]
 

@@ -78,7 +78,7 @@ def test_an_error_is_one_clean_message_and_loses_nothing(project: Path) -> None:
     before = ImageSet.load(project / "data/targets/ink/shots").digest
     (project / "images/zz.png").write_bytes(b"x")
     done = stage(project, "target", "ink")
-    assert (done.returncode, done.stdout) == (1, "")
+    assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(
         "error: images: 1 of 13 images cannot be used:\n  images/zz.png: not a readable"
     )
@@ -89,7 +89,7 @@ def test_an_error_is_one_clean_message_and_loses_nothing(project: Path) -> None:
 
 def test_wrong_names_are_named(project: Path) -> None:
     done = stage(project, "target", "inc")
-    assert (done.returncode, done.stderr) == (1, "error: targets has no 'inc'; there are ['ink']\n")
+    assert (done.returncode, done.stderr) == (2, "error: targets has no 'inc'; there are ['ink']\n")
     for arguments in (["target"], ["source", "ink"], ["sauce"], []):
         assert stage(project, *arguments).returncode == 2
 
