@@ -35,7 +35,11 @@ class NoisyBatch:
 
 
 def noisy_batch(
-    denoiser: Denoiser, images: Tensor, settings: TrainingSettings, generator: torch.Generator
+    denoiser: Denoiser,
+    images: Tensor,
+    settings: TrainingSettings,
+    generator: torch.Generator,
+    shared: torch.Generator,
 ) -> NoisyBatch:
     """Add noise to images; all draws are made on the CPU, so they are the same on every device.
 
@@ -43,13 +47,17 @@ def noisy_batch(
         denoiser: encodes, and knows the noise levels.
         images: in [-1, 1], with shape (N, 3, H, W), on the training device.
         settings: how timesteps are drawn.
-        generator: a CPU generator.
+        generator: a CPU generator of this process.
+        shared: a CPU generator that draws the same in every process, for a timestep that all share.
     """
     x0 = denoiser.encode(images)
     noise_scheduler = denoiser.noise_scheduler
     top = max(1, round(settings.max_timestep * noise_scheduler.config.num_train_timesteps))
-    draws = 1 if settings.timesteps == "shared" else len(x0)
-    timesteps = torch.randint(top, (draws,), generator=generator).expand(len(x0)).to(x0.device)
+    if settings.timesteps == "shared":
+        timesteps = torch.randint(top, (1,), generator=shared).expand(len(x0))
+    else:
+        timesteps = torch.randint(top, (len(x0),), generator=generator)
+    timesteps = timesteps.to(x0.device)
     noise = torch.randn(x0.shape, generator=generator).to(x0)
     xt = noise_scheduler.add_noise(x0, noise, timesteps)
     return NoisyBatch(x0, noise, timesteps, xt)

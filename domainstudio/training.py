@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 Record = Mapping[str, float]
 """One step's log: `step`, `timestamp` in ms, `seconds` of training, and the values."""
 
-_BATCH, _NOISE = 0, 1  # what a generator is for
+_BATCH, _NOISE, _TIMESTEP = 0, 1, 2  # what a generator is for
 
 
 class _Gather(torch.autograd.Function):
@@ -198,7 +198,8 @@ class Trainer:
         images = self._batch(micro)
         noise = generator(_NOISE, settings.seed, rank, self.step, micro)
         torch.manual_seed(noise.initial_seed())  # dropout draws from the global generator
-        batch = noisy_batch(self.denoiser, images, settings, noise)
+        shared = generator(_TIMESTEP, settings.seed, self.step, micro)
+        batch = noisy_batch(self.denoiser, images, settings, noise, shared)
         terms = self.objective(batch)
         total = self.objective.total(terms)
         logged = {"total": total, **terms}

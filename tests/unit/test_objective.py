@@ -11,12 +11,16 @@ from domainstudio.objective import Objective, noisy_batch
 from tests.models import DOMAINSTUDIO, PAIRWISE_L2, PLAIN, tiny_denoiser, tiny_images, training_settings
 
 
+def generator(seed):
+    return torch.Generator().manual_seed(seed)
+
+
 def images(number=4):
     return torch.from_numpy(tiny_images(number)).float() / 127.5 - 1
 
 
 def batch_of(denoiser, **settings):
-    return noisy_batch(denoiser, images(), training_settings(**settings), torch.Generator().manual_seed(1))
+    return noisy_batch(denoiser, images(), training_settings(**settings), generator(1), generator(2))
 
 
 def objective(adapted, source, weights):
@@ -113,22 +117,22 @@ def test_the_variational_term_is_there_with_a_learned_variance_only():
     assert terms["vlb"].isfinite()
 
 
-def test_a_shared_timestep_is_shared_and_the_range_is_kept():
-    model = tiny_denoiser()
-    shared = [
-        noisy_batch(
-            model, images(), training_settings(timesteps="shared"), torch.Generator().manual_seed(s)
-        ).timesteps
-        for s in range(20)
-    ]
-    assert all(len(set(t.tolist())) == 1 for t in shared)
-    assert len({t[0].item() for t in shared}) > 10
-    low = [
-        noisy_batch(
-            model, images(), training_settings(max_timestep=0.1), torch.Generator().manual_seed(s)
-        ).timesteps
-        for s in range(20)
-    ]
+def timesteps(seed, shared, **settings):
+    batch = noisy_batch(
+        tiny_denoiser(), images(), training_settings(**settings), generator(seed), generator(shared)
+    )
+    return batch.timesteps
+
+
+def test_a_shared_timestep_is_shared_by_all_images_and_processes():
+    drawn = [timesteps(seed=rank, shared=step, timesteps="shared") for step in range(20) for rank in (0, 1)]
+    assert all(len(set(t.tolist())) == 1 for t in drawn)
+    assert all(torch.equal(a, b) for a, b in zip(drawn[::2], drawn[1::2], strict=True))
+    assert len({t[0].item() for t in drawn}) > 10
+
+
+def test_the_range_of_timesteps_is_kept():
+    low = [timesteps(seed=s, shared=s, max_timestep=0.1) for s in range(20)]
     assert 80 < torch.cat(low).max() < 100
 
 
