@@ -50,7 +50,9 @@ def main() -> None:
     if trainer.accelerator.is_main_process:
         training = Path("training") / name
         provenance.write_history(training, history)
-        shutil.copytree(workspace / "previews", training / "previews", dirs_exist_ok=True)
+        (training / "previews").mkdir(exist_ok=True)
+        if (workspace / "previews").is_dir():  # preview_every 0 makes none
+            shutil.copytree(workspace / "previews", training / "previews", dirs_exist_ok=True)
         model_folder = Path("models/adapted") / name
         denoiser.save(model_folder)
         record = provenance.Provenance(

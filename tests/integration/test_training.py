@@ -124,6 +124,12 @@ def test_a_loss_that_is_not_finite_never_reaches_the_weights(tmp_path):
     assert same(before, weights_of(training))
 
 
+def test_a_state_beyond_the_last_step_is_refused(tmp_path):
+    trainer(tmp_path, steps=4).train()
+    with pytest.raises(TrainingError, match=r"is at step 4, beyond the 2 asked for.*Delete"):
+        trainer(tmp_path, steps=2).train()
+
+
 def test_images_of_another_size_are_refused(tmp_path):
     images = np.zeros((4, 3, 16, 16), np.uint8)
     with pytest.raises(TrainingError, match=r"16x16 pixels and the model 8x8.*prepare.resolution"):
