@@ -263,8 +263,8 @@ class Trainer:
         self.step, state = found
         if self.step > self.settings.steps:
             raise TrainingError(
-                f"{self.checkpoints} is at step {self.step}, beyond the {self.settings.steps} asked for. Delete "
-                "that folder, or ask for more steps"
+                f"{self.checkpoints} is at step {self.step}, beyond the {self.settings.steps} asked for. "
+                "Delete that folder, or ask for more steps"
             )
         self._network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
