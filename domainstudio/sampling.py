@@ -52,10 +52,7 @@ def sample(
     stepper.set_timesteps(steps)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     options: dict[str, Any] = {} if scheduler == "ddim" else {"generator": generators}
-    xt = initial_noise(list(seeds), denoiser.shape)
-    for generator in generators:  # go on after x_T, as diffusers' pipelines do
-        torch.randn((1, *denoiser.shape), generator=generator)
-    xt = xt.to(device) * stepper.init_noise_sigma
+    xt = initial_noise(generators, denoiser.shape).to(device) * stepper.init_noise_sigma
     with torch.inference_mode():
         for timestep in stepper.timesteps:
             scaled = stepper.scale_model_input(xt, timestep)

@@ -17,10 +17,10 @@ def generator(*key: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(state[0]) << 31 ^ int(state[1]))
 
 
-def initial_noise(seeds: list[int], shape: tuple[int, int, int]) -> Tensor:
-    """Return x_T of each seed, with shape (len(seeds), C, H, W).
+def initial_noise(generators: list[torch.Generator], shape: tuple[int, int, int]) -> Tensor:
+    """Draw x_T from each image's own CPU generator, with shape (len(generators), C, H, W).
 
     Drawn on the CPU as diffusers' pipelines do for a list of generators, so the same seed gives the same
     picture there, on every device and in every model of the same shape.
     """
-    return torch.cat([torch.randn((1, *shape), generator=torch.Generator().manual_seed(s)) for s in seeds])
+    return torch.cat([torch.randn((1, *shape), generator=each) for each in generators])

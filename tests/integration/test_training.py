@@ -99,13 +99,19 @@ def test_the_tracker_is_never_ahead_of_the_last_checkpoint(tmp_path):
 
 
 def test_gradient_accumulation_averages_the_micro_batches(tmp_path):
-    """Two micro-steps of the same 6 images are one step of them, but for the noise drawn."""
-    training = trainer(tmp_path, PLAIN, steps=1, gradient_accumulation_steps=2)
-    calls = []
-    training._micro_step = lambda micro: calls.append(micro) or {"total": float(micro)}
-    training.accelerator.clip_grad_norm_ = lambda *_: torch.tensor(1.0)
-    assert training._step()["total"] == 0.5
-    assert calls == [0, 1]
+    def gradients(**settings):
+        training = trainer(tmp_path, PLAIN, steps=1, **settings)
+        yield training
+        for micro in range(settings.get("gradient_accumulation_steps", 1)):
+            training._micro_step(micro)
+        yield [p.grad.clone() for p in training.parameters]
+
+    _, accumulated = gradients(gradient_accumulation_steps=2)
+    training, first = gradients()
+    training.optimizer.zero_grad()
+    training._micro_step(1)
+    for both, one, other in zip(accumulated, first, training.parameters, strict=True):
+        torch.testing.assert_close(both, (one + other.grad) / 2)
 
 
 def test_a_batch_holds_every_image_once_where_it_can(tmp_path):

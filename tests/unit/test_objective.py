@@ -103,6 +103,26 @@ def test_images_are_weighted_by_their_noise_level(weighting):
         torch.testing.assert_close(terms[name], plain_terms[name])
 
 
+@pytest.mark.parametrize("option", [{"pairwise_center": True}, {"pairwise_temperature": 0.2}])
+def test_options_of_the_similarities(option):
+    adapted, source = tiny_denoiser(0), tiny_denoiser(1)
+    batch = batch_of(adapted)
+    weights = DOMAINSTUDIO.model_copy(update={**option, "clamp_x0": False})
+    term = objective(adapted, source, weights)(batch)["image"].detach()
+
+    def rows(model):
+        with torch.no_grad():
+            output = model.predict(batch.xt, batch.timesteps).output
+        x = to_x0(model.noise_scheduler, output, batch.xt, batch.timesteps).flatten(1)
+        x = x - x.mean(0) if "pairwise_center" in option else x
+        cosine = torch.nn.functional.cosine_similarity(x[:, None], x[None], dim=2)
+        others = cosine[~torch.eye(len(x), dtype=torch.bool)].view(len(x), -1)
+        return (others / option.get("pairwise_temperature", 1.0)).softmax(1)
+
+    p, q = rows(adapted), rows(source)
+    torch.testing.assert_close(term, (p * (p / q).log()).sum(), rtol=1e-3, atol=1e-7)
+
+
 def test_the_total_is_the_weighted_sum():
     compute = objective(tiny_denoiser(0), tiny_denoiser(1), DOMAINSTUDIO)
     terms = compute(batch_of(tiny_denoiser(0)))
