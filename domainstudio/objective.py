@@ -10,47 +10,68 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from domainstudio import losses
-from domainstudio.models.diffusion import alpha_bar, to_eps, to_x0, true_output
+from domainstudio.models.diffusion import alpha_bar, min_snr_weights, to_eps, to_x0, true_output
 from domainstudio.wavelet import high_frequency
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from domainstudio.config import LossWeights, TrainingSettings
-    from domainstudio.models.denoiser import Denoiser, Prediction
+    from domainstudio.models.denoiser import Condition, Denoiser, Prediction
 
 
 @dataclass(frozen=True)
 class NoisyBatch:
-    """What both models see, every field of the same length N."""
+    """What both models see: N images of the target domain, then P images of prior preservation."""
 
+    images: Tensor
+    """The N training images, in [-1, 1], with shape (N, 3, H, W)."""
     x0: Tensor
-    """Clean batch in the model's space, with shape (N, C, H, W)."""
+    """Clean batch in the model's space, with shape (N + P, C, H, W)."""
     noise: Tensor
     """Standard normal, with the same shape."""
     timesteps: Tensor
-    """Noise levels, integers in [0, T), with shape (N,)."""
+    """Noise levels, integers in [0, T), with shape (N + P,)."""
     xt: Tensor
     """x0 with noise added, with the same shape."""
+    condition: Condition
+    """What the model in training is told, with N + P rows."""
+    source_condition: Condition
+    """What the source model is told, with N rows."""
+
+    @property
+    def number(self) -> int:
+        """N, the images of the target domain."""
+        return len(self.images)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Clean images of one step, as `NoisyBatch` describes them."""
+
+    images: Tensor
+    x0: Tensor
+    condition: Condition
+    source_condition: Condition
 
 
 def noisy_batch(
     denoiser: Denoiser,
-    images: Tensor,
+    batch: Batch,
     settings: TrainingSettings,
     generator: torch.Generator,
     shared: torch.Generator,
 ) -> NoisyBatch:
-    """Add noise to images; all draws are made on the CPU, so they are the same on every device.
+    """Add noise to a batch; all draws are made on the CPU, so they are the same on every device.
 
     Args:
-        denoiser: encodes, and knows the noise levels.
-        images: in [-1, 1], with shape (N, 3, H, W), on the training device.
+        denoiser: knows the noise levels.
+        batch: what to add it to, on the training device.
         settings: how timesteps are drawn.
         generator: a CPU generator of this process.
         shared: a CPU generator that draws the same in every process, for a timestep that all share.
     """
-    x0 = denoiser.encode(images)
+    x0 = batch.x0
     noise_scheduler = denoiser.noise_scheduler
     top = max(1, round(settings.max_timestep * noise_scheduler.config.num_train_timesteps))
     if settings.timesteps == "shared":
@@ -60,7 +81,7 @@ def noisy_batch(
     timesteps = timesteps.to(x0.device)
     noise = torch.randn(x0.shape, generator=generator).to(x0)
     xt = noise_scheduler.add_noise(x0, noise, timesteps)
-    return NoisyBatch(x0, noise, timesteps, xt)
+    return NoisyBatch(batch.images, x0, noise, timesteps, xt, batch.condition, batch.source_condition)
 
 
 class Objective:
@@ -72,6 +93,7 @@ class Objective:
         weights: which terms to compute, and how.
         gather: joins a tensor (N, ...) of all processes to (N·processes, ...), with gradients.
         autocast: makes the autocast context of the networks.
+        decode: turns x0 into the images that the terms compare; by default the adapted model's own.
     """
 
     def __init__(
@@ -81,67 +103,79 @@ class Objective:
         weights: LossWeights,
         gather: Callable[[Tensor], Tensor],
         autocast: Callable[[], AbstractContextManager[Any]],
+        decode: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        if weights.needs_source and source is None:
+        if weights.pairwise and source is None:
             raise ValueError("pairwise terms need the source model")
-        if source is not None:
-            source.network.eval().requires_grad_(False)
         self.adapted, self.source, self.weights = adapted, source, weights
-        self._gather, self._autocast = gather, autocast
+        self._gather, self._autocast, self._decode = gather, autocast, decode or adapted.decode
 
     def __call__(self, batch: NoisyBatch) -> dict[str, Tensor]:
         """Return every term whose weight is above 0, unweighted, each a float32 scalar."""
         with self._autocast():
-            prediction = self.adapted.predict(batch.xt, batch.timesteps)
+            prediction = self.adapted.predict(batch.xt, batch.timesteps, batch.condition)
+        x0_adapted = self._x0(self.adapted, prediction, batch) if self._needs_x0 else None
         return {
             **self._denoising_terms(batch, prediction),
-            **self._detail_terms(batch, prediction),
-            **self._pairwise_terms(batch, prediction),
+            **self._detail_terms(batch, x0_adapted),
+            **self._pairwise_terms(batch, x0_adapted),
         }
 
     def total(self, terms: Mapping[str, Tensor]) -> Tensor:
         """Return the weighted sum of terms."""
         return torch.stack([getattr(self.weights, name) * term for name, term in terms.items()]).sum()
 
+    @property
+    def _needs_x0(self) -> bool:
+        weights = self.weights
+        return (
+            weights.pairwise or max(weights.high_frequency_mse, weights.laplacian, weights.reconstruction) > 0
+        )
+
     def _denoising_terms(self, batch: NoisyBatch, prediction: Prediction) -> dict[str, Tensor]:
-        noise_scheduler, terms = self.adapted.noise_scheduler, {}
-        if self.weights.simple > 0:
-            truth = true_output(noise_scheduler, batch.x0, batch.noise, batch.timesteps)
-            terms["simple"] = losses.mean_squared_error(prediction.output, truth).mean()
-        if self.weights.vlb > 0 and prediction.variance is not None:
-            eps = to_eps(noise_scheduler, prediction.output, batch.xt, batch.timesteps)
+        noise_scheduler, weights, number, terms = self.adapted.noise_scheduler, self.weights, batch.number, {}
+        truth = true_output(noise_scheduler, batch.x0, batch.noise, batch.timesteps)
+        errors = losses.mean_squared_error(prediction.output, truth)
+        errors = errors * min_snr_weights(noise_scheduler, batch.timesteps, weights.min_snr_gamma)
+        if weights.simple > 0:
+            terms["simple"] = errors[:number].mean()
+        if weights.prior > 0:
+            terms["prior"] = errors[number:].mean()
+        if weights.vlb > 0 and prediction.variance is not None:
+            x0, xt, timesteps = (part[:number] for part in (batch.x0, batch.xt, batch.timesteps))
+            eps = to_eps(noise_scheduler, prediction.output[:number], xt, timesteps)
             terms["vlb"] = losses.variational_bound(
-                batch.x0, batch.xt, eps, prediction.variance, batch.timesteps, noise_scheduler.alphas_cumprod
+                x0, xt, eps, prediction.variance[:number], timesteps, noise_scheduler.alphas_cumprod
             ).mean()
         return terms
 
-    def _detail_terms(self, batch: NoisyBatch, prediction: Prediction) -> dict[str, Tensor]:
-        weights = self.weights
-        if not (weights.high_frequency_mse > 0 or weights.laplacian > 0 or weights.reconstruction > 0):
+    def _detail_terms(self, batch: NoisyBatch, x0_adapted: Tensor | None) -> dict[str, Tensor]:
+        weights, terms = self.weights, {}
+        if x0_adapted is None:
             return {}
-        x0_adapted = self._x0(self.adapted, prediction, batch)
-        images = self.adapted.decode(batch.x0)
-        terms = {}
+        truth = batch.x0[: batch.number] if weights.space == "latent" else batch.images
         if weights.high_frequency_mse > 0:
-            terms["high_frequency_mse"] = losses.high_frequency_mse(x0_adapted, images).mean()
+            terms["high_frequency_mse"] = losses.high_frequency_mse(x0_adapted, truth).mean()
         if weights.laplacian > 0:
-            terms["laplacian"] = losses.laplacian_similarity(x0_adapted, images).mean()
+            terms["laplacian"] = losses.laplacian_similarity(x0_adapted, truth).mean()
         if weights.reconstruction > 0:
-            terms["reconstruction"] = losses.mean_squared_error(x0_adapted, images).mean()
+            terms["reconstruction"] = losses.mean_squared_error(x0_adapted, truth).mean()
         return terms
 
-    def _pairwise_terms(self, batch: NoisyBatch, prediction: Prediction) -> dict[str, Tensor]:
-        weights = self.weights
-        if not weights.pairwise or self.source is None:
+    def _pairwise_terms(self, batch: NoisyBatch, x0_adapted: Tensor | None) -> dict[str, Tensor]:
+        weights, number = self.weights, batch.number
+        if not weights.pairwise or self.source is None or x0_adapted is None:
             return {}
-        with torch.no_grad(), self._autocast():
-            reference = self.source.predict(batch.xt, batch.timesteps)
-        x0_adapted = self._gather(self._x0(self.adapted, prediction, batch))
         with torch.no_grad():
+            with self._autocast():
+                reference = self.source.predict(
+                    batch.xt[:number], batch.timesteps[:number], batch.source_condition
+                )
             x0_source = self._gather(self._x0(self.source, reference, batch))
-        trust = self._trust(self._gather(batch.timesteps))
-        number = len(x0_source)
-        scale = 1.0 if weights.pairwise_reduction == "sum" else 1 / (number * (number - 1))
+        x0_adapted = self._gather(x0_adapted)
+        trust = self._trust(self._gather(batch.timesteps[:number]))
+        pairs = len(x0_source) * (len(x0_source) - 1)
+        scale = 1.0 if weights.pairwise_reduction == "sum" else 1 / pairs
         terms = {}
         if weights.image > 0:
             terms["image"] = scale * (trust * self._divergence(x0_adapted, x0_source)).sum()
@@ -158,8 +192,15 @@ class Objective:
         return losses.pairwise_similarity_kl(adapted, source, self.weights.pairwise_temperature)
 
     def _x0(self, model: Denoiser, prediction: Prediction, batch: NoisyBatch) -> Tensor:
-        x0 = model.decode(to_x0(model.noise_scheduler, prediction.output, batch.xt, batch.timesteps))
-        return x0.clamp(-1, 1) if self.weights.clamp_x0 else x0
+        """Return x0 of the target domain's N images in the space that the terms compare."""
+        number = batch.number
+        x0 = to_x0(
+            model.noise_scheduler, prediction.output[:number], batch.xt[:number], batch.timesteps[:number]
+        )
+        if self.weights.space == "latent":
+            return x0
+        images = self._decode(x0)
+        return images.clamp(-1, 1) if self.weights.clamp_x0 else images
 
     def _trust(self, timesteps: Tensor) -> Tensor:
         """Return each image's weight in the similarity terms."""

@@ -6,60 +6,39 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
 import torch
-import torch.distributed as dist
 from accelerate import Accelerator
-from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 from domainstudio import checkpoint
+from domainstudio.datasets.buckets import bucket_sizes
 from domainstudio.errors import TrainingError
+from domainstudio.examples import Examples, Feed
+from domainstudio.gathering import gather_with_gradients
+from domainstudio.models.conditions import join
 from domainstudio.objective import Objective, noisy_batch
-from domainstudio.sampling import sample
+from domainstudio.optimization import lower_frozen, make_lr_scheduler, make_optimizer
 from domainstudio.seeding import generator
 
 if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
-    from domainstudio.config import LossWeights, SampleSettings, TrainingSettings
+    from domainstudio.config import LossWeights, TrainingSettings
     from domainstudio.models.denoiser import Denoiser
+    from domainstudio.objective import Batch
 
 Record = Mapping[str, float]
 """One step's log: `step`, `timestamp` in ms, `seconds` of training, and the values."""
 
-_BATCH, _NOISE, _TIMESTEP = 0, 1, 2  # what a generator is for
-
-
-class _Gather(torch.autograd.Function):
-    """Join all processes' tensors with gradients, so that pairs are formed over the global batch.
-
-    The backward pass sums the processes' equal gradients and DDP averages them: the global loss's own.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, x.contiguous())
-        return torch.cat(parts)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        gradient = gradient.contiguous()
-        dist.all_reduce(gradient)
-        return gradient.chunk(dist.get_world_size())[dist.get_rank()]
-
-
-def _gather(x: Tensor) -> Tensor:
-    joined: Tensor = _Gather.apply(x)  # type: ignore[no-untyped-call]
-    return joined
+_BATCH, _NOISE, _TIMESTEP, _BUCKET = 0, 1, 2, 3  # what a generator is for
 
 
 class Tracker(Protocol):
@@ -80,10 +59,15 @@ class Trainer:
     Args:
         denoiser: the model to train, in place.
         source: the frozen source model, for methods that compare with it.
-        images: training images, uint8, with shape (N, 3, H, W).
+        examples: the training images, and what each model is told of them; of several sizes, one for each
+            bucket. A batch comes from one bucket, drawn with a probability proportional to its images.
         settings: the training run.
         weights: the method's loss weights.
         checkpoints: folder of this run's resumable states.
+        prior: images of the source domain for prior preservation, as many per step as training images; of the
+            same sizes.
+        decode: turns x0 into the images that loss terms compare, in place of the model's own decoder.
+        latents: folder that keeps encoded images, for models that encode.
         tracker: gets each finished stretch of steps once its checkpoint is durable.
         preview: draws a picture of the averaged model's samples, kept in `checkpoints/previews/`.
 
@@ -94,40 +78,50 @@ class Trainer:
     def __init__(
         self,
         denoiser: Denoiser,
-        images: NDArray[np.uint8],
+        examples: Examples | Sequence[Examples],
         settings: TrainingSettings,
         weights: LossWeights,
         checkpoints: Path,
         *,
         source: Denoiser | None = None,
+        prior: Examples | Sequence[Examples] | None = None,
+        decode: Callable[[Tensor], Tensor] | None = None,
+        latents: Path | None = None,
         tracker: Tracker | None = None,
         preview: Callable[[Denoiser], Image.Image] | None = None,
     ) -> None:
-        _check_images(images, denoiser)
+        groups = [_listed(each) for each in (examples, prior) if each is not None]
+        for each in chain(*groups):
+            _check_images(each, denoiser)
+        if prior is None and weights.prior > 0:
+            raise TrainingError("the method's prior weight is above 0: give images of the source domain")
         self.settings, self.checkpoints, self.tracker, self.preview = settings, checkpoints, tracker, preview
-        self.images = torch.from_numpy(images)
         self.accelerator = Accelerator(mixed_precision=settings.mixed_precision)
         self.denoiser = denoiser.to(self.accelerator.device)
+        self.buckets = [
+            [Feed(each, denoiser, settings, latents) for each in bucket]
+            for bucket in zip(*groups, strict=True)
+        ]
         if settings.gradient_checkpointing:
-            denoiser.network.enable_gradient_checkpointing()  # type: ignore[operator]
+            denoiser.enable_gradient_checkpointing()
         self.parameters = [p for p in denoiser.network.parameters() if p.requires_grad]
         _check_full_precision(self.parameters)
-        optimizer = torch.optim.AdamW(
-            self.parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay
-        )
-        constant = settings.lr_schedule == "constant"
-        lr_scheduler = get_scheduler(
-            "constant_with_warmup" if constant else settings.lr_schedule,
-            optimizer,
-            num_warmup_steps=settings.lr_warmup_steps,
-            num_training_steps=settings.steps,
-        )
-        self.ema = EMAModel(self.parameters, decay=settings.ema_decay, foreach=True)
+        optimizer = make_optimizer(denoiser.network, settings)
+        self.lr_scheduler = make_lr_scheduler(optimizer, settings)
+        self.ema = None
+        if settings.ema_decay > 0:
+            self.ema = EMAModel(self.parameters, decay=settings.ema_decay, foreach=True)
+        for model in (denoiser, source):
+            if model is not None and settings.frozen_precision != "no":
+                lower_frozen(model.network, settings.frozen_precision)
+        if settings.compile:
+            denoiser.network.compile()
         denoiser.network, self.optimizer = self.accelerator.prepare(denoiser.network, optimizer)
-        self.lr_scheduler = lr_scheduler
         if source is not None:
             source.to(self.accelerator.device)
-        self.objective = Objective(denoiser, source, weights, self._gather, self.accelerator.autocast)
+        self.objective = Objective(
+            denoiser, source, weights, gather_with_gradients, self.accelerator.autocast, decode
+        )
         self.step = 0
         self.history: list[Record] = []
         self._logged = 0
@@ -152,7 +146,7 @@ class Trainer:
             disable=not self.accelerator.is_main_process,
         ) as progress:
             while self.step < settings.steps:
-                values = self._step()
+                values = self.take_step()
                 self.step += 1
                 now = {"timestamp": int(time.time() * 1000), "seconds": before + time.monotonic() - started}
                 self.history.append({"step": self.step, **now, **values})
@@ -172,8 +166,8 @@ class Trainer:
         network: torch.nn.Module = self.accelerator.unwrap_model(self.denoiser.network)
         return network
 
-    def _step(self) -> dict[str, float]:
-        """Make one optimiser step and return what to log."""
+    def take_step(self) -> dict[str, float]:
+        """Make one optimiser step and return what to log; `train` counts, logs and keeps the steps."""
         settings = self.settings
         self.denoiser.network.train()
         sums: dict[str, float] = {}
@@ -186,20 +180,20 @@ class Trainer:
         norm = float(self.accelerator.clip_grad_norm_(self.parameters, settings.max_grad_norm))
         if not math.isfinite(norm) and settings.mixed_precision != "fp16":  # fp16's scaler skips such steps
             raise TrainingError(self._not_finite("gradient norm", norm))
-        learning_rate = self.lr_scheduler.get_last_lr()[0]
+        learning_rate = float(self.lr_scheduler.get_last_lr()[0])
         self.optimizer.step()
         self.lr_scheduler.step()
         self.optimizer.zero_grad()
-        self.ema.step(self.parameters)
+        if self.ema is not None:
+            self.ema.step(self.parameters)
         return {**sums, "learning_rate": learning_rate, "grad_norm": norm}
 
     def _micro_step(self, micro: int) -> dict[str, float]:
         settings, rank = self.settings, self.accelerator.process_index
-        images = self._batch(micro)
         noise = generator(_NOISE, settings.seed, rank, self.step, micro)
         torch.manual_seed(noise.initial_seed())  # dropout draws from the global generator
         shared = generator(_TIMESTEP, settings.seed, self.step, micro)
-        batch = noisy_batch(self.denoiser, images, settings, noise, shared)
+        batch = noisy_batch(self.denoiser, self._batch(micro, noise), settings, noise, shared)
         terms = self.objective(batch)
         total = self.objective.total(terms)
         logged = {"total": total, **terms}
@@ -213,22 +207,30 @@ class Trainer:
         self.accelerator.backward(total / settings.gradient_accumulation_steps)
         return values
 
-    def _batch(self, micro: int) -> Tensor:
-        """Return this process's share of the global batch, without replacement where that is possible."""
-        settings, number = self.settings, len(self.images)
-        processes, rank = self.accelerator.num_processes, self.accelerator.process_index
-        draw = generator(_BATCH, settings.seed, self.step, micro)
-        size = settings.batch_size * processes
-        rounds = [torch.randperm(number, generator=draw) for _ in range(-(-size // number))]
-        flips = torch.rand(size, generator=draw) < 0.5
-        mine = slice(rank * settings.batch_size, (rank + 1) * settings.batch_size)
-        images = self.images[torch.cat(rounds)[:size][mine]].float() / 127.5 - 1
-        if settings.horizontal_flip:
-            images = torch.where(flips[mine].view(-1, 1, 1, 1), images.flip(3), images)
-        return images.to(self.accelerator.device)
+    def _batch(self, micro: int, noise: torch.Generator) -> Batch:
+        """Return this process's share of the global batch, images of the prior last."""
+        settings, accelerator = self.settings, self.accelerator
+        processes, rank = accelerator.num_processes, accelerator.process_index
+        draws: list[Batch] = []
+        for index, feed in enumerate(self._bucket(micro)):
+            draw = generator(_BATCH + 10 * index, settings.seed, self.step, micro)
+            draws.append(feed.draw(draw, noise, settings.batch_size, processes, rank))
+        batch = draws[0]
+        for other in draws[1:]:
+            batch = replace(
+                batch,
+                x0=torch.cat([batch.x0, other.x0]),
+                condition=join(batch.condition, other.condition),
+            )
+        return batch
 
-    def _gather(self, x: Tensor) -> Tensor:
-        return x if self.accelerator.num_processes == 1 else _gather(x)
+    def _bucket(self, micro: int) -> list[Feed]:
+        """Return the feeds of one bucket: training images, then the prior's. The same in every process."""
+        if len(self.buckets) == 1:
+            return self.buckets[0]
+        draw = generator(_BUCKET, self.settings.seed, self.step, micro)
+        sizes = torch.tensor([float(len(feeds[0].examples)) for feeds in self.buckets])
+        return self.buckets[int(torch.multinomial(sizes, 1, generator=draw))]
 
     def _mean(self, values: Tensor) -> list[float]:
         mean: list[float] = self.accelerator.reduce(values.detach().float(), "mean").tolist()
@@ -239,10 +241,10 @@ class Trainer:
 
     def _state(self) -> dict[str, Any]:
         return {
-            "network": self._network.state_dict(),
+            "network": {name: p for name, p in self._network.named_parameters() if p.requires_grad},
             "optimizer": self.optimizer.state_dict(),
             "lr_scheduler": self.lr_scheduler.state_dict(),
-            "ema": self.ema.state_dict(),
+            "ema": self.ema.state_dict() if self.ema is not None else {},
             "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else {},
             "history": self.history,
         }
@@ -266,11 +268,12 @@ class Trainer:
                 f"{self.checkpoints} is at step {self.step}, beyond the {self.settings.steps} asked for. "
                 "Delete that folder, or ask for more steps"
             )
-        self._network.load_state_dict(state["network"])
+        self._network.load_state_dict(state["network"], strict=False)
         self.optimizer.load_state_dict(state["optimizer"])
         self.lr_scheduler.load_state_dict(state["lr_scheduler"])
-        self.ema.load_state_dict(state["ema"])
-        self.ema.to(self.accelerator.device)
+        if self.ema is not None:
+            self.ema.load_state_dict(state["ema"])
+            self.ema.to(self.accelerator.device)
         if self.accelerator.scaler and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.history = state["history"]
@@ -283,11 +286,15 @@ class Trainer:
     def _log_preview(self) -> None:
         if self.preview is None or not self.accelerator.is_main_process:
             return
-        self.ema.store(self.parameters)
+        if self.ema is not None:
+            self.ema.store(self.parameters)
         self._use_average()
+        wrapped, self.denoiser.network = self.denoiser.network, self._network  # other processes do not draw
         with torch.random.fork_rng():
             image = self.preview(self.denoiser)
-        self.ema.restore(self.parameters)
+        self.denoiser.network = wrapped
+        if self.ema is not None:
+            self.ema.restore(self.parameters)
         name = f"previews/step-{self.step:06d}.png"
         path = self.checkpoints / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -296,7 +303,7 @@ class Trainer:
             self.tracker.log_image(image, name)
 
     def _use_average(self) -> None:
-        if self.settings.ema_decay > 0:
+        if self.ema is not None:
             self.ema.copy_to(self.parameters)
 
     def _shown(self, values: Mapping[str, float]) -> list[str]:
@@ -310,31 +317,29 @@ class Trainer:
         )
 
 
-def previewer(settings: SampleSettings, number: int = 16) -> Callable[[Denoiser], Image.Image]:
-    """Return a function that draws a grid of a model's samples, from the sampling stage's own noise."""
-
-    def preview(denoiser: Denoiser) -> Image.Image:
-        from domainstudio.datasets.pictures import grid
-
-        seeds = range(settings.seed, settings.seed + number)
-        images = sample(denoiser, seeds, steps=settings.steps, mixed_precision=settings.mixed_precision)
-        return grid(images, columns=8)
-
-    return preview
-
-
 def _no_sync_unless(last: bool, accelerator: Accelerator, network: torch.nn.Module) -> Any:
     return nullcontext() if last else accelerator.no_sync(network)
 
 
-def _check_images(images: NDArray[np.uint8], denoiser: Denoiser) -> None:
-    if not len(images):
+def _listed(examples: Examples | Sequence[Examples]) -> Sequence[Examples]:
+    return [examples] if isinstance(examples, Examples) else examples
+
+
+def _check_images(examples: Examples, denoiser: Denoiser) -> None:
+    if not len(examples):
         raise TrainingError("there are no training images")
-    _, height, width = denoiser.shape
-    if images.shape[2:] != (height, width):
+    found, wanted = tuple(examples.images.shape[2:]), denoiser.resolution
+    allowed = bucket_sizes(wanted[0]) if wanted[0] == wanted[1] else (wanted,)
+    if found not in allowed:
         raise TrainingError(
-            f"the images have {images.shape[2]}x{images.shape[3]} pixels and the model {height}x{width}: set "
-            f"prepare.resolution to {height}"
+            f"the images have {found[0]}x{found[1]} pixels and the model {wanted[0]}x{wanted[1]}: set "
+            f"prepare.resolution to {wanted[0]}"
+        )
+    if found != wanted and any(side % denoiser.multiple for side in found):
+        raise TrainingError(
+            f"prepare.aspect_buckets made images of {found[0]}x{found[1]} pixels (height, width), and beside "
+            f"its own {wanted[0]}x{wanted[1]} the model takes multiples of {denoiser.multiple} only: set "
+            "prepare.aspect_buckets to false"
         )
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from domainstudio import config
 from stages.cli import run
+from stages.launch import launch
 
 CACHE = Path(".cache/features")
 
@@ -24,56 +25,36 @@ def main() -> None:
     parser.add_argument("adaptation", help="key of `adaptations` in params.yaml")
     name = parser.parse_args().adaptation
     settings = config.load()
+    launch("stages.evaluate", settings.launch)
     adaptation = settings.adaptation(name)
-    metrics, nearest = measure(
+
+    from domainstudio.metrics.measure import measure_folders
+    from domainstudio.processes import this_process
+
+    process = this_process()  # before a network chooses its device
+    metrics, nearest = measure_folders(
         Path("samples/adapted", name),
         Path("samples/sources", adaptation.source),
         Path("data/targets", adaptation.target),
         settings.evaluate,
+        CACHE,
     )
+    if not process.is_main_process:
+        return
     folder = Path("evaluation", name)
     _write(folder / "nearest.json", nearest)
     _write(folder / "metrics.json", metrics)
     print(f"{folder}: {_summary(metrics)}")
 
 
-def measure(
-    samples: Path, source: Path, target: Path, settings: config.EvaluateSettings
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the contents of metrics.json and nearest.json.
-
-    Args:
-        samples: Folder of the adapted model's samples.
-        source: Folder of the source model's samples.
-        target: Folder with the image sets `shots` and `domain`.
-        settings: How to measure.
-    """
-    from domainstudio.datasets import ImageSet
-    from domainstudio.metrics import evaluation, features
-    from domainstudio.sampling import load_samples
-
-    shots, domain = (ImageSet.load(target / part).images for part in ("shots", "domain"))
-    rest = evaluation.held_out(domain, shots)
-    network = features.load_network(settings.features)
-
-    def encode(images: Any, title: str) -> features.Features:
-        return features.extract(images, network, settings.batch_size, CACHE, progress=f"encode {title}")
-
-    report = evaluation.evaluate(
-        samples=encode(load_samples(samples), "samples"),
-        shots=encode(shots, "shots"),
-        domain=encode(domain[rest], "domain") if rest else None,
-        source=encode(load_samples(source), "source"),
-        settings=settings,
-        mirrored=encode(shots[..., ::-1], "mirrored shots"),
-    )
-    manifest = json.loads((samples / "manifest.json").read_text(encoding="utf-8"))
-    return report.metrics(), report.nearest_pairs([image["seed"] for image in manifest["images"]])
-
-
 def _summary(metrics: dict[str, Any]) -> str:
-    scores = metrics["samples"]
-    shown = ("frechet_distance", "kid", "precision", "recall", "intra_distance", "memorized_share")
+    scores = dict(metrics["samples"])
+    for part in ("paired", "clip"):
+        scores |= metrics.get(part, {}).get("samples", {})
+    shown = (
+        *("frechet_distance", "kid", "precision", "recall", "intra_distance", "memorized_share"),
+        *("top_1", "top_5", "clip_score", "intra_clip"),
+    )
     values = ", ".join(f"{key} {scores[key]:.4g}" for key in shown if key in scores)
     return f"{metrics['number']} samples by {metrics['features']}: {values}"
 

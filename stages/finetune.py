@@ -6,8 +6,17 @@ import argparse
 import json
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from stages.cli import run
+from stages.launch import launch
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from domainstudio.datasets import ImageSet
+    from domainstudio.provenance import Provenance
+    from domainstudio.training import Record, Trainer
 
 
 def main() -> None:
@@ -19,47 +28,56 @@ def main() -> None:
     from domainstudio import config
 
     settings = config.load()
+    launch("stages.finetune", settings.launch)
     adaptation = settings.adaptation(name)
-    source_folder = Path("models/sources") / adaptation.source
 
-    from domainstudio import checkpoint, models, provenance
-    from domainstudio.datasets import ImageSet
+    from domainstudio import adaptation as adapting
+    from domainstudio import checkpoint, provenance
     from domainstudio.integrations.mlflow_tracking import run_for
-    from domainstudio.training import Trainer, previewer
+    from domainstudio.integrations.s3_mirror import mirrored
+    from domainstudio.processes import this_process
 
-    shots = ImageSet.load(Path("data/targets") / adaptation.target / "shots")
-    inputs = {"source": models.digest(source_folder), "shots": shots.digest}
+    process = this_process()
+    inputs = adapting.load_inputs(adaptation, settings.sample, process)
     params = adaptation.model_dump(mode="json")
-    key = checkpoint.run_key(params, inputs)
-    workspace = Path(".checkpoints") / key
-    denoiser = models.load(source_folder)
-    source = models.load(source_folder) if adaptation.weights.needs_source else None
-    with run_for(name, key, adaptation, inputs, experiment=settings.registry.experiment) as tracker:
-        trainer = Trainer(
-            denoiser,
-            shots.images,
-            adaptation.training,
-            adaptation.weights,
-            workspace,
-            source=source,
+    if process.num_processes > 1:  # the global batch is so many times larger
+        params["processes"] = process.num_processes
+    key = checkpoint.run_key(params, inputs.digests)
+    folder = Path(".checkpoints") / key
+    run = run_for(name, key, adaptation, inputs.digests, experiment=settings.registry.experiment)
+    with mirrored(folder), run as tracker:
+        trainer = adapting.make_trainer(
+            inputs.denoiser,
+            inputs.shots,
+            inputs.prior,
+            adaptation,
+            folder,
+            latents=Path(".cache/latents"),
             tracker=tracker,
-            preview=previewer(settings.sample),
+            drawing=settings.sample,
         )
         history = trainer.train()
-
     if trainer.accelerator.is_main_process:
-        training = Path("training") / name
-        provenance.write_history(training, history)
-        (training / "previews").mkdir(exist_ok=True)
-        if (workspace / "previews").is_dir():  # preview_every 0 makes none
-            shutil.copytree(workspace / "previews", training / "previews", dirs_exist_ok=True)
-        model_folder = Path("models/adapted") / name
-        denoiser.save(model_folder)
         record = provenance.Provenance(
-            adaptation=name, key=key, params=params, inputs=inputs, steps=len(history)
+            adaptation=name, key=key, params=params, inputs=inputs.digests, steps=len(history)
         )
-        (model_folder / "provenance.json").write_text(json.dumps(record.as_json(), indent=1) + "\n")
-        (model_folder / "README.md").write_text(provenance.model_card(record, shots))
+        _write(trainer, record, history, inputs.shots)
+
+
+def _write(trainer: Trainer, record: Provenance, history: Sequence[Record], shots: ImageSet) -> None:
+    from domainstudio import provenance
+    from domainstudio.models.kinds import kind_of
+
+    training = Path("training") / record.adaptation
+    provenance.write_history(training, history)
+    (training / "previews").mkdir(exist_ok=True)
+    if (trainer.checkpoints / "previews").is_dir():  # preview_every 0 makes none
+        shutil.copytree(trainer.checkpoints / "previews", training / "previews", dirs_exist_ok=True)
+    folder = Path("models/adapted") / record.adaptation
+    trainer.denoiser.save(folder)
+    (folder / "provenance.json").write_text(json.dumps(record.as_json(), indent=1) + "\n")
+    card = provenance.model_card(record, shots, kind_of(folder))
+    (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 if __name__ == "__main__":

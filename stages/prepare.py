@@ -21,10 +21,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m stages.prepare", description=__doc__)
     parser.add_argument("what", choices=("source", "target"))
     parser.add_argument("name", nargs="?", help="key of `targets` in params.yaml")
+    parser.add_argument("--params", nargs="+", default=["params.yaml"], help="and files that add to it")
     arguments = parser.parse_args()
     if (arguments.what == "target") != (arguments.name is not None):
         parser.error("give `source`, or `target` and a key of `targets`")
-    settings = config.load()
+    settings = config.load(*arguments.params)
     if arguments.what == "source":
         images = prepare(settings.pretrain.images, settings.prepare)
         _write(Path("data/source"), {".": images})
@@ -36,9 +37,10 @@ def _prepare_target(settings: config.Settings, name: str) -> None:
     if name not in settings.targets:
         raise ConfigError(f"targets has no {name!r}; there are {sorted(settings.targets)}")
     target = settings.targets[name]
-    domain = prepare(target.domain, settings.prepare)
-    same = target.shots == target.domain
-    shots = (domain if same else prepare(target.shots, settings.prepare)).draw(target.number, target.seed)
+    domain, buckets = prepare(target.domain, settings.prepare), settings.prepare.aspect_buckets
+    same = target.shots == target.domain and not buckets
+    shots = domain if same else prepare(target.shots, settings.prepare, buckets)
+    shots = shots.draw(target.number, target.seed)
     _write(Path("data/targets", name), {"shots": shots, "domain": domain})
 
 
@@ -47,7 +49,11 @@ def _write(folder: Path, image_sets: dict[str, ImageSet]) -> None:
         for name, images in image_sets.items():
             images.save(partial / name)
             left_out = f", {len(images.refused)} refused" if images.refused else ""
-            print(f"{folder / name}: {len(images)} images from {images.origin}{left_out}")
+            shapes = ", ".join(
+                f"{len(each)} of {each.images.shape[3]}×{each.images.shape[2]}" for each in images.buckets()
+            )
+            shapes = f", in buckets: {shapes}" if images.bucketed else ""
+            print(f"{folder / name}: {len(images)} images from {images.origin}{left_out}{shapes}")
 
 
 if __name__ == "__main__":

@@ -16,9 +16,12 @@ def main() -> None:
     from domainstudio import checkpoint, config, provenance
     from domainstudio.config import LossWeights
     from domainstudio.datasets import ImageSet
+    from domainstudio.examples import Examples
     from domainstudio.integrations.mlflow_tracking import run_for
+    from domainstudio.integrations.s3_mirror import mirrored
     from domainstudio.models.unconditional import UnconditionalDenoiser
-    from domainstudio.training import Trainer, previewer
+    from domainstudio.previews import previewer
+    from domainstudio.training import Trainer
 
     settings = config.load()
     pretrain = settings.pretrain
@@ -29,10 +32,11 @@ def main() -> None:
     workspace = Path(".checkpoints") / key
     torch.manual_seed(pretrain.training.seed)
     denoiser = UnconditionalDenoiser.new(pretrain.unet, pretrain.noise, images.resolution)
-    with run_for("pretrain", key, pretrain, inputs, experiment=settings.registry.experiment) as tracker:
+    run = run_for("pretrain", key, pretrain, inputs, experiment=settings.registry.experiment)
+    with mirrored(workspace), run as tracker:
         trainer = Trainer(
             denoiser,
-            images.images,
+            Examples.unconditional(images.images),
             pretrain.training,
             LossWeights(),
             workspace,
@@ -42,7 +46,9 @@ def main() -> None:
         history = trainer.train()
     if trainer.accelerator.is_main_process:
         denoiser.save(FOLDER, half=True)
-        (FOLDER / "README.md").write_text(provenance.source_card(params, images, history))
+        (FOLDER / "README.md").write_text(
+            provenance.source_card("Unconditional pixel-space UNet", params, images, history)
+        )
 
 
 if __name__ == "__main__":

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from stages.cli import run
+from stages.launch import launch
+
+if TYPE_CHECKING:
+    from domainstudio.config import Settings
 
 
 def main() -> None:
@@ -17,20 +23,47 @@ def main() -> None:
     arguments = parser.parse_args()
 
     from domainstudio import checkpoint, config, models
-    from domainstudio.sampling import default_device, sample_to_folder
+    from domainstudio.processes import this_process
+    from domainstudio.sampling import sample_to_folder
 
-    settings = config.load().sample
+    settings = config.load()
+    launch("stages.sample", settings.launch)
+    subjects, told = _subjects(settings, arguments.kind, arguments.name)
     place = Path("sources" if arguments.kind == "source" else "adapted") / arguments.name
     model_folder = Path("models") / place
     digest = models.digest(model_folder)
-    key = checkpoint.run_key(settings.model_dump(mode="json"), {"model": digest})
-    partial = Path(".checkpoints") / f"samples-{key}"
-    denoiser = models.load(model_folder).to(default_device())
-    sample_to_folder(denoiser, partial, settings, model=model_folder.as_posix(), model_digest=digest)
+    params = {"sample": settings.sample.model_dump(mode="json"), "told": told}
+    partial = Path(".checkpoints") / f"samples-{checkpoint.run_key(params, {'model': digest})}"
+    process = this_process()
+    denoiser = models.load(model_folder).to(process.device)
+    conditions = (told, subjects) if denoiser.conditional else (None, None)
+    manifest = {"model": model_folder.as_posix(), "model_digest": digest}
+    sample_to_folder(denoiser, partial, settings.sample, *conditions, **manifest)
+    if not process.is_main_process:
+        return
     final = Path("samples") / place
     shutil.rmtree(final, ignore_errors=True)
     final.parent.mkdir(parents=True, exist_ok=True)
     shutil.move(partial, final)
+
+
+def _subjects(settings: Settings, kind: str, name: str) -> tuple[list[str], list[str]]:
+    """Return subjects, and what the model is told of each; an adapted model draws what its source drew."""
+    from domainstudio import prompts
+    from domainstudio.errors import ConfigError, DataError
+
+    if kind == "source":
+        if name not in settings.sources:
+            raise ConfigError(f"sources has no {name!r}; there are {sorted(settings.sources)}")
+        subjects = prompts.read_subjects(settings.sources[name].subjects)
+        return subjects, subjects
+    adaptation = settings.adaptation(name)
+    manifest = Path("samples/sources", adaptation.source, "manifest.json")
+    if not manifest.is_file():
+        raise DataError(f"{manifest} is missing: run dvc repro sample_source@{adaptation.source} first")
+    drawn = json.loads(manifest.read_text(encoding="utf-8"))
+    subjects = [image.get("subject", "") for image in drawn["images"]]
+    return subjects, prompts.sample_prompts(adaptation, subjects)
 
 
 if __name__ == "__main__":

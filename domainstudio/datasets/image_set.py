@@ -35,6 +35,7 @@ class ImageRecord:
         caption: Text that describes it, or an empty string.
         label: Class, or None: a demo domain's group, or the folder inside the origin.
         codepoint: The emoji's code points, as in `1F9D1-200D-1F680`, or None.
+        keywords: Further words for what it shows, the best first.
     """
 
     id: str
@@ -45,6 +46,18 @@ class ImageRecord:
     caption: str = ""
     label: str | None = None
     codepoint: str | None = None
+    keywords: tuple[str, ...] = ()
+
+
+def bucketed_name(index: int) -> str:
+    """Return the name in `IMAGES` of an image in its bucket."""
+    return f"bucketed.{index}"
+
+
+def find_captions(records: Sequence[ImageRecord], captions: Sequence[str]) -> list[int | None]:
+    """Return the position of the image of each caption, or None where there is none."""
+    position = {record.caption: index for index, record in enumerate(records) if record.caption}
+    return [position.get(caption) for caption in captions]
 
 
 @dataclass(frozen=True)
@@ -73,16 +86,20 @@ class Manifest(BaseModel):
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """Packed images of one size.
+    """Packed images of one size, and where asked for each in its aspect-ratio bucket too.
+
+    The squares are what metrics measure, as feature networks take one shape, and by them training images are
+    found in their domain. Training, the contact sheet and the report take the buckets where there are any.
 
     Attributes:
-        images: uint8 RGB images in 0 … 255, with shape (N, 3, H, H).
+        images: uint8 RGB images in 0 … 255, with shape (N, 3, H, W): squares, but in a set of `buckets()`.
         records: One per image, in the same order.
         origin: What was read: a folder, an `s3://` prefix or a demo domain.
         licence: SPDX name of the images' licence, where known.
         attribution: What the licence asks to be said, where known.
         refused: Files that were left out, with the reason.
         ignored: Stray files that are no images.
+        bucketed: The same images in their buckets, each uint8 with shape (3, H, W); or none at all.
     """
 
     images: np.ndarray
@@ -92,13 +109,16 @@ class ImageSet:
     attribution: str | None = None
     refused: tuple[Refusal, ...] = ()
     ignored: tuple[str, ...] = ()
+    bucketed: tuple[np.ndarray, ...] = ()
 
     def __post_init__(self) -> None:
         shape = self.images.shape
-        if self.images.dtype != np.uint8 or len(shape) != 4 or shape[1] != 3 or shape[2] != shape[3]:
-            raise DataError(f"{self.origin}: expected uint8 (N, 3, H, H), got {self.images.dtype} {shape}")
+        if self.images.dtype != np.uint8 or len(shape) != 4 or shape[1] != 3:
+            raise DataError(f"{self.origin}: expected uint8 (N, 3, H, W), got {self.images.dtype} {shape}")
         if len(self.records) != shape[0]:
             raise DataError(f"{self.origin}: {shape[0]} images but {len(self.records)} records")
+        if self.bucketed and len(self.bucketed) != shape[0]:
+            raise DataError(f"{self.origin}: {shape[0]} images but {len(self.bucketed)} in buckets")
 
     def __len__(self) -> int:
         return len(self.records)
@@ -110,8 +130,11 @@ class ImageSet:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the images' bytes in (N, 3, H, W) order: equal digests, equal pixels."""
-        return hashlib.sha256(np.ascontiguousarray(self.images).tobytes()).hexdigest()
+        """SHA-256 of the bytes of images, in (N, 3, H, W) order, and buckets: equal digests, equal pixels."""
+        total = hashlib.sha256(np.ascontiguousarray(self.images).tobytes())
+        for image in self.bucketed:
+            total.update(f"{image.shape}".encode() + image.tobytes())
+        return total.hexdigest()
 
     def draw(self, number: int | None, seed: int) -> ImageSet:
         """Draw images without replacement, kept in their order.
@@ -137,14 +160,28 @@ class ImageSet:
     def take(self, indices: Sequence[int]) -> ImageSet:
         """Return the images at `indices`, in that order, as a set of the same origin."""
         records = tuple(self.records[index] for index in indices)
-        return replace(self, images=self.images[list(indices)], records=records)
+        bucketed = tuple(self.bucketed[index] for index in indices) if self.bucketed else ()
+        return replace(self, images=self.images[list(indices)], records=records, bucketed=bucketed)
+
+    def buckets(self) -> tuple[ImageSet, ...]:
+        """Return the images to train on, a set for each of their shapes; without buckets this set itself."""
+        if not self.bucketed:
+            return (self,)
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for index, image in enumerate(self.bucketed):
+            groups.setdefault(image.shape, []).append(index)
+        return tuple(
+            replace(self.take(group), images=np.stack([self.bucketed[i] for i in group]), bucketed=())
+            for _, group in sorted(groups.items())
+        )
 
     def save(self, folder: str | Path) -> None:
         """Write the images, their manifest and a contact sheet into `folder`, the manifest last."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        save_file({"images": np.ascontiguousarray(self.images)}, folder / IMAGES)
-        contact_sheet(self.images).save(folder / SHEET)
+        bucketed = {bucketed_name(i): np.ascontiguousarray(image) for i, image in enumerate(self.bucketed)}
+        save_file({"images": np.ascontiguousarray(self.images), **bucketed}, folder / IMAGES)
+        contact_sheet(self.bucketed or self.images).save(folder / SHEET)
         manifest = {
             "format": FORMAT,
             "origin": self.origin,
@@ -168,7 +205,7 @@ class ImageSet:
         """
         folder = Path(folder)
         manifest = _read_manifest(folder / MANIFEST)
-        images = _read_images(folder / IMAGES)
+        images, bucketed = _read_images(folder / IMAGES)
         loaded = cls(
             images=images,
             records=tuple(manifest.images),
@@ -177,6 +214,7 @@ class ImageSet:
             attribution=manifest.attribution,
             refused=tuple(manifest.refused),
             ignored=tuple(manifest.ignored),
+            bucketed=bucketed,
         )
         if loaded.digest != manifest.digest or loaded.resolution != manifest.resolution:
             raise DataError(f"{folder / IMAGES} is not what {MANIFEST} describes (digest differs). {_REMEDY}")
@@ -195,10 +233,11 @@ def _read_manifest(path: Path) -> Manifest:
         raise DataError(f"{path} is not an image set's manifest: {error}\n{_REMEDY}") from error
 
 
-def _read_images(path: Path) -> np.ndarray:
+def _read_images(path: Path) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
     try:
-        images: np.ndarray = load_file(path)["images"]
-        return images
+        tensors = load_file(path)
+        images = tensors.pop("images")
+        return images, tuple(tensors[bucketed_name(index)] for index in range(len(tensors)))
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror or 'missing'}). {_REMEDY}") from error
     except (SafetensorError, KeyError) as error:

@@ -41,6 +41,7 @@ class Candidate:
         caption: Returns the text that describes it; may raise DataError, with the reason alone.
         label: Class, or None.
         codepoint: The emoji's code points, or None.
+        keywords: Further words for what it shows.
     """
 
     id: str
@@ -50,6 +51,7 @@ class Candidate:
     caption: Callable[[], str] = str
     label: str | None = None
     codepoint: str | None = None
+    keywords: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from domainstudio.datasets.reading import Prepared, prepare_image
 from domainstudio.errors import ConfigError, DataError
 
 
-def prepare(origin: str, settings: PrepareSettings) -> ImageSet:
+def prepare(origin: str, settings: PrepareSettings, buckets: bool = False) -> ImageSet:
     """Read, check and pack every image of an origin.
 
     Refused are files that cannot be read faithfully, and duplicates: the same bytes as an earlier file, or
@@ -23,6 +23,7 @@ def prepare(origin: str, settings: PrepareSettings) -> ImageSet:
     Args:
         origin: A folder, an `s3://bucket/prefix`, or a `.yaml` that describes a demo domain.
         settings: Section `prepare` of `params.yaml`.
+        buckets: Pack every image in its aspect-ratio bucket too.
 
     Raises:
         ConfigError: `prepare.background` is no colour.
@@ -32,7 +33,7 @@ def prepare(origin: str, settings: PrepareSettings) -> ImageSet:
     """
     _check_background(settings.background)
     listing = list_origin(origin)
-    collector = _Collector(settings, listing.keep_repeats)
+    collector = _Collector(settings, listing.keep_repeats, buckets)
     for candidate in listing.candidates:
         collector.add(candidate)
     _judge(origin, collector, settings)
@@ -44,16 +45,19 @@ def prepare(origin: str, settings: PrepareSettings) -> ImageSet:
         attribution=listing.attribution,
         refused=tuple(collector.refused),
         ignored=listing.ignored,
+        bucketed=tuple(collector.bucketed),
     )
 
 
 class _Collector:
     """Accepted and refused images so far, and what is needed to notice a duplicate."""
 
-    def __init__(self, settings: PrepareSettings, keep_repeats: bool) -> None:
+    def __init__(self, settings: PrepareSettings, keep_repeats: bool, buckets: bool) -> None:
         self.settings = settings
         self.keep_repeats = keep_repeats
+        self.buckets = buckets
         self.pixels: list[np.ndarray] = []
+        self.bucketed: list[np.ndarray] = []
         self.records: list[ImageRecord] = []
         self.refused: list[Refusal] = []
         self._files: dict[str, str] = {}
@@ -67,7 +71,7 @@ class _Collector:
             if (twin := self._files.get(sha256)) and not self.keep_repeats:
                 raise DataError(f"the same file as {twin}. Remove one of them")
             picture = candidate.rasterize(data, self.settings.resolution) if candidate.rasterize else data
-            prepared = prepare_image(picture, self.settings)
+            prepared = prepare_image(picture, self.settings, self.buckets)
             if (twin := self._pictures.get(_fingerprint(prepared))) and not self.keep_repeats:
                 raise DataError(f"the same pixels as {twin}, once prepared. Remove one of them")
         except DataError as error:
@@ -75,6 +79,8 @@ class _Collector:
             return
         self._files[sha256] = self._pictures[_fingerprint(prepared)] = candidate.origin
         self.pixels.append(prepared.pixels)
+        if prepared.bucketed is not None:
+            self.bucketed.append(prepared.bucketed)
         self.records.append(
             ImageRecord(
                 id=candidate.id,
@@ -85,6 +91,7 @@ class _Collector:
                 caption=caption,
                 label=candidate.label,
                 codepoint=candidate.codepoint,
+                keywords=candidate.keywords,
             )
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -45,7 +46,7 @@ def grid(images: np.ndarray, columns: int, pad: int = 1) -> Image.Image:
 
 
 def save_png(images: np.ndarray, paths: Sequence[str | Path]) -> None:
-    """Write each image to its own PNG file; folders are made as needed.
+    """Write each image to its own PNG file, whole or not at all; folders are made as needed.
 
     Args:
         images: uint8 RGB images, with shape (N, 3, H, W).
@@ -59,18 +60,23 @@ def save_png(images: np.ndarray, paths: Sequence[str | Path]) -> None:
         raise ValueError(f"{len(images)} images need as many paths, got {len(paths)}")
     for image, path in zip(images, map(Path, paths), strict=True):
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0))).save(path, format="PNG")
+        partial = path.with_name(f".{path.name}.{os.getpid()}")  # whole or not at all, whoever else writes it
+        Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0))).save(partial, format="PNG")
+        partial.replace(path)
 
 
-def contact_sheet(images: np.ndarray) -> Image.Image:
+def contact_sheet(images: np.ndarray | Sequence[np.ndarray]) -> Image.Image:
     """Show a whole image set, wider than high: the first 600 images, none larger than 64 pixels.
 
     Args:
-        images: uint8 RGB images, with shape (N, 3, H, W), N at least 1.
+        images: uint8 RGB images, with shape (N, 3, H, W), N at least 1; or N of several shapes (3, H, W),
+            which are shown whole, on white.
 
     Returns:
         An RGB picture.
     """
+    if not isinstance(images, np.ndarray):
+        images = np.stack([_tile(image) for image in images[:SHEET_IMAGES]])
     _check(images)
     shown = images[:SHEET_IMAGES]
     if shown.shape[-1] > SHEET_TILE:
@@ -80,6 +86,14 @@ def contact_sheet(images: np.ndarray) -> Image.Image:
         ]
         shown = np.stack(small).transpose(0, 3, 1, 2)
     return grid(shown, columns=math.ceil(math.sqrt(1.6 * len(shown))))
+
+
+def _tile(image: np.ndarray) -> np.ndarray:
+    tile = Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0)))
+    tile.thumbnail((SHEET_TILE, SHEET_TILE), Image.Resampling.LANCZOS)
+    canvas = Image.new("RGB", (SHEET_TILE, SHEET_TILE), "white")
+    canvas.paste(tile, ((SHEET_TILE - tile.width) // 2, (SHEET_TILE - tile.height) // 2))
+    return np.asarray(canvas).transpose(2, 0, 1)
 
 
 def _check(images: np.ndarray) -> None:

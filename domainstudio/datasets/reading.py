@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageCms, ImageColor, ImageOps, UnidentifiedImageError
 
 from domainstudio.config import PrepareSettings
+from domainstudio.datasets.buckets import Size, crop, nearest_bucket
 from domainstudio.errors import DataError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
@@ -29,14 +30,16 @@ class Prepared:
         pixels: uint8 RGB in 0 … 255, with shape (3, R, R), R the resolution.
         width: Pixels of the upright original.
         height: The same.
+        bucketed: The same image in its aspect-ratio bucket, uint8 with shape (3, H, W), if asked for.
     """
 
     pixels: np.ndarray
     width: int
     height: int
+    bucketed: np.ndarray | None = None
 
 
-def prepare_image(data: bytes, settings: PrepareSettings) -> Prepared:
+def prepare_image(data: bytes, settings: PrepareSettings, buckets: bool = False) -> Prepared:
     """Decode an image, put it upright on the background, crop or pad it to a square, and resize it.
 
     Transparency is composited before the resize, so that invisible colours do not bleed into the edges.
@@ -44,6 +47,7 @@ def prepare_image(data: bytes, settings: PrepareSettings) -> Prepared:
     Args:
         data: The file's bytes.
         settings: Section `prepare` of `params.yaml`.
+        buckets: Make the image in its aspect-ratio bucket too.
 
     Raises:
         DataError: the file is no image, is damaged, animated, too small, or too large. The message is the
@@ -54,8 +58,9 @@ def prepare_image(data: bytes, settings: PrepareSettings) -> Prepared:
     width, height = image.size
     if min(width, height) < settings.min_size:
         raise DataError(f"too small: {width}×{height}, prepare.min_size is {settings.min_size}")
-    square = _pad(image, settings) if settings.crop == "pad" else _crop(image, settings.resolution)
-    return Prepared(np.asarray(square).transpose(2, 0, 1).copy(), width, height)
+    square = _fit(image, (settings.resolution, settings.resolution), settings)
+    bucket = nearest_bucket((height, width), settings.resolution)
+    return Prepared(square, width, height, _fit(image, bucket, settings) if buckets else None)
 
 
 def decode(data: bytes) -> Image.Image:
@@ -156,20 +161,16 @@ def _to_srgb(image: Image.Image) -> Image.Image:
     return plain.convert("RGB")
 
 
-def _crop(image: Image.Image, resolution: int) -> Image.Image:
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    square = image.crop((left, top, left + side, top + side))
-    return square.resize((resolution, resolution), Image.Resampling.LANCZOS)
+def _fit(image: Image.Image, size: Size, settings: PrepareSettings) -> np.ndarray:
+    fitted = _pad(image, size, settings.background) if settings.crop == "pad" else crop(image, size)
+    return np.asarray(fitted).transpose(2, 0, 1).copy()
 
 
-def _pad(image: Image.Image, settings: PrepareSettings) -> Image.Image:
+def _pad(image: Image.Image, size: Size, background: str) -> Image.Image:
     # Resize before padding: a long, thin image padded at full size could fill the memory.
-    scale = settings.resolution / max(image.size)
+    scale = min(size[0] / image.height, size[1] / image.width)
     width, height = (max(1, round(side * scale)) for side in image.size)
-    canvas = Image.new(
-        "RGB", (settings.resolution, settings.resolution), ImageColor.getrgb(settings.background)
-    )
+    canvas = Image.new("RGB", size[::-1], ImageColor.getrgb(background))
     inner = image.resize((width, height), Image.Resampling.LANCZOS)
-    canvas.paste(inner, ((settings.resolution - width) // 2, (settings.resolution - height) // 2))
+    canvas.paste(inner, ((size[1] - width) // 2, (size[0] - height) // 2))
     return canvas

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from domainstudio.config import EvaluateSettings
 from domainstudio.errors import DataError
+from domainstudio.metrics.clip import ClipReport
 from domainstudio.metrics.distances import Floats
 from domainstudio.metrics.diversity import intra_distance
 from domainstudio.metrics.features import Features
@@ -19,6 +20,7 @@ from domainstudio.metrics.frechet import frechet_distance
 from domainstudio.metrics.kernel import kernel_distance
 from domainstudio.metrics.memorization import Memorization, memorization
 from domainstudio.metrics.neighbours import neighbour_scores
+from domainstudio.metrics.pairing import PairedReport
 
 Images = NDArray[np.uint8]
 
@@ -74,6 +76,8 @@ class MetricReport:
         samples: Scores of the adapted model's samples.
         references: Scores of other sets of images, by name.
         nearest: The samples' nearest training images.
+        paired: Whether samples show their subjects, where these are known.
+        clip: CLIP's figures, where `evaluate.clip` names a model.
     """
 
     features: str
@@ -83,9 +87,12 @@ class MetricReport:
     samples: Scores
     references: Mapping[str, Scores]
     nearest: Memorization = field(repr=False)
+    paired: PairedReport | None = None
+    clip: ClipReport | None = None
 
     def metrics(self) -> dict[str, Any]:
         """Return the content of metrics.json."""
+        parts = {"paired": self.paired, "clip": self.clip}
         return {
             "features": self.features,
             "features_digest": self.features_digest,
@@ -94,6 +101,7 @@ class MetricReport:
             "domain_is_shots": self.domain_is_shots,
             "samples": self.samples.to_json(),
             "references": {name: scores.to_json() for name, scores in self.references.items()},
+            **{name: part.to_json() for name, part in parts.items() if part is not None},
         }
 
     def nearest_pairs(self, seeds: Sequence[int] | None = None) -> dict[str, Any]:
@@ -170,7 +178,7 @@ def evaluate(
     if source is not None:
         references["source"] = measure(source, reference=reference)[0]
     if domain is not None and len(domain) >= 2:
-        drawn, rest = _split(len(domain), len(samples), settings.seed)
+        drawn, rest = split_domain(len(domain), len(samples), settings.seed)
         references["domain"] = measure(domain.take(drawn), reference=domain.take(rest))[0]
     scores, near = measure(samples, reference=reference)
     return MetricReport(
@@ -227,7 +235,8 @@ def _distribution_scores(images: Floats, reference: Floats, settings: EvaluateSe
     return scores
 
 
-def _split(domain: int, samples: int, seed: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+def split_domain(domain: int, samples: int, seed: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Return the images of a domain that stand for samples, as many or half of it, and the rest."""
     order = np.random.default_rng(seed).permutation(domain)
     number = min(samples, domain // 2)
     return order[:number], order[number:]

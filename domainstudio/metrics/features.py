@@ -149,7 +149,7 @@ def extract(
     path = None if cache_dir is None else Path(cache_dir) / f"{_key(images, network)}.safetensors"
     if path is not None and (cached := _read(path, network)) is not None:
         return cached
-    parts = [network(batch) for batch in _batches(images, batch_size, progress)]
+    parts = _share(images, network, batch_size, progress)
     features = Features(
         network.name,
         network.digest,
@@ -159,6 +159,21 @@ def extract(
     if path is not None:
         _write(path, features)
     return features
+
+
+def _share(
+    images: NDArray[np.uint8], network: FeatureNetwork, batch_size: int, progress: str | None
+) -> list[Features]:
+    """Return the features of each batch; several processes of accelerate compute a share of them each."""
+    from accelerate.utils import gather_object
+
+    from domainstudio.processes import this_process
+
+    process = this_process()
+    rank, processes = process.process_index, process.num_processes
+    own = np.array_split(images, processes)[rank]
+    parts = [network(batch) for batch in _batches(own, batch_size, progress if rank == 0 else None)]
+    return list(gather_object(parts)) if processes > 1 else parts
 
 
 def _batches(images: NDArray[np.uint8], batch_size: int, progress: str | None) -> Iterable[Tensor]:

@@ -1,34 +1,45 @@
-"""Unconditional pixel-space models: `diffusers.UNet2DModel` in a DDPM or DDIM pipeline folder."""
+"""Pixel-space models: `diffusers.UNet2DModel` in a DDPM or DDIM pipeline folder; the unconditional kind."""
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 import diffusers
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
 
 from domainstudio.errors import CheckpointError
+from domainstudio.models import adapter_folder, lora
 from domainstudio.models.denoiser import Prediction
 from domainstudio.models.diffusion import check_prediction_type
+from domainstudio.models.location import forget_location
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from domainstudio.config import NoiseSettings, UNetSettings
+    from domainstudio.models.denoiser import Condition
+
+    Parts: TypeAlias = tuple[UNet2DModel, DDPMScheduler | DDIMScheduler, str]
+    """UNet, scheduler, and the class of the pipeline folder."""
 
 PIPELINES = {"DDPMPipeline", "DDIMPipeline"}
 
 
-class UnconditionalDenoiser:
-    """A UNet over RGB images: x0 is the image itself, in [-1, 1].
+class PixelDenoiser:
+    """A UNet over RGB images: x0 is the image itself, in [-1, 1]. What all kinds share but the condition.
 
     Args:
         network: the UNet, with 3 output channels, or 6 where it learns the variance.
         scheduler: the scheduler saved with the model, which plain diffusers will sample with.
         pipeline: the class of the pipeline folder, kept when the model is saved.
     """
+
+    location = ""
+    adapters: lora.Adapters | None = None
 
     def __init__(
         self, network: UNet2DModel, scheduler: DDPMScheduler | DDIMScheduler, pipeline: str = "DDIMPipeline"
@@ -48,6 +59,16 @@ class UnconditionalDenoiser:
         return self._config.in_channels, height, width
 
     @property
+    def resolution(self) -> tuple[int, int]:
+        """Height and width of its images, in pixels."""
+        return self.shape[1:]
+
+    @property
+    def multiple(self) -> int:
+        """What sides must be multiples of: the UNet halves them as often, the wavelet once."""
+        return max(2, 1 << len(self._config.block_out_channels) - 1)
+
+    @property
     def learned_variance(self) -> bool:
         """Whether the network's second half of channels is a variance (improved DDPM)."""
         return bool(self._config.out_channels == 2 * self._config.in_channels)
@@ -56,25 +77,45 @@ class UnconditionalDenoiser:
         """Return the images themselves."""
         return images
 
+    def x0(self, encoded: Tensor, generator: torch.Generator) -> Tensor:
+        """Return the images themselves."""
+        return encoded
+
     def decode(self, x0: Tensor) -> Tensor:
         """Return x0 itself."""
         return x0
 
-    def predict(self, xt: Tensor, timesteps: Tensor, condition: Any = None) -> Prediction:
+    def predict(self, xt: Tensor, timesteps: Tensor, condition: Condition) -> Prediction:
         """Return the UNet's prediction, split from the variance where it has one."""
-        output = self.network(xt, timesteps).sample
+        output = self.network(xt, timesteps, **condition).sample
         if not self.learned_variance:
             return Prediction(output)
         prediction, variance = output.chunk(2, dim=1)
         return Prediction(prediction, variance)
 
-    def to(self, device: torch.device | str) -> UnconditionalDenoiser:
+    def enable_gradient_checkpointing(self) -> None:
+        """Recompute the UNet's activations in the backward pass."""
+        self.network.enable_gradient_checkpointing()  # type: ignore[operator]
+
+    def frozen_source(self) -> Self:
+        """Return a frozen copy, or the network without adapters."""
+        source = copy.copy(self)
+        if self.adapters is not None:
+            source.network = lora.SourceView(self.network)
+            return source
+        source.network = copy.deepcopy(self.network).requires_grad_(False).eval()
+        return source
+
+    def to(self, device: torch.device | str) -> Self:
         """Move the network to a device."""
         self.network.to(device)
         return self
 
     def save(self, folder: Path, *, half: bool = False) -> None:
-        """Write the pipeline folder that `diffusers.DiffusionPipeline.from_pretrained` reads."""
+        """Write the pipeline folder that `diffusers.DiffusionPipeline.from_pretrained` reads, or adapters."""
+        if self.adapters is not None:
+            adapter_folder.save(self, folder, self.pipeline, half=half)
+            return
         network = self.network
         if half:
             network = UNet2DModel.from_config(network.config)
@@ -82,55 +123,87 @@ class UnconditionalDenoiser:
             network.half()
         pipeline = getattr(diffusers, self.pipeline)(unet=network, scheduler=self.scheduler)
         pipeline.save_pretrained(folder, safe_serialization=True)
+        forget_location(folder)
+
+
+class UnconditionalDenoiser(PixelDenoiser):
+    """A model that is told nothing."""
+
+    conditional = False
+
+    def condition(self, values: Sequence[str], size: tuple[int, int] | None = None) -> Condition:
+        """Return nothing: this model is told nothing."""
+        return {}
 
     @classmethod
     def load(cls, folder: Path, index: dict[str, Any]) -> UnconditionalDenoiser:
-        """Read a pipeline folder in float32.
-
-        Args:
-            folder: the pipeline folder.
-            index: its `model_index.json`.
-
-        Raises:
-            CheckpointError: a part is missing, damaged, not safetensors, or of an unknown kind.
-        """
-        try:
-            network = UNet2DModel.from_pretrained(
-                folder / "unet", use_safetensors=True, torch_dtype=torch.float32
-            )
-            scheduler_class = {"DDPMScheduler": DDPMScheduler, "DDIMScheduler": DDIMScheduler}[
-                index["scheduler"][1]
-            ]
-            scheduler = scheduler_class.from_pretrained(folder / "scheduler")
-        except (OSError, KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
-            raise CheckpointError(
-                f"{folder} is not a usable unconditional pipeline: {error}. It needs model_index.json, unet/ "
-                "with diffusion_pytorch_model.safetensors and scheduler/ of DDPMScheduler or DDIMScheduler"
-            ) from error
-        if network.config.num_class_embeds or network.config.class_embed_type:
-            raise CheckpointError(f"{folder} is class-conditional; this version adapts unconditional models")
-        return cls(network, scheduler, index["_class_name"])
+        """Read a pipeline folder in float32 (see `read_parts`)."""
+        return cls(*read_parts(folder, index))
 
     @classmethod
     def new(cls, unet: UNetSettings, noise: NoiseSettings, resolution: int) -> UnconditionalDenoiser:
         """Make an untrained model, initialised from torch's global generator."""
-        levels = unet.attention
-        network = UNet2DModel(
-            sample_size=resolution,
-            in_channels=3,
-            out_channels=6 if unet.learned_variance else 3,
-            layers_per_block=unet.layers_per_block,
-            block_out_channels=unet.block_out_channels,
-            down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in levels),
-            up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(levels)),
-            attention_head_dim=unet.attention_head_dim,
-            norm_num_groups=unet.norm_num_groups,
-            dropout=unet.dropout,
+        return cls(*new_parts(unet, noise, resolution))
+
+
+def read_parts(folder: Path, index: dict[str, Any]) -> Parts:
+    """Read a pipeline folder in float32.
+
+    Args:
+        folder: the pipeline folder.
+        index: its `model_index.json`.
+
+    Returns:
+        The UNet, the scheduler and the pipeline's class.
+
+    Raises:
+        CheckpointError: a part is missing, damaged, not safetensors, or of an unknown kind.
+    """
+    try:
+        network = UNet2DModel.from_pretrained(
+            folder / "unet", use_safetensors=True, torch_dtype=torch.float32
         )
-        common = {
-            **noise.model_dump(),
-            "timestep_spacing": "trailing",
-        }
-        if unet.learned_variance:
-            return cls(network, DDPMScheduler(**common, variance_type="learned_range"), "DDPMPipeline")
-        return cls(network, DDIMScheduler(**common), "DDIMPipeline")
+        scheduler_class = {"DDPMScheduler": DDPMScheduler, "DDIMScheduler": DDIMScheduler}[
+            index["scheduler"][1]
+        ]
+        scheduler = scheduler_class.from_pretrained(folder / "scheduler")
+    except (OSError, KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{folder} is not a usable pixel-space pipeline: {error}. It needs model_index.json, unet/ "
+            "with diffusion_pytorch_model.safetensors and scheduler/ of DDPMScheduler or DDIMScheduler"
+        ) from error
+    return network, scheduler, index["_class_name"]
+
+
+def new_parts(
+    unet: UNetSettings, noise: NoiseSettings, resolution: int, embeddings: int | None = None
+) -> Parts:
+    """Make the untrained parts of a model, initialised from torch's global generator.
+
+    Args:
+        unet: the network.
+        noise: the forward diffusion.
+        resolution: height and width of the images, in pixels.
+        embeddings: rows of the class embedding; `None` makes none.
+    """
+    levels = unet.attention
+    network = UNet2DModel(
+        sample_size=resolution,
+        in_channels=3,
+        out_channels=6 if unet.learned_variance else 3,
+        layers_per_block=unet.layers_per_block,
+        block_out_channels=unet.block_out_channels,
+        down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in levels),
+        up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(levels)),
+        attention_head_dim=unet.attention_head_dim,
+        norm_num_groups=unet.norm_num_groups,
+        dropout=unet.dropout,
+        num_class_embeds=embeddings,
+    )
+    common = {
+        **noise.model_dump(),
+        "timestep_spacing": "trailing",
+    }
+    if unet.learned_variance:
+        return network, DDPMScheduler(**common, variance_type="learned_range"), "DDPMPipeline"
+    return network, DDIMScheduler(**common), "DDIMPipeline"

@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 
 from domainstudio.config import Adaptation, Settings
 from domainstudio.datasets import ImageRecord
-from domainstudio.datasets.image_set import IMAGES, MANIFEST, Manifest
+from domainstudio.datasets.image_set import IMAGES, MANIFEST, Manifest, bucketed_name
 from domainstudio.errors import DataError
 
 BOOKKEEPING = frozenset({"step", "total", "learning_rate", "grad_norm", "seconds", "timestamp"})
@@ -49,7 +49,7 @@ class PackedImages:
         return self.manifest.images
 
     def image(self, index: int) -> Image.Image:
-        """One image, RGB.
+        """One image, RGB; in its aspect-ratio bucket, where it has one (metrics measure its square).
 
         Raises:
             DataError: the packed images are missing, damaged, or fewer than the manifest says.
@@ -57,8 +57,11 @@ class PackedImages:
         path = self.folder / IMAGES
         try:
             with safe_open(path, framework="numpy") as tensors:
-                pixels = tensors.get_slice("images")[index : index + 1]
-            return Image.fromarray(np.ascontiguousarray(pixels[0].transpose(1, 2, 0)))
+                if (name := bucketed_name(index)) in tensors.keys():  # noqa: SIM118
+                    pixels = tensors.get_tensor(name)
+                else:
+                    pixels = tensors.get_slice("images")[index : index + 1][0]
+            return Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
         except (OSError, SafetensorError, IndexError, ValueError) as error:
             raise DataError(
                 f"{path}: cannot read image {index} ({error}). Run stage prepare again"
@@ -85,6 +88,16 @@ class Samples:
     def seed(self, index: int) -> int:
         """Seed of the noise of one image."""
         return int(self.manifest["images"][index]["seed"])
+
+    def subject(self, index: int) -> str:
+        """What one image is about; empty where its model is told nothing."""
+        return str(self.manifest["images"][index].get("subject", ""))
+
+    def title(self, index: int) -> str:
+        """What the model was told, and which noise it began with."""
+        prompt = self.manifest["images"][index].get("prompt")
+        noise = f"noise {self.seed(index)}"
+        return f"{prompt} · {noise}" if prompt else noise
 
     def image(self, index: int) -> Image.Image:
         """One image, RGB.

@@ -9,6 +9,7 @@ from functools import partial
 from markupsafe import Markup
 from PIL import ImageOps
 
+from domainstudio.datasets import find_captions
 from domainstudio.report import curves
 from domainstudio.report.inputs import Inputs, PackedImages, Pair, Results, Samples, open_image
 from domainstudio.report.pictures import Picture, common_side, picture, sheet, strip
@@ -124,6 +125,8 @@ def _comparison(
                 _real(images.domain, unseen),
             )
         )
+    if own := _own_drawings(images.domain, first, len(seeds)):
+        given.append(Strip("Real drawings of the subjects below", "kept from training or not", None, own))
     generated = [Strip(source, "the source model, before adaptation", None, _drawn(drawn, seeds))]
     for item in group:
         training = item.adaptation.training
@@ -137,6 +140,21 @@ def _real(images: PackedImages, indices: Sequence[int]) -> tuple[Tile, ...]:
     return tuple(Tile(picture(images.image(i)), _title(images, i)) for i in indices)
 
 
+def _own_drawings(domain: PackedImages | None, samples: Samples | None, number: int) -> tuple[Tile, ...]:
+    """Return the domain's own drawing of each sample's subject, where it has them."""
+    if domain is None or samples is None:
+        return ()
+    known = find_captions(domain.records, [samples.subject(i) for i in range(number)])
+    if all(index is None for index in known):
+        return ()
+    return tuple(
+        Tile(None, samples.subject(i))
+        if index is None
+        else Tile(picture(domain.image(index)), samples.subject(i))
+        for i, index in enumerate(known)
+    )
+
+
 def _drawn(
     samples: Samples | None, seeds: Sequence[int], memorized: frozenset[int] = frozenset()
 ) -> tuple[Tile, ...]:
@@ -146,7 +164,7 @@ def _drawn(
     return tuple(
         Tile(None, f"noise {seed}")
         if index is None
-        else Tile(picture(samples.image(index)), f"noise {seed}", index in memorized)
+        else Tile(picture(samples.image(index)), samples.title(index), index in memorized)
         for seed, index in found
     )
 

@@ -5,108 +5,33 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 from domainstudio.config import Adaptation
 from domainstudio.report.inputs import Results
-
-Better = Literal["lower", "higher", None]
-
-
-@dataclass(frozen=True)
-class Metric:
-    """A figure of `metrics.json` in plain words."""
-
-    key: str
-    name: str
-    better: Better
-    meaning: str
-    percent: bool = False
-
-
-METRICS = (
-    Metric(
-        "frechet_distance",
-        "Fréchet distance",
-        "lower",
-        "How far the samples are, as a cloud of features, from real images of the domain. Too few images "
-        "push it up, so only equal numbers of images compare.",
-    ),
-    Metric(
-        "kid",
-        "Kernel distance",
-        "lower",
-        "The same question without the bias of small sets; ± is the spread over random subsets. Around 0 the "
-        "two sets cannot be told apart.",
-    ),
-    Metric(
-        "precision",
-        "Precision",
-        "higher",
-        "Share of the samples that look like some real image of the domain.",
-        percent=True,
-    ),
-    Metric(
-        "recall",
-        "Recall",
-        "higher",
-        "Share of the real images that look like some sample: how much of the domain is reached.",
-        percent=True,
-    ),
-    Metric(
-        "density",
-        "Density",
-        "higher",
-        "Like precision, but counts how many real images a sample is close to; outliers weigh less, and it "
-        "can exceed 1.",
-    ),
-    Metric(
-        "coverage",
-        "Coverage",
-        "higher",
-        "Share of the real images with at least one sample close by.",
-        percent=True,
-    ),
-    Metric(
-        "intra_distance",
-        "Intra distance",
-        "higher",
-        "Samples are grouped by their nearest training image; this is the mean distance inside a group. "
-        "Exact copies give 0, but garbage gives much: read it beside precision.",
-    ),
-    Metric(
-        "intra_clusters",
-        "Groups",
-        None,
-        "How many training images have at least two samples grouped around them.",
-    ),
-    Metric(
-        "memorized_share",
-        "Memorised",
-        "lower",
-        "Share of the samples closer to a training image than the threshold.",
-        percent=True,
-    ),
-    Metric(
-        "nearest_distance_median",
-        "Nearest distance",
-        None,
-        "Median distance of a sample to its nearest training image.",
-    ),
-)
+from domainstudio.report.metrics import METRICS, Metric
 
 COMPARABLE = ("features", "features_digest", "number", "domain_number", "domain_is_shots")
 """Keys of `metrics.json` that must agree before figures may be compared."""
 
+COMPARABLE_CLIP = ("model", "digest")
+"""The same of its part `clip`, which may be missing."""
+
 ERRORS = {"kid": "kid_std"}
 """The figure that holds a figure's standard deviation."""
+
+CHANCES = {"top_1": "top_1_chance", "top_5": "top_5_chance"}
+"""The figure that says what chance alone would give."""
+
+CAPPED = ("intra_distance", "intra_clip")
+"""Figures of variety: more than real images have is no merit."""
 
 TOO_VARIED = "more varied than real images: look for garbage"
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A figure as text, its standard deviation where there is one, and what to beware of."""
+    """A figure as text, its standard deviation or what chance gives, and what to beware of."""
 
     text: str
     spread: str | None = None
@@ -137,6 +62,8 @@ class MetricTable:
     reference_names: tuple[tuple[str, float | None], ...]
     """What each reference is, and of how many images."""
     rows: tuple[Row, ...]
+    clip: tuple[str, str] | None
+    """The CLIP model behind CLIP's figures, and its weights' hash."""
 
 
 def metric_tables(results: Sequence[Results]) -> list[MetricTable]:
@@ -144,21 +71,22 @@ def metric_tables(results: Sequence[Results]) -> list[MetricTable]:
     groups: dict[tuple[Any, ...], list[Results]] = {}
     for item in results:
         if item.metrics is not None:
-            facts = (item.metrics.get(key) for key in COMPARABLE)
+            facts = [item.metrics.get(key) for key in COMPARABLE]
+            facts += [(item.metrics.get("clip") or {}).get(key) for key in COMPARABLE_CLIP]
             groups.setdefault((item.adaptation.target, *facts), []).append(item)
     return [_table(key, group) for key, group in groups.items()]
 
 
-def figure(results: Results, key: str) -> float | None:
-    """A finite figure of an adaptation's samples, or `None`."""
-    return number((results.metrics or {}).get("samples"), key)
+def figure(results: Results, key: str, part: str | None = None) -> float | None:
+    """A finite figure of an adaptation's samples, or `None`; `part` as in `Metric`."""
+    return number(_part(results, part).get("samples"), key)
 
 
-def references(group: Sequence[Results]) -> dict[str, Mapping[str, Any]]:
+def references(group: Sequence[Results], part: str | None = None) -> dict[str, Mapping[str, Any]]:
     """Reference values by what they are measured on; the source's once per source model."""
     found: dict[str, Mapping[str, Any]] = {}
     for item in group:
-        values = (item.metrics or {}).get("references") or {}
+        values = _part(item, part).get("references") or {}
         names = {
             "shots": "training images",
             "source": f"source ({item.adaptation.source})",
@@ -170,14 +98,22 @@ def references(group: Sequence[Results]) -> dict[str, Mapping[str, Any]]:
     return found
 
 
+def _part(results: Results, part: str | None) -> Mapping[str, Any]:
+    metrics = results.metrics or {}
+    return metrics if part is None else metrics.get(part) or {}
+
+
 def setting_rows(
     adaptations: Sequence[Adaptation],
 ) -> tuple[list[tuple[str, list[str]]], list[tuple[str, str]]]:
     """Settings that differ between adaptations (a value each), and those that all share."""
     flat = [_flat(item.model_dump(mode="json", exclude={"name"})) for item in adaptations]
     differing, shared = [], []
-    for key in flat[0] if flat else ():
-        values = [item[key] for item in flat]
+    keys = dict.fromkeys(key for item in flat for key in item)
+    for key in keys:
+        if any(other.startswith(f"{key}.") for other in keys):
+            continue  # a section that only some have, such as weights.lora: its own keys are listed
+        values = [item.get(key, "–") for item in flat]
         if len(set(values)) > 1:
             differing.append((key, values))
         else:
@@ -204,7 +140,7 @@ def decimals(values: Sequence[float]) -> int:
 
 
 def _table(key: tuple[Any, ...], group: list[Results]) -> MetricTable:
-    target, features, digest, count, domain_number, domain_is_shots = key
+    target, features, digest, count, domain_number, domain_is_shots, clip, clip_digest = key
     beside = references(group)
     rows = [row for metric in METRICS if (row := _row(metric, group, beside)) is not None]
     return MetricTable(
@@ -217,30 +153,35 @@ def _table(key: tuple[Any, ...], group: list[Results]) -> MetricTable:
         results=tuple(group),
         reference_names=tuple((name, number(values, "number")) for name, values in beside.items()),
         rows=tuple(rows),
+        clip=(str(clip), str(clip_digest)) if clip is not None else None,
     )
 
 
 def _row(metric: Metric, group: Sequence[Results], beside: Mapping[str, Mapping[str, Any]]) -> Row | None:
-    values = [figure(item, metric.key) for item in group]
+    values = [figure(item, metric.key, metric.part) for item in group]
+    if metric.part is not None:
+        measured = references(group, metric.part)
+        beside = {name: measured.get(name, {}) for name in beside}
     others = [number(item, metric.key) for item in beside.values()]
     known = [value for value in values if value is not None] or [v for v in others if v is not None]
     if not known:
         return None
     places = 0 if metric.key == "intra_clusters" else decimals(known)
-    errors = [figure(item, ERRORS.get(metric.key, "")) for item in group]
+    errors = [figure(item, ERRORS.get(metric.key, ""), metric.part) for item in group]
+    chances = [figure(item, CHANCES.get(metric.key, ""), metric.part) for item in group]
     other_errors = [number(item, ERRORS.get(metric.key, "")) for item in beside.values()]
     # More varied than the real domain is no merit, so such a lead is not marked.
-    ceiling = number(beside.get("real images"), metric.key) if metric.key == "intra_distance" else None
+    ceiling = number(beside.get("real images"), metric.key) if metric.key in CAPPED else None
     beyond = {i for i, v in enumerate(values) if v is not None and ceiling is not None and v > ceiling}
     best = _best(metric, values, errors, places)
     best = set() if best & beyond else best
-    cells = [_cell(value, error, metric, places) for value, error in zip(values, errors, strict=True)]
+    cells = [_cell(*figures, metric, places) for figures in zip(values, errors, chances, strict=True)]
     marked = (
         replace(cell, best=i in best, note=TOO_VARIED if i in beyond else None)
         for i, cell in enumerate(cells)
     )
-    references = [_cell(v, e, metric, places) for v, e in zip(others, other_errors, strict=True)]
-    return Row(metric, tuple(marked), tuple(references))
+    other_cells = [_cell(v, e, None, metric, places) for v, e in zip(others, other_errors, strict=True)]
+    return Row(metric, tuple(marked), tuple(other_cells))
 
 
 def _best(
@@ -265,10 +206,14 @@ def _best(
     return best if abs(known[follower] - known[order[0]]) > spread else set()
 
 
-def _cell(value: float | None, error: float | None, metric: Metric, places: int) -> Cell:
+def _cell(
+    value: float | None, error: float | None, chance: float | None, metric: Metric, places: int
+) -> Cell:
     if value is None:
         return Cell("–")
     spread = None if error is None else f"± {text(error, decimals=places)}"
+    if chance is not None:
+        spread = f"chance {text(chance, decimals=places, percent=metric.percent)}"
     return Cell(text(value, decimals=places, percent=metric.percent), spread)
 
 
@@ -286,5 +231,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
         if isinstance(value, Mapping):
             flat.update(_flat(value, f"{prefix}{key}."))
         else:
-            flat[prefix + key] = "yes" if value is True else "no" if value is False else f"{value}"
+            words = {True: "yes", False: "no", None: "–"}
+            plain = value is None or isinstance(value, bool)
+            flat[prefix + key] = words[value] if plain else f"{value}"
     return flat

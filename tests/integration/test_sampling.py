@@ -11,7 +11,7 @@ from domainstudio import models
 from domainstudio.config import SampleSettings
 from domainstudio.errors import CheckpointError, DataError
 from domainstudio.sampling import load_samples, sample, sample_to_folder
-from tests.models import tiny_denoiser
+from tests.models import tiny_class_denoiser, tiny_denoiser
 
 
 @pytest.mark.parametrize("scheduler", ["ddpm", "ddim", "dpm-solver++"])
@@ -116,3 +116,13 @@ def test_another_kind_of_pipeline_is_refused_by_name(tmp_path):
     (tmp_path / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
     with pytest.raises(CheckpointError, match="FluxPipeline"):
         models.load(tmp_path)
+
+
+def test_guidance_works_with_a_learned_variance():
+    model = tiny_class_denoiser(learned_variance=True)
+    told = [model.classes[0]] * 2
+    plain, guided = (
+        sample(model, [1, 2], told, guidance_scale=scale, scheduler="ddpm", steps=3) for scale in (1.0, 3.0)
+    )
+    assert plain.shape == guided.shape == (2, 3, 8, 8)
+    assert (plain != guided).any()

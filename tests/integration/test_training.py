@@ -15,6 +15,7 @@ import torch
 
 from domainstudio import checkpoint
 from domainstudio.errors import TrainingError
+from domainstudio.examples import Examples
 from domainstudio.training import Trainer
 from tests.models import DOMAINSTUDIO, PLAIN, tiny_denoiser, tiny_images, training_settings
 
@@ -36,8 +37,9 @@ class Recorder:
 
 def trainer(folder, weights=DOMAINSTUDIO, tracker=None, **settings):
     settings = training_settings(**settings)
-    source = tiny_denoiser(0) if weights.needs_source else None
-    return Trainer(tiny_denoiser(0), tiny_images(), settings, weights, folder, source=source, tracker=tracker)
+    source = tiny_denoiser(0).frozen_source() if weights.pairwise else None
+    examples = Examples.unconditional(tiny_images())
+    return Trainer(tiny_denoiser(0), examples, settings, weights, folder, source=source, tracker=tracker)
 
 
 def weights_of(training):
@@ -70,14 +72,14 @@ def test_resumed_is_bit_identical_to_undisturbed(tmp_path, changes):
     whole.train()
     first = trainer(tmp_path / "cut", **changes)
     steps = iter(range(5))
-    step = first._step
+    step = first.take_step
 
     def interrupted():
         if next(steps) == 3:
             raise KeyboardInterrupt
         return step()
 
-    first._step = interrupted
+    first.take_step = interrupted
     with pytest.raises(KeyboardInterrupt):
         first.train()
     tracker = Recorder()
@@ -116,7 +118,7 @@ def test_gradient_accumulation_averages_the_micro_batches(tmp_path):
 
 def test_a_batch_holds_every_image_once_where_it_can(tmp_path):
     training = trainer(tmp_path, batch_size=6)
-    images = (training._batch(0) + 1) * 127.5
+    images = (training._batch(0, torch.Generator()).images + 1) * 127.5
     found = {tuple(image.round().to(torch.uint8).flatten().tolist()) for image in images}
     assert found == {tuple(image.ravel().tolist()) for image in tiny_images()}
 
@@ -139,19 +141,19 @@ def test_a_state_beyond_the_last_step_is_refused(tmp_path):
 def test_images_of_another_size_are_refused(tmp_path):
     images = np.zeros((4, 3, 16, 16), np.uint8)
     with pytest.raises(TrainingError, match=r"16x16 pixels and the model 8x8.*prepare.resolution"):
-        Trainer(tiny_denoiser(), images, training_settings(), PLAIN, tmp_path)
+        Trainer(tiny_denoiser(), Examples.unconditional(images), training_settings(), PLAIN, tmp_path)
 
 
 def test_half_precision_weights_are_refused(tmp_path):
     model = tiny_denoiser()
     model.network.half()
     with pytest.raises(TrainingError, match="must be float32"):
-        Trainer(model, tiny_images(), training_settings(), PLAIN, tmp_path)
+        Trainer(model, Examples.unconditional(tiny_images()), training_settings(), PLAIN, tmp_path)
 
 
 def test_previews_are_kept_and_do_not_change_the_training(tmp_path):
     from domainstudio.config import SampleSettings
-    from domainstudio.training import previewer
+    from domainstudio.previews import previewer
 
     tracker = Recorder()
     with_previews = trainer(tmp_path / "a", tracker=tracker, preview_every=3)
@@ -197,7 +199,6 @@ import json, sys
 from pathlib import Path
 from tests.integration.test_training import trainer
 training = trainer(Path(sys.argv[1]), steps=1, batch_size=3)
-batch = training._batch(0)
 import torch
 from domainstudio.objective import NoisyBatch
 g = torch.Generator().manual_seed(0)
@@ -209,7 +210,7 @@ xt = training.denoiser.noise_scheduler.add_noise(images, noise[mine], t[mine])
 with torch.no_grad():
     for p in training.parameters:
         p.add_(torch.randn(p.shape, generator=g) * 0.05)
-terms = training.objective(NoisyBatch(images, noise[mine], t[mine], xt))
+terms = training.objective(NoisyBatch(images, images, noise[mine], t[mine], xt, {}, {}))
 training.accelerator.backward(training.objective.total(terms))
 if training.accelerator.is_main_process:
     result = {

@@ -12,26 +12,12 @@ from domainstudio.errors import ConfigError, DataError, MissingExtraError
 from domainstudio.metrics import efficientnet
 from domainstudio.metrics.features import (
     FeatureNetwork,
-    Features,
     extract,
     load_network,
     register_network,
 )
 from domainstudio.metrics.perceptual import perceptual_rows
-
-
-class Averages:
-    """A feature network small enough to check by hand: mean colour, and the pixels themselves."""
-
-    name, digest, recipe = "averages", "0", "plain"
-
-    def __init__(self):
-        self.seen = 0
-
-    def __call__(self, images):
-        self.seen += len(images)
-        x = images.float() / 255
-        return Features(self.name, self.digest, x.mean((2, 3)).numpy(), x.flatten(1).numpy())
+from tests.models import Averages
 
 
 @pytest.fixture

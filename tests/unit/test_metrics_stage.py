@@ -12,25 +12,12 @@ import yaml
 from PIL import Image
 
 from domainstudio.datasets import ImageRecord, ImageSet
-from domainstudio.metrics.features import Features, load_network, register_network
+from domainstudio.metrics.features import load_network, register_network
 from stages import evaluate
 from stages.cli import run
+from tests.models import Averages
 
 PARAMS = Path(__file__).parents[2] / "params.yaml"
-
-
-class Colours:
-    """A feature network of the images' mean colours and coarse pixels."""
-
-    name, digest, recipe = "colours", "0", "plain"
-
-    def __init__(self):
-        self.seen = 0
-
-    def __call__(self, images):
-        self.seen += len(images)
-        x = images.float() / 255
-        return Features(self.name, self.digest, x.mean((2, 3)).numpy(), x.flatten(1).numpy())
 
 
 def pictures(seed, number):
@@ -54,7 +41,7 @@ def image_set(images: np.ndarray) -> ImageSet:
 @pytest.fixture
 def project(tmp_path, monkeypatch):
     params = yaml.safe_load(PARAMS.read_text())
-    params["evaluate"]["features"] = "colours"
+    params["evaluate"]["features"] = "averages"
     name, adaptation = next(iter(params["adaptations"].items()))
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
     domain = pictures(0, 40)
@@ -63,7 +50,7 @@ def project(tmp_path, monkeypatch):
     image_set(domain[:5]).save(tmp_path / "data/targets" / adaptation["target"] / "shots")
     write_samples(tmp_path / "samples/adapted" / name, copies)
     write_samples(tmp_path / "samples/sources" / adaptation["source"], pictures(2, 12))
-    register_network("colours", Colours)
+    register_network("averages", Averages)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["evaluate", name])
     return tmp_path / "evaluation" / name
@@ -73,7 +60,7 @@ def test_the_stage_writes_metrics_and_nearest_pairs(project, capsys):
     evaluate.main()
     metrics = json.loads((project / "metrics.json").read_text())
     nearest = json.loads((project / "nearest.json").read_text())
-    assert (metrics["features"], metrics["number"], metrics["domain_is_shots"]) == ("colours", 12, False)
+    assert (metrics["features"], metrics["number"], metrics["domain_is_shots"]) == ("averages", 12, False)
     assert metrics["domain_number"] == 35, "the reference must not contain the training images"
     assert metrics["samples"]["memorized_share"] == pytest.approx(2 / 12)
     assert metrics["references"]["source"]["memorized_share"] == 0
@@ -81,12 +68,12 @@ def test_the_stage_writes_metrics_and_nearest_pairs(project, capsys):
     assert first == {"sample": 0, "seed": 1000, "training": 3, "mirrored": False, "distance": 0.0}
     assert second == {"sample": 1, "seed": 1001, "training": 3, "mirrored": True, "distance": 0.0}
     assert sorted(path.name for path in project.iterdir()) == ["metrics.json", "nearest.json"]
-    assert "12 samples by colours" in capsys.readouterr().out
+    assert "12 samples by averages" in capsys.readouterr().out
 
 
 def test_a_second_run_encodes_nothing_and_writes_the_same(project):
     evaluate.main()
-    network, before = load_network("colours"), (project / "metrics.json").read_bytes()
+    network, before = load_network("averages"), (project / "metrics.json").read_bytes()
     seen = network.seen
     evaluate.main()
     assert network.seen == seen == 12 + 12 + 35 + 5 + 5

@@ -7,7 +7,7 @@ import torch
 
 from domainstudio import losses
 from domainstudio.models.diffusion import to_eps, to_x0, true_output
-from domainstudio.objective import Objective, noisy_batch
+from domainstudio.objective import Batch, Objective, noisy_batch
 from tests.models import DOMAINSTUDIO, PAIRWISE_L2, PLAIN, tiny_denoiser, tiny_images, training_settings
 
 
@@ -20,7 +20,8 @@ def images(number=4):
 
 
 def batch_of(denoiser, **settings):
-    return noisy_batch(denoiser, images(), training_settings(**settings), generator(1), generator(2))
+    batch = Batch(images(), images(), {}, {})
+    return noisy_batch(denoiser, batch, training_settings(**settings), generator(1), generator(2))
 
 
 def objective(adapted, source, weights):
@@ -42,7 +43,7 @@ def test_the_source_prediction_comes_from_the_source_model():
 
     def x0(model):
         with torch.no_grad():
-            output = model.predict(batch.xt, batch.timesteps).output
+            output = model.predict(batch.xt, batch.timesteps, {}).output
         return to_x0(model.noise_scheduler, output, batch.xt, batch.timesteps).clamp(-1, 1)
 
     expected = losses.pairwise_similarity_kl(x0(adapted), x0(source)).sum()
@@ -52,7 +53,7 @@ def test_the_source_prediction_comes_from_the_source_model():
 
 @pytest.mark.parametrize("weights", [DOMAINSTUDIO, PAIRWISE_L2])
 def test_gradients_reach_the_adapted_model_only(weights):
-    adapted, source = tiny_denoiser(0), tiny_denoiser(1)
+    adapted, source = tiny_denoiser(0), tiny_denoiser(1).frozen_source()
     compute = objective(adapted, source, weights)
     for name, term in compute(batch_of(adapted)).items():
         adapted.network.zero_grad()
@@ -61,11 +62,15 @@ def test_gradients_reach_the_adapted_model_only(weights):
     assert all(p.grad is None and not p.requires_grad for p in source.network.parameters())
 
 
-def test_the_source_model_is_in_eval_mode():
-    source = tiny_denoiser(1)
-    source.network.train()
-    objective(tiny_denoiser(0), source, DOMAINSTUDIO)
-    assert not source.network.training
+def test_the_frozen_source_is_a_copy_in_eval_mode():
+    model = tiny_denoiser(0)
+    model.network.train()
+    source = model.frozen_source()
+    assert model.network.training and not source.network.training
+    assert not any(p.requires_grad for p in source.network.parameters())
+    with torch.no_grad():
+        next(model.network.parameters()).add_(1)
+    assert not torch.equal(next(model.network.parameters()), next(source.network.parameters()))
 
 
 def test_plain_finetuning_never_runs_the_source_model():
@@ -112,7 +117,7 @@ def test_options_of_the_similarities(option):
 
     def rows(model):
         with torch.no_grad():
-            output = model.predict(batch.xt, batch.timesteps).output
+            output = model.predict(batch.xt, batch.timesteps, {}).output
         x = to_x0(model.noise_scheduler, output, batch.xt, batch.timesteps).flatten(1)
         x = x - x.mean(0) if "pairwise_center" in option else x
         cosine = torch.nn.functional.cosine_similarity(x[:, None], x[None], dim=2)
@@ -138,10 +143,9 @@ def test_the_variational_term_is_there_with_a_learned_variance_only():
 
 
 def timesteps(seed, shared, **settings):
-    batch = noisy_batch(
-        tiny_denoiser(), images(), training_settings(**settings), generator(seed), generator(shared)
-    )
-    return batch.timesteps
+    batch = Batch(images(), images(), {}, {})
+    options = training_settings(**settings)
+    return noisy_batch(tiny_denoiser(), batch, options, generator(seed), generator(shared)).timesteps
 
 
 def test_a_shared_timestep_is_shared_by_all_images_and_processes():
@@ -177,6 +181,6 @@ def test_x0_matches_diffusers_own_conversion():
     batch = batch_of(model, timesteps="shared")
     scheduler = DDIMScheduler.from_config(model.noise_scheduler.config, clip_sample=False)
     scheduler.set_timesteps(1000)
-    output = model.predict(batch.xt, batch.timesteps).output
+    output = model.predict(batch.xt, batch.timesteps, {}).output
     expected = scheduler.step(output, batch.timesteps[0], batch.xt).pred_original_sample
     torch.testing.assert_close(to_x0(model.noise_scheduler, output, batch.xt, batch.timesteps), expected)

@@ -92,7 +92,8 @@ def settings():
         name: {"source": "noto", "target": "ink", "method": method}
         for name, method in (("plain", "finetune"), ("studio", "domainstudio"))
     }
-    values |= {"adaptations": adaptations, "sources": ["noto"], "targets": {"ink": values["targets"]["ink"]}}
+    kept = {part: {name: values[part][name]} for part, name in (("sources", "noto"), ("targets", "ink"))}
+    values |= {"adaptations": adaptations, **kept}
     return config.Settings.model_validate(values)
 
 
@@ -299,6 +300,14 @@ def test_only_settings_that_differ_are_listed(settings):
     assert "method" in dict(differing)
     assert "training.learning_rate" in dict(shared)
     assert all(len(set(values)) > 1 for _, values in differing)
+
+
+def test_a_section_that_only_some_have_is_listed_key_by_key(settings):
+    first, second = settings.resolved.values()
+    adapters = second.weights.model_copy(update={"lora": config.LoraSettings(rank=3)})
+    differing, shared = report_tables.setting_rows([first, second.model_copy(update={"weights": adapters})])
+    assert dict(differing)["weights.lora.rank"] == ["–", "3"]
+    assert "weights.lora" not in dict(differing) | dict(shared)
 
 
 def test_domain_pictures_leave_out_the_training_images(root):

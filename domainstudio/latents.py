@@ -1,0 +1,147 @@
+"""Images and prompts encoded once: kept on disk, and made again when they or their encoder change."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from domainstudio.models.text_to_image import TextToImageDenoiser
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from domainstudio.models.denoiser import Denoiser
+
+PIXELS = 2 * 512 * 512
+"""Pixels per pass of the encoder, which holds about 128 channels of each."""
+
+TEXTS = 64
+"""Texts per pass of a text encoder."""
+
+FORMAT = 3
+"""Changes with what is kept, so that older files are not read."""
+
+
+def encode_all(denoiser: Denoiser, images: Tensor, mirrored: bool, folder: Path | None) -> Tensor | None:
+    """Return every image encoded, upright and mirrored, or `None` where x0 is the image itself.
+
+    Args:
+        denoiser: the model, on its device; `encode` must not depend on what is trained.
+        images: uint8, with shape (N, 3, H, W).
+        mirrored: whether mirrored images are needed.
+        folder: where to keep the result, and to look for it.
+
+    Returns:
+        Encoded images on the CPU, with shape (1 or 2, N, ...): upright, then mirrored.
+    """
+    encoder = getattr(denoiser, "vae", None)
+    if encoder is None:
+        return None
+    device = next(denoiser.network.parameters()).device
+    views = [images, images.flip(3)] if mirrored else [images]
+
+    def encode() -> dict[str, Tensor]:
+        return {"encoded": torch.stack([_encode(denoiser, view, device) for view in views])}
+
+    config = {name: value for name, value in encoder.config.items() if not name.startswith("_")}
+    what = [list(images.shape), mirrored, config, hashlib.sha256(_bytes(images)).hexdigest()]
+    return _kept(folder, "images", what, [encoder], encode)["encoded"]
+
+
+def condition_all(
+    denoiser: Denoiser, texts: Sequence[str], folder: Path | None, size: tuple[int, int] | None = None
+) -> dict[str, Tensor]:
+    """Return the condition of many texts on the CPU, with a row each.
+
+    Args:
+        denoiser: the model. Where its text encoders are trained, the result is tokens and is not kept.
+        texts: prompts or classes.
+        folder: where to keep the result, and to look for it.
+        size: height and width of the images; by default the model's own.
+    """
+
+    def encode() -> dict[str, Tensor]:
+        parts = [denoiser.condition(texts[i : i + TEXTS], size) for i in range(0, len(texts), TEXTS)]
+        return {name: torch.cat([part[name].cpu() for part in parts]) for name in parts[0]}
+
+    if not isinstance(denoiser, TextToImageDenoiser) or denoiser.trains_text:
+        return encode()
+    encoders = denoiser.text_encoders
+    zeros = denoiser.pipeline.config.get("force_zeros_for_empty_prompt")
+    configs = [encoder.config.to_dict() for encoder in encoders]
+    what = [list(texts), denoiser.tokens(texts).tolist(), zeros, size or denoiser.resolution, configs]
+    return _kept(folder, "texts", what, encoders, encode)
+
+
+def _kept(
+    folder: Path | None,
+    kind: str,
+    what: Any,
+    encoders: Sequence[torch.nn.Module],
+    encode: Callable[[], dict[str, Tensor]],
+) -> dict[str, Tensor]:
+    """Return what `encode` makes of `what`, or what it made before by the same encoders."""
+    if folder is None:
+        return {name: tensor.contiguous() for name, tensor in encode().items()}  # as files are
+    path = folder / f"{_key(kind, what, encoders)}.safetensors"
+    if (found := _read(path)) is not None:
+        return found
+    made = {name: tensor.contiguous() for name, tensor in encode().items()}
+    _write(path, made)
+    return made
+
+
+def _encode(denoiser: Denoiser, images: Tensor, device: torch.device) -> Tensor:
+    parts = torch.split(images, max(1, PIXELS // (images.shape[2] * images.shape[3])))
+    return torch.cat([denoiser.encode(part.to(device).float() / 127.5 - 1).cpu() for part in parts])
+
+
+def _key(kind: str, what: Any, encoders: Sequence[torch.nn.Module]) -> str:
+    """Return what an encoding depends on, as a name."""
+    text = json.dumps([FORMAT, kind, what], sort_keys=True, default=str)
+    digest = hashlib.sha256(text.encode())
+    for encoder in encoders:
+        for name, value in sorted(encoder.state_dict().items()):
+            digest.update(f"{name} {value.dtype}".encode())
+            digest.update(_bytes(value))
+    return digest.hexdigest()
+
+
+def _read(path: Path) -> dict[str, Tensor] | None:
+    """Return what was kept, or `None` where that is nothing, or is damaged."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            whole = (file.metadata() or {}).get("sha256") == _digest(tensors)
+    except (OSError, SafetensorError):
+        return None
+    return tensors if whole else None
+
+
+def _write(path: Path, tensors: dict[str, Tensor]) -> None:
+    from safetensors.torch import save_file
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")  # processes of one run may write at once
+    save_file(tensors, partial, metadata={"sha256": _digest(tensors)})
+    partial.replace(path)
+
+
+def _digest(tensors: dict[str, Tensor]) -> str:
+    total = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        total.update(name.encode())
+        total.update(_bytes(tensor))
+    return total.hexdigest()
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()

@@ -1,0 +1,72 @@
+"""The optimiser of a training run, and the precision of what it leaves alone."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from diffusers.optimization import get_scheduler
+
+from domainstudio.errors import MissingExtraError, TrainingError
+
+if TYPE_CHECKING:
+    from domainstudio.config import TrainingSettings
+
+
+def make_optimizer(network: torch.nn.Module, settings: TrainingSettings) -> torch.optim.Optimizer:
+    """Return AdamW (arXiv 1711.05101) over what of a network requires gradients.
+
+    Raises:
+        MissingExtraError: `adamw8bit` is asked for and bitsandbytes is not installed.
+        TrainingError: `adamw8bit` is asked for and there is no CUDA GPU.
+    """
+    groups = _groups(network)
+    options: dict[str, Any] = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
+    if settings.optimizer == "adamw":
+        return torch.optim.AdamW(groups, **options)
+    if not torch.cuda.is_available():
+        raise TrainingError("finetune.optimizer adamw8bit needs a CUDA GPU: choose adamw")
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError as error:
+        raise MissingExtraError(
+            "finetune.optimizer adamw8bit needs bitsandbytes: pip install bitsandbytes, or choose adamw"
+        ) from error
+    optimizer: torch.optim.Optimizer = AdamW8bit(groups, **options)
+    return optimizer
+
+
+def make_lr_scheduler(
+    optimizer: torch.optim.Optimizer, settings: TrainingSettings
+) -> torch.optim.lr_scheduler.LRScheduler:
+    """Return the learning rate's warm-up and what follows it."""
+    constant = settings.lr_schedule == "constant"
+    scheduler: torch.optim.lr_scheduler.LRScheduler = get_scheduler(
+        "constant_with_warmup" if constant else settings.lr_schedule,
+        optimizer,
+        num_warmup_steps=settings.lr_warmup_steps,
+        num_training_steps=settings.steps,
+    )
+    return scheduler
+
+
+def lower_frozen(network: torch.nn.Module, precision: str) -> None:
+    """Keep what is not trained in `bf16` or `fp16`, but for text encoders, which are saved as they are."""
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    denoising = getattr(network, "unet", network)
+    for tensor in (*denoising.parameters(), *denoising.buffers()):
+        if not tensor.requires_grad and tensor.is_floating_point():
+            tensor.data = tensor.data.to(dtype)
+
+
+def _groups(network: torch.nn.Module) -> list[dict[str, Any]]:
+    """Return the optimiser's groups: decay would shrink a class's embedding in every step without it."""
+    tables = {
+        id(module.weight)
+        for name, module in network.named_modules()
+        if name.endswith("class_embedding") and isinstance(module, torch.nn.Embedding)
+    }
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    kept = [p for p in parameters if id(p) in tables]
+    decayed = {"params": [p for p in parameters if id(p) not in tables]}
+    return [decayed, {"params": kept, "weight_decay": 0.0}] if kept else [decayed]

@@ -1,0 +1,248 @@
+"""Training on images of several shapes: batches, resume, several processes, and what is refused."""
+
+import json
+import math
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from domainstudio import adaptation as adapting
+from domainstudio.config import (
+    Adaptation,
+    Method,
+    NoiseSettings,
+    PriorSettings,
+    PromptSettings,
+    UNetSettings,
+)
+from domainstudio.datasets import ImageRecord, ImageSet
+from domainstudio.errors import TrainingError
+from domainstudio.examples import Examples
+from domainstudio.models.unconditional import UnconditionalDenoiser
+from domainstudio.training import Trainer
+from tests.models import DOMAINSTUDIO, PLAIN, tiny_text_denoiser, training_settings
+
+ROOT = Path(__file__).parents[2]
+SHAPES = [(32, 32)] * 3 + [(24, 40)] * 2 + [(40, 24)]
+PRIOR = Method(**DOMAINSTUDIO.model_dump() | {"prior": 1.0})
+LATENT = PRIOR.model_copy(update={"space": "latent"})
+
+
+def shots(shapes=SHAPES):
+    """Return a set of images of these shapes; the value of image i's first pixel is i."""
+    rng = np.random.default_rng(0)
+    bucketed = [rng.integers(0, 256, (3, *shape), dtype=np.uint8) for shape in shapes]
+    for index, image in enumerate(bucketed):
+        image[:, 0, 0] = image[:, 0, -1] = index
+    squares = rng.integers(0, 256, (len(shapes), 3, 32, 32), dtype=np.uint8)
+    records = tuple(
+        ImageRecord(str(i), "0", *shape[::-1], f"{i}.png", caption=f"house {i}")
+        for i, shape in enumerate(shapes)
+    )
+    return ImageSet(squares, records, "images", bucketed=tuple(bucketed))
+
+
+def text_denoiser(kind="sd1"):
+    """Return the tiny model with 32x32 pixels, which have more than one bucket."""
+    denoiser = tiny_text_denoiser(kind)
+    denoiser.pipeline.unet.register_to_config(sample_size=16)
+    return denoiser
+
+
+def trainer(folder, kind="sd1", method=PRIOR, denoiser=None, latents=None, images=None, **settings):
+    settings = training_settings(**{"batch_size": 3, "horizontal_flip": True, **settings})
+    names = {"name": "mine", "source": "tiny", "target": "ink", "method": "any"}
+    prompts = PromptSettings(source="{caption}", target="{caption} [V]")
+    adaptation = Adaptation(
+        **names, training=settings, weights=method, prompts=prompts, prior=PriorSettings(number=5)
+    )
+    prior = None
+    if method.prior:
+        pixels = np.random.default_rng(1).integers(0, 256, (5, 3, 32, 32), dtype=np.uint8)
+        prior = adapting.PriorImages(pixels, tuple(f"boat {i}" for i in range(5)))
+    denoiser = text_denoiser(kind) if denoiser is None else denoiser
+    images = shots() if images is None else images
+    return adapting.make_trainer(denoiser, images, prior, adaptation, folder, latents=latents)
+
+
+def batches(training, steps):
+    """Return the batches of the first steps, without training."""
+    for training.step in range(steps):
+        yield training._batch(0, torch.Generator().manual_seed(training.step))
+    training.step = 0
+
+
+def first_pixels(batch):
+    return ((batch.images[:, 0, 0, 0] + 1) * 127.5).round().int().tolist()
+
+
+def test_each_batch_has_one_shape_and_every_image_comes(tmp_path):
+    training = trainer(tmp_path)
+    met = set()
+    for batch in batches(training, 40):
+        shape = tuple(batch.images.shape[2:])
+        indices = first_pixels(batch)
+        assert {SHAPES[index] for index in indices} == {shape}
+        assert len(set(indices)) == min(3, SHAPES.count(shape)), "repeated only where there are too few"
+        assert batch.x0.shape == (6, 4, shape[0] // 2, shape[1] // 2), "images of the prior in the same shape"
+        met |= set(indices)
+    assert met == set(range(6))
+
+
+def test_which_shape_comes_depends_on_seed_step_and_micro_step_alone(tmp_path):
+    def shapes(training, micro=0, steps=12):
+        """Return the number of images of the shape of each step: here it is another for each."""
+        found = []
+        for training.step in range(steps):
+            found.append(len(training._bucket(micro)[0].examples))
+        return found
+
+    first = trainer(tmp_path / "a")
+    many = shapes(first, steps=600)
+    for number in (3, 2, 1):
+        assert many.count(number) == pytest.approx(100 * number, abs=36), "in proportion to its images"
+    assert shapes(first) == shapes(trainer(tmp_path / "b")) == shapes(first)
+    assert shapes(first) != shapes(first, micro=1)
+    assert shapes(first) != shapes(trainer(tmp_path / "c", seed=1))
+
+
+def test_latents_are_kept_for_each_shape(tmp_path, monkeypatch):
+    def seen(images=None):
+        denoiser, encoded = text_denoiser(), []
+        encode = denoiser.encode
+        monkeypatch.setattr(denoiser, "encode", lambda part: encoded.append(len(part)) or encode(part))
+        training = trainer(tmp_path / "run", denoiser=denoiser, latents=tmp_path / "latents", images=images)
+        return sum(encoded), [batch.x0 for batch in batches(training, 6)]
+
+    count, fresh = seen()
+    assert count == 2 * (6 + 3 * 5), "shots, and the prior in each shape, upright and mirrored"
+    count, kept = seen()
+    assert count == 0 and all(torch.equal(a, b) for a, b in zip(fresh, kept, strict=True))
+    changed = shots()
+    changed.bucketed[5][1, 2, 3] ^= 1
+    assert seen(changed)[0] == 2, "only the shape whose image changed"
+    mirrored = next(batch for batch in batches(trainer(tmp_path), 20) if batch.images.shape[3] == 40)
+    denoiser = text_denoiser()
+    expected = denoiser.encode(mirrored.images)
+    mean, deviation = expected.chunk(2, dim=1)
+    drawn = mirrored.x0[:3] / denoiser.vae.config.scaling_factor
+    assert ((drawn - mean).abs() <= 6 * deviation + 1e-4).all()
+
+
+def test_sdxl_is_told_the_size_of_the_bucket(tmp_path):
+    for batch in batches(trainer(tmp_path, "sdxl", condition_dropout=0.5), 12):
+        height, width = batch.images.shape[2:]
+        told = torch.tensor([height, width, 0, 0, height, width]).float()
+        assert (batch.condition["time_ids"] == told).all() and len(batch.condition["time_ids"]) == 6
+        assert (batch.source_condition["time_ids"] == told).all()
+    default = text_denoiser("sdxl").condition(["a house"])["time_ids"]
+    assert default.tolist() == [[32, 32, 0, 0, 32, 32]], "where nothing else is said, the model's own"
+
+
+def state(module):
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def losses_of(history):
+    times = ("timestamp", "seconds")
+    return [{name: value for name, value in record.items() if name not in times} for record in history]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"kind": "sd1", "condition_dropout": 0.3},
+        {"kind": "sdxl", "method": LATENT, "gradient_accumulation_steps": 2},
+    ],
+)
+def test_resumed_is_bit_identical_to_undisturbed(tmp_path, options):
+    options = {"steps": 4, "checkpoint_every": 2, **options}
+    whole = trainer(tmp_path / "whole", **options)
+    undisturbed = whole.train()
+    terms = {"total", "simple", "prior", "image", "high_frequency", "high_frequency_mse"}
+    assert all(math.isfinite(record[term]) for record in undisturbed for term in terms)
+    cut = {**options, "latents": tmp_path / "latents"}
+    trainer(tmp_path / "cut", **{**cut, "steps": 2}).train()
+    second = trainer(tmp_path / "cut", **cut)
+    assert losses_of(second.train()) == losses_of(undisturbed)
+    weights = state(whole.denoiser.network), state(second.denoiser.network)
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def pixel_denoiser(levels):
+    torch.manual_seed(0)
+    unet = UNetSettings(
+        block_out_channels=(8,) * levels, attention=(False,) * levels, attention_head_dim=8, norm_num_groups=4
+    )
+    return UnconditionalDenoiser.new(unet, NoiseSettings(), 32)
+
+
+def test_pixel_space_models_whose_unet_can_halve_the_sides(tmp_path):
+    method = Method(**DOMAINSTUDIO.model_dump())
+    training = trainer(tmp_path, method=method, denoiser=pixel_denoiser(4), steps=3)
+    assert len(training.buckets) == 3
+    assert all(math.isfinite(record["high_frequency"]) for record in training.train())
+
+
+def test_models_that_cannot_take_a_shape_say_which_setting_made_it(tmp_path):
+    with pytest.raises(
+        TrainingError, match=r"prepare\.aspect_buckets made images of 24x40 .*32x32.* 16 only"
+    ):
+        trainer(tmp_path, method=Method(), denoiser=pixel_denoiser(5))
+
+
+@pytest.mark.parametrize("shape", [(24, 48), (64, 64), (40, 40)])
+def test_shapes_that_are_no_bucket_of_the_model_are_refused(tmp_path, shape):
+    denoiser = text_denoiser()
+    examples = Examples.of(denoiser, np.zeros((2, 3, *shape), np.uint8), [["a house"]] * 2)
+    message = rf"{shape[0]}x{shape[1]} pixels and the model 32x32: set prepare.resolution to 32"
+    with pytest.raises(TrainingError, match=message):
+        Trainer(denoiser, [examples], training_settings(), PLAIN, tmp_path)
+
+
+TWO_PROCESSES = """
+import json, sys
+from pathlib import Path
+from tests.integration.test_bucket_training import Method, DOMAINSTUDIO, first_pixels, trainer
+
+training = trainer(Path(sys.argv[1]), method=Method(**DOMAINSTUDIO.model_dump()), steps=5, checkpoint_every=5)
+drawn, batch = [], training._batch
+
+def recording(*arguments):
+    made = batch(*arguments)
+    drawn.append([list(made.images.shape[2:]), first_pixels(made)])
+    return made
+
+training._batch = recording
+training.train()
+rank = training.accelerator.process_index
+Path(sys.argv[1], f"{rank}.json").write_text(json.dumps(drawn))
+"""
+
+
+def test_two_processes_take_their_shares_of_the_same_bucket(tmp_path):
+    (tmp_path / "two.py").write_text(TWO_PROCESSES)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1"]
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "ACCELERATE_USE_CPU": "true",
+    }
+    command = [*launch, f"--master-port={port}", tmp_path / "two.py", tmp_path / "run"]
+    subprocess.run(command, check=True, env=environment, cwd=ROOT, timeout=150)
+    first, second = (json.loads((tmp_path / f"run/{rank}.json").read_text()) for rank in (0, 1))
+    assert [shape for shape, _ in first] == [shape for shape, _ in second]
+    assert len({tuple(shape) for shape, _ in first}) > 1
+    for (shape, mine), (_, other) in zip(first, second, strict=True):
+        members = [index for index, each in enumerate(SHAPES) if [*each] == shape]
+        assert sorted(mine + other) == sorted(members * (6 // len(members))), "one global batch"

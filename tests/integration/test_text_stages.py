@@ -1,0 +1,107 @@
+"""The stages on a text-to-image model: captions in, prompts out, adapters registered."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from domainstudio import models
+from domainstudio.metrics.features import register_network
+from stages import evaluate, finetune, prepare, report, sample
+from tests.integration.mlflow_parts import use_local_store
+from tests.models import Averages, tiny_text_denoiser
+
+PARAMS = Path(__file__).parents[2] / "params.yaml"
+NAMES = ("text-lora", "text-domainstudio")
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A project with a tiny Stable Diffusion pipeline and nine captioned images."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "images").mkdir()
+    for index in range(9):
+        pixels = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"images/{index}.png")
+        (tmp_path / f"images/{index}.txt").write_text(f"house {index}")
+    (tmp_path / "subjects.txt").write_text("house 7\nhouse 8\n")
+    tiny_text_denoiser("sd1").save(tmp_path / "models/sources/tiny")
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params()))
+    use_local_store(tmp_path, monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    register_network("averages", Averages)
+    return tmp_path
+
+
+def params():
+    values = yaml.safe_load(PARAMS.read_text())
+    values["prepare"] |= {"resolution": 16, "min_size": 8}
+    values["pretrain"]["images"] = "images"
+    values["sources"] = {"tiny": {"subjects": "subjects.txt"}}
+    values["targets"] = {"ink": {"shots": "images", "number": 4, "seed": 0, "domain": "images"}}
+    values["methods"] |= {
+        "lora": {"simple": 1.0, "prior": 1.0, "lora": {"rank": 2}},
+        "text": {"simple": 1.0, "image": 0.5, "high_frequency": 0.5, "high_frequency_mse": 0.05},
+    }
+    values["adaptations"] = {
+        "text-lora": {"source": "tiny", "target": "ink", "method": "lora", "prior": {"number": 5}},
+        "text-domainstudio": {"source": "tiny", "target": "ink", "method": "text"},
+    }
+    values["finetune"] |= {"steps": 4, "batch_size": 4, "checkpoint_every": 2, "preview_every": 2}
+    values["sample"] |= {"number": 6, "steps": 2, "batch_size": 3}
+    values["evaluate"] |= {"features": "averages", "neighbours": 2, "kid_subset_size": 4, "kid_subsets": 2}
+    return values
+
+
+def run(monkeypatch, stage, *arguments):
+    monkeypatch.setattr(sys, "argv", [stage.__name__, *arguments])
+    stage.main()
+
+
+def test_from_captions_to_a_report(project, monkeypatch):
+    run(monkeypatch, prepare, "source")
+    run(monkeypatch, prepare, "target", "ink")
+    run(monkeypatch, sample, "source", "tiny")
+    for name in NAMES:
+        run(monkeypatch, finetune, name)
+        run(monkeypatch, sample, "adapted", name)
+        run(monkeypatch, evaluate, name)
+    drawn = {
+        place: json.loads((project / "samples" / place / "manifest.json").read_text())["images"]
+        for place in ("sources/tiny", "adapted/text-lora", "adapted/text-domainstudio")
+    }
+    for place, images in drawn.items():
+        assert [image["subject"] for image in images] == ["house 7", "house 8"] * 3
+        style = "" if place.startswith("sources") else " in [V] style"
+        assert [image["prompt"] for image in images] == [f"house 7{style}", f"house 8{style}"] * 3
+        assert [image["seed"] for image in images] == [1000, 1001, 1002, 1003, 1004, 1005]
+
+    metrics = json.loads((project / "evaluation/text-lora/metrics.json").read_text())
+    assert metrics["paired"]["samples"]["number"] + metrics["paired"]["samples"]["trained"] == 6
+    history = (project / "training/text-lora/history.jsonl").read_text().splitlines()
+    assert all(json.loads(line)["prior"] > 0 for line in history)
+    folder = project / "models/adapted/text-lora"
+    assert (folder / "pytorch_lora_weights.safetensors").is_file()
+    assert not (folder / "model_index.json").exists(), "adapters are small: no copy of the pipeline"
+    assert models.load(folder).conditional
+
+    run(monkeypatch, report)
+    page = (project / "report.html").read_text()
+    assert "house 7 in [V] style" in page
+    assert "Real drawings of the subjects below" in page
+
+
+def test_the_same_prior_images_serve_a_second_training(project, monkeypatch, capsys):
+    run(monkeypatch, prepare, "source")
+    run(monkeypatch, prepare, "target", "ink")
+    run(monkeypatch, finetune, "text-lora")
+    key = json.loads((project / "models/adapted/text-lora/provenance.json").read_text())["key"]
+    before = {path: path.stat().st_mtime_ns for path in (project / ".cache/prior").glob("*/images/*.png")}
+    assert len(before) == 5
+    run(monkeypatch, finetune, "text-lora")
+    assert json.loads((project / "models/adapted/text-lora/provenance.json").read_text())["key"] == key
+    assert {path: path.stat().st_mtime_ns for path in before} == before

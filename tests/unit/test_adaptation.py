@@ -1,0 +1,239 @@
+"""From settings to a trainer: which images, which prompts, which parts are trained."""
+
+import numpy as np
+import pytest
+import torch
+
+from domainstudio import adaptation as adapting
+from domainstudio import models
+from domainstudio.config import (
+    Adaptation,
+    LoraSettings,
+    Method,
+    PriorSettings,
+    PromptSettings,
+    SampleSettings,
+)
+from domainstudio.datasets import ImageRecord, ImageSet
+from domainstudio.errors import CheckpointError, ConfigError, DataError
+from domainstudio.models.tiny_vae import load_decoder
+from tests.models import tiny_class_denoiser, tiny_denoiser, tiny_text_denoiser, training_settings
+
+DRAWING = SampleSettings(number=9, steps=2, batch_size=4, seed=5)
+
+
+def adaptation(method=None, **values):
+    training = training_settings(**values.pop("training", {}))
+    defaults = {"prompts": PromptSettings(), "prior": PriorSettings(number=5)}
+    names = {"name": "mine", "source": "tiny", "target": "ink", "method": "any"}
+    return Adaptation(**names, training=training, weights=method or Method(), **{**defaults, **values})
+
+
+def image_set(resolution, number=4, label="style"):
+    images = np.random.default_rng(0).integers(0, 256, (number, 3, resolution, resolution), dtype=np.uint8)
+    records = tuple(
+        ImageRecord(str(i), "0", 8, 8, f"{i}.png", caption=f"house {i}", label=label) for i in range(number)
+    )
+    return ImageSet(images, records, origin="images")
+
+
+@pytest.fixture
+def denoiser():
+    return tiny_text_denoiser("sd1")
+
+
+@pytest.fixture
+def shots(denoiser):
+    return image_set(denoiser.resolution[0])
+
+
+def prior_of(denoiser, shots, settings, cache, source_images):
+    paths = {"cache": cache, "source_images": source_images}
+    return adapting.prior_images(denoiser, shots, settings, DRAWING, "0", **paths)
+
+
+def told(denoiser, texts):
+    return {name: values[:, None] for name, values in denoiser.condition(texts).items()}
+
+
+def test_each_model_is_told_its_own_prompt(denoiser, shots):
+    examples = adapting.training_examples(denoiser, shots, adaptation())
+    target = told(denoiser, [f"house {i} in [V] style" for i in range(4)])
+    source = told(denoiser, [f"house {i}" for i in range(4)])
+    for name in target:
+        torch.testing.assert_close(examples.condition[name], target[name])
+        torch.testing.assert_close(examples.source_condition[name], source[name])
+    assert not torch.equal(
+        examples.condition["encoder_hidden_states"], examples.source_condition["encoder_hidden_states"]
+    )
+
+
+def test_labels_can_have_their_own_prompts(denoiser, shots):
+    pairs = {"style": {"source": "a house", "target": "a house in [V] style"}}
+    settings = adaptation(prompts=PromptSettings(by_label=pairs))
+    examples = adapting.training_examples(denoiser, shots, settings)
+    expected = told(denoiser, ["a house in [V] style"] * 4)["encoder_hidden_states"]
+    torch.testing.assert_close(examples.condition["encoder_hidden_states"], expected)
+
+
+def test_a_model_that_is_told_nothing_needs_no_captions():
+    plain = tiny_denoiser()
+    shots = image_set(8)
+    shots = ImageSet(
+        shots.images, tuple(ImageRecord(r.id, "0", 8, 8, r.origin) for r in shots.records), "images"
+    )
+    assert adapting.training_examples(plain, shots, adaptation()).condition == {}
+
+
+def test_generated_prior_images_are_drawn_once_from_the_source_prompts(
+    denoiser, shots, tmp_path, monkeypatch
+):
+    settings = adaptation(Method(prior=1.0))
+    first = prior_of(denoiser, shots, settings, tmp_path, tmp_path / "none")
+    assert first.images.shape == (5, *shots.images.shape[1:])
+    assert first.texts == ("house 0", "house 1", "house 2", "house 3", "house 0")
+    monkeypatch.setattr(denoiser, "predict", None)  # drawing again would fail
+    again = prior_of(denoiser, shots, settings, tmp_path, tmp_path / "none")
+    assert again.digest == first.digest
+
+
+def test_an_interrupted_drawing_of_prior_images_ends_the_same(denoiser, shots, tmp_path):
+    settings = adaptation(Method(prior=1.0))
+    whole = prior_of(denoiser, shots, settings, tmp_path / "a", tmp_path / "none")
+    prior_of(denoiser, shots, settings, tmp_path / "b", tmp_path / "none")
+    (folder,) = (tmp_path / "b").iterdir()
+    (folder / "manifest.json").unlink()
+    (folder / "images/000004.png").unlink()
+    again = prior_of(denoiser, shots, settings, tmp_path / "b", tmp_path / "none")
+    assert again.digest == whole.digest
+
+
+def test_given_prior_images_have_their_own_captions(denoiser, shots, tmp_path):
+    image_set(denoiser.resolution[0], 9).save(tmp_path / "source")
+    settings = adaptation(Method(prior=1.0), prior=PriorSettings(images="source", number=6))
+    prior = prior_of(denoiser, shots, settings, tmp_path, tmp_path / "source")
+    assert len(prior.images) == 6 and all(text.startswith("house ") for text in prior.texts)
+    with pytest.raises(DataError, match="manifest"):
+        prior_of(denoiser, shots, settings, tmp_path, tmp_path / "none")
+
+
+def test_the_prior_keeps_the_other_classes(tmp_path):
+    """Images of the adapted class under its own name would undo the adaptation."""
+    denoiser = tiny_class_denoiser()
+    adapted, other = denoiser.classes[0], denoiser.classes[1]
+    both = image_set(8, 3, adapted), image_set(8, 3, other)
+    mixed = ImageSet(
+        np.concatenate([part.images for part in both]), both[0].records + both[1].records, origin="images"
+    )
+    mixed.save(tmp_path / "source")
+    labels = PromptSettings(source="{label}", target="{label}")
+    given = adaptation(Method(prior=1.0), prompts=labels, prior=PriorSettings(images="source", number=9))
+    prior = prior_of(denoiser, both[0], given, tmp_path / "a", tmp_path / "source")
+    assert set(prior.texts) == {other} and len(prior.images) == 3
+    drawn = adaptation(Method(prior=1.0), prompts=labels, prior=PriorSettings(number=4))
+    prior = prior_of(denoiser, both[0], drawn, tmp_path / "b", tmp_path / "none")
+    assert set(prior.texts) == set(denoiser.classes) - {adapted}
+    both[0].save(tmp_path / "only")
+    with pytest.raises(ConfigError, match="every source prompt is a target prompt"):
+        prior_of(denoiser, both[0], given, tmp_path / "a", tmp_path / "only")
+
+
+def test_without_a_prior_weight_nothing_is_drawn(denoiser, shots, tmp_path):
+    assert prior_of(denoiser, shots, adaptation(), tmp_path, tmp_path) is None
+
+
+def changed(denoiser, shots, folder, settings, prior=None):
+    """Return the names of the parameters that a training changes."""
+    before = {name: value.clone() for name, value in denoiser.network.state_dict().items()}
+    adapting.make_trainer(denoiser, shots, prior, settings, folder).train()
+    after = denoiser.network.state_dict()
+    return {name for name, value in before.items() if name in after and not torch.equal(value, after[name])}
+
+
+def test_the_text_encoder_is_trained_where_asked(shots, tmp_path):
+    plain = changed(tiny_text_denoiser("sd1"), shots, tmp_path / "a", adaptation())
+    assert plain and all(name.startswith("unet.") for name in plain)
+    settings = adaptation(training={"train_text_encoder": True})
+    both = changed(tiny_text_denoiser("sd1"), shots, tmp_path / "b", settings)
+    assert any(name.startswith("text_encoders.0.") for name in both)
+
+
+def test_new_tokens_are_learned_and_saved(shots, tmp_path):
+    denoiser = tiny_text_denoiser("sd1")
+    table = denoiser.text_encoders[0].get_input_embeddings().weight.clone()
+    settings = adaptation(prompts=PromptSettings(new_tokens={"[V]": "house"}))
+    trainer = adapting.make_trainer(denoiser, shots, None, settings, tmp_path / "run")
+    added = denoiser.text_encoders[0].get_input_embeddings().added.clone()
+    trainer.train()
+    embedding = denoiser.text_encoders[0].get_input_embeddings()
+    assert torch.equal(embedding.table.weight, table), "known words must stay"
+    assert not torch.equal(embedding.added, added)
+    denoiser.save(tmp_path / "model")
+    loaded = models.load(tmp_path / "model")
+    text = ["a house in [V] style"]
+    assert len(loaded.tokenizers[0].tokenize("[V]")) == 1
+    xt, timesteps = torch.randn(1, *denoiser.shape), torch.tensor([10])
+    with torch.no_grad():
+        expected, found = (m.predict(xt, timesteps, m.condition(text)).output for m in (denoiser, loaded))
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (adaptation(training={"train_text_encoder": True}), "no text encoder to train"),
+        (adaptation(prompts=PromptSettings(new_tokens={"[V]": "house"})), "no text encoder to train"),
+    ],
+)
+def test_text_cannot_be_trained_where_there_is_none(settings, message, tmp_path):
+    with pytest.raises(ConfigError, match=message):
+        adapting.make_trainer(tiny_denoiser(), image_set(8), None, settings, tmp_path)
+
+
+def test_what_cannot_be_trained_together_is_refused(denoiser, shots, tmp_path):
+    adapters = Method(lora=LoraSettings(rank=2))
+    text = adaptation(adapters, training={"train_text_encoder": True})
+    with pytest.raises(ConfigError, match="adapters in the UNet only"):
+        adapting.make_trainer(denoiser, shots, None, text, tmp_path)
+    token = adaptation(adapters, prompts=PromptSettings(new_tokens={"[V]": "house"}))
+    with pytest.raises(ConfigError, match="cannot be saved with adapters"):
+        adapting.make_trainer(denoiser, shots, None, token, tmp_path)
+
+
+def test_a_known_word_is_no_new_token(denoiser, shots, tmp_path):
+    settings = adaptation(prompts=PromptSettings(new_tokens={"a</w>": "house"}))
+    with pytest.raises(ConfigError, match=r"knows \['a</w>'\] already"):
+        adapting.make_trainer(denoiser, shots, None, settings, tmp_path)
+
+
+def tiny_autoencoder(folder, channels=4, levels=2):
+    from diffusers import AutoencoderTiny
+
+    torch.manual_seed(0)
+    sizes = {"encoder_block_out_channels": (8,) * levels, "decoder_block_out_channels": (8,) * levels}
+    blocks = {"num_encoder_blocks": (1,) * levels, "num_decoder_blocks": (1,) * levels}
+    vae = AutoencoderTiny(**sizes, **blocks, latent_channels=channels)
+    vae.save_pretrained(folder)
+    return vae
+
+
+def test_terms_can_compare_the_images_of_a_tiny_vae(denoiser, shots, tmp_path):
+    channels, levels = denoiser.shape[0], len(denoiser.vae.config.block_out_channels)
+    vae = tiny_autoencoder(tmp_path / "vae", channels, levels)
+    x0 = torch.randn(2, *denoiser.shape, requires_grad=True)
+    images = load_decoder(str(tmp_path / "vae"), denoiser)(x0)
+    assert images.shape == (2, 3, *denoiser.resolution)
+    torch.testing.assert_close(images, vae.decode(x0).sample)
+    images.sum().backward()
+    assert x0.grad.abs().sum() > 0
+    method = Method(image=0.5, high_frequency_mse=0.05, tiny_vae=str(tmp_path / "vae"))
+    history = adapting.make_trainer(denoiser, shots, None, adaptation(method), tmp_path / "run").train()
+    assert all(np.isfinite(list(record.values())).all() for record in history)
+
+
+def test_a_tiny_vae_of_another_family_is_refused(denoiser, tmp_path):
+    tiny_autoencoder(tmp_path / "vae", denoiser.shape[0] + 1)
+    with pytest.raises(ConfigError, match=r"tiny_vae.*name the one of this family"):
+        load_decoder(str(tmp_path / "vae"), denoiser)
+    with pytest.raises(CheckpointError, match="is not an AutoencoderTiny"):
+        load_decoder(str(tmp_path), denoiser)

@@ -1,0 +1,56 @@
+"""Training a small VAE: resumed as if undisturbed, and latents of unit variance."""
+
+import numpy as np
+import torch
+
+from domainstudio.autoencoder import augment, train_autoencoder
+from domainstudio.config import AutoencoderSettings
+from tests.models import tiny_images
+
+SETTINGS = AutoencoderSettings(
+    block_out_channels=(8, 8), norm_num_groups=4, steps=6, batch_size=4, checkpoint_every=2
+)
+CPU = torch.device("cpu")
+
+
+def weights(vae):
+    return torch.cat([p.flatten() for p in vae.parameters()])
+
+
+def test_a_resumed_training_ends_the_same(tmp_path):
+    whole = train_autoencoder(tiny_images(), SETTINGS, tmp_path / "a", CPU)
+    train_autoencoder(tiny_images(), SETTINGS, tmp_path / "b", CPU)
+    for state in sorted((tmp_path / "b").glob("step-*"))[-1:]:
+        for file in state.iterdir():
+            file.unlink()
+        state.rmdir()  # what a kill before the last checkpoint leaves
+    resumed = train_autoencoder(tiny_images(), SETTINGS, tmp_path / "b", CPU)
+    assert torch.equal(weights(whole), weights(resumed))
+    assert whole.config.scaling_factor == resumed.config.scaling_factor
+
+
+def test_it_learns_and_its_latents_are_scaled_to_unit_variance(tmp_path):
+    ramp = np.linspace(0, 255, 8, dtype=np.uint8)
+    images = np.stack([np.broadcast_to(ramp // (i + 1), (3, 8, 8)) for i in range(4)])
+    x = torch.from_numpy(images).float() / 127.5 - 1
+
+    def error(vae):
+        with torch.no_grad():
+            return (vae.decode(vae.encode(x).latent_dist.mean).sample - x).abs().mean()
+
+    untrained = error(
+        train_autoencoder(images, SETTINGS.model_copy(update={"steps": 1}), tmp_path / "a", CPU)
+    )
+    longer = SETTINGS.model_copy(update={"steps": 60, "learning_rate": 5e-3, "checkpoint_every": 60})
+    vae = train_autoencoder(images, longer, tmp_path / "b", CPU)
+    assert error(vae) < untrained / 2
+    with torch.no_grad():
+        latents = vae.encode(x).latent_dist.mean * vae.config.scaling_factor
+    assert abs(latents.std() - 1) < 0.01
+
+
+def test_augmented_images_stay_in_range_and_follow_their_generator():
+    images = torch.from_numpy(tiny_images(32))
+    first, again, other = (augment(images, torch.Generator().manual_seed(s)) for s in (0, 0, 1))
+    assert first.shape == images.shape and first.abs().max() <= 1
+    assert torch.equal(first, again) and not torch.equal(first, other)

@@ -1,0 +1,349 @@
+"""CLIP's figures, on a tiny random model, against transformers' own preprocessing and model."""
+
+import hashlib
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from domainstudio.config import EvaluateSettings
+from domainstudio.errors import CheckpointError, MissingExtraError
+from domainstudio.metrics import clip
+from domainstudio.metrics.clip import ClipNetwork, clip_score, load_clip
+from domainstudio.metrics.clip_preprocessing import Preprocessing
+from domainstudio.metrics.diversity import intra_distance
+from domainstudio.metrics.features import FeatureNetwork, Features, extract, register_network
+from domainstudio.metrics.measure import measure_images
+from domainstudio.metrics.pairing import Texts, Told
+from domainstudio.models.text_from_scratch import new_tokenizer
+from tests.models import PROMPTS, Averages, tiny_images
+
+SIDE, LENGTH = 24, 16
+Processor = getattr(transformers, "CLIPImageProcessorPil", None) or transformers.CLIPImageProcessor
+
+
+def processor(**changes):
+    return Processor(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE}, **changes)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """An untrained CLIP model as its authors publish it."""
+    path = tmp_path_factory.mktemp("clip")
+    torch.manual_seed(0)
+    tokenizer = new_tokenizer(PROMPTS, 600, LENGTH)
+    ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    configuration = transformers.CLIPConfig(
+        text_config={**small, **ids, "vocab_size": len(tokenizer), "max_position_embeddings": LENGTH},
+        vision_config={**small, "image_size": SIDE, "patch_size": 8},
+        projection_dim=12,
+    )
+    transformers.CLIPModel(configuration).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    processor().save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def network(folder):
+    return ClipNetwork(str(folder))
+
+
+@pytest.fixture(scope="module")
+def published(folder):
+    """The same model and tokenizer, as transformers loads them."""
+    return transformers.CLIPModel.from_pretrained(folder).eval(), transformers.AutoTokenizer.from_pretrained(
+        folder
+    )
+
+
+def projected(output):
+    """Return embeddings: a tensor in transformers 4, a model output in 5."""
+    return output if isinstance(output, torch.Tensor) else output.pooler_output
+
+
+def pictures(height, width, number=2):
+    return np.random.default_rng(0).integers(0, 256, (number, 3, height, width), dtype=np.uint8)
+
+
+def as_pil(images):
+    return [Image.fromarray(image.transpose(1, 2, 0)) for image in images]
+
+
+SIZES = [(32, 32), (24, 24), (8, 8), (60, 41), (41, 60), (25, 100), (240, 240)]
+
+
+@pytest.mark.parametrize(("height", "width"), SIZES)
+@pytest.mark.parametrize("resample", [2, 3])
+def test_pixels_are_those_of_transformers(tmp_path, height, width, resample):
+    own = processor(resample=resample)
+    own.save_pretrained(tmp_path)
+    images = pictures(height, width)
+    expected = own(as_pil(images), return_tensors="pt").pixel_values
+    found = Preprocessing.read(tmp_path / "preprocessor_config.json")(torch.from_numpy(images))
+    level = 1 / 255 / min(own.image_std)
+    assert found.shape == expected.shape == (2, 3, SIDE, SIDE)
+    assert float((found - expected).abs().max()) < 1.01 * level, "more than one grey level off"
+    # Pillow's sums are of integers, so pixels at a half may round the other way; bilinear ones often are.
+    share = {2: 0.05, 3: 0.01}[resample]
+    assert float(((found - expected).abs() > 1e-5).float().mean()) < share
+
+
+def test_old_and_fixed_sizes_are_understood(tmp_path):
+    path = tmp_path / "preprocessor_config.json"
+    values = {"resample": 3, "image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.3, 0.4]}
+    path.write_text(json.dumps({**values, "size": SIDE, "crop_size": SIDE}))
+    images = pictures(30, 50)
+    expected = processor(image_mean=values["image_mean"], image_std=values["image_std"])(
+        as_pil(images), return_tensors="pt"
+    ).pixel_values
+    old = Preprocessing.read(path)
+    torch.testing.assert_close(old(torch.from_numpy(images)), expected, atol=0.025, rtol=0)
+    path.write_text(json.dumps({**values, "size": {"height": 30, "width": 28}, "crop_size": SIDE}))
+    fixed = Preprocessing.read(path)
+    assert fixed.size == (30, 28)
+    assert fixed(torch.from_numpy(images)).shape == (2, 3, SIDE, SIDE)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"do_center_crop": False}, "do_center_crop must not be false"),
+        ({"resample": 1}, "KeyError"),
+        ({"crop_size": {"height": 99, "width": 99}}, "must lie within size"),
+        ({"image_mean": None}, "TypeError"),
+    ],
+)
+def test_another_preprocessing_is_refused(folder, tmp_path, changes, message):
+    values = json.loads((folder / "preprocessor_config.json").read_text())
+    path = tmp_path / "preprocessor_config.json"
+    path.write_text(json.dumps(values | changes))
+    with pytest.raises(CheckpointError, match=message):
+        Preprocessing.read(path)
+
+
+def test_image_embeddings_are_those_of_transformers(network, published):
+    images = pictures(32, 32, number=5)
+    found = extract(images, network, batch_size=2)
+    pixels = processor()(as_pil(images), return_tensors="pt").pixel_values
+    with torch.inference_mode():
+        expected = projected(published[0].get_image_features(pixel_values=pixels)).numpy()
+    np.testing.assert_allclose(found.pooled, expected, atol=2e-2 * np.abs(expected).max())
+    # Where no pixel is rounded another way they are the same numbers.
+    exact = extract(pictures(SIDE, SIDE), network)
+    pixels = processor()(as_pil(pictures(SIDE, SIDE)), return_tensors="pt").pixel_values
+    with torch.inference_mode():
+        expected = projected(published[0].get_image_features(pixel_values=pixels)).numpy()
+    np.testing.assert_allclose(exact.pooled, expected, atol=1e-5)
+
+
+LONG = " ".join(["a dog in the snow"] * 10)
+
+
+def test_text_embeddings_are_those_of_transformers_cut_to_length(network, published):
+    model, tokenizer = published
+    texts = [*PROMPTS, LONG, PROMPTS[0]]
+    tokens = tokenizer(texts, padding="max_length", truncation=True, max_length=LENGTH, return_tensors="pt")
+    with torch.inference_mode():
+        expected = projected(model.get_text_features(**tokens))
+    expected = torch.nn.functional.normalize(expected, dim=1).numpy()
+    np.testing.assert_allclose(network.encode_texts(texts), expected, atol=1e-5)
+
+
+def test_texts_do_not_see_each_other(network, monkeypatch):
+    together = network.encode_texts([*PROMPTS, LONG])
+    monkeypatch.setattr(clip, "TEXTS_PER_PASS", 1)
+    np.testing.assert_allclose(network.encode_texts([*PROMPTS, LONG]), together, atol=1e-5)
+    assert np.abs(together[0] - together[1]).max() > 1e-3
+
+
+def test_the_score_of_a_pair_is_that_of_transformers(network, published):
+    model, tokenizer = published
+    images = pictures(SIDE, SIDE, number=6)
+    inputs = tokenizer(PROMPTS, padding=True, return_tensors="pt")
+    pixels = processor()(as_pil(images), return_tensors="pt").pixel_values
+    with torch.inference_mode():
+        logits = model(**inputs, pixel_values=pixels).logits_per_image / model.logit_scale.exp()
+    expected = 100 * logits.diagonal().clamp(min=0).mean()
+    found = clip_score(extract(images, network), network.encode_texts(PROMPTS))
+    assert found == pytest.approx(float(expected), abs=1e-3)
+
+
+def test_the_score_counted_by_hand():
+    unit = np.array([[1, 0], [0, 1], [-1, 0]], dtype=np.float32)
+    images = Features("clip", "0", unit * np.float32(7), unit)
+    right = np.array([[1, 0], [1, 0], [1, 0]], dtype=np.float32)
+    assert clip_score(images.take([0]), right[:1]) == pytest.approx(100)
+    assert clip_score(images.take([1]), right[:1]) == pytest.approx(0)
+    assert clip_score(images.take([2]), right[:1]) == 0, "opposite directions count as 0, not as -100"
+    assert clip_score(images, right) == pytest.approx(100 / 3)
+    slanted = np.array([[0.6, 0.8]], dtype=np.float32)
+    assert clip_score(images.take([0]), slanted) == pytest.approx(60, rel=1e-6)
+
+
+def test_the_distance_is_one_minus_the_cosine(network):
+    found = extract(pictures(32, 32, number=6), network)
+    unit = found.pooled / np.linalg.norm(found.pooled, axis=1, keepdims=True)
+    squared = ((found.perceptual[:, None] - found.perceptual[None]) ** 2).sum(2)
+    np.testing.assert_allclose(squared, 1 - unit @ unit.T, atol=1e-6)
+
+
+def test_intra_clip_by_a_slow_loop(network):
+    samples, training = extract(pictures(32, 32, 14), network), extract(pictures(20, 20, 3), network)
+    a, b = (x.pooled / np.linalg.norm(x.pooled, axis=1, keepdims=True) for x in (samples, training))
+    assigned = (1 - a @ b.T).argmin(1)
+    means = []
+    for cluster in range(3):
+        rows = a[assigned == cluster]
+        pairs = [1 - x @ y for i, x in enumerate(rows) for y in rows[i + 1 :]]
+        means += [np.mean(pairs)] if pairs else []
+    assert intra_distance(samples.perceptual, training.perceptual).mean == pytest.approx(
+        np.mean(means), rel=1e-4
+    )
+
+
+def test_it_is_a_feature_network_with_name_and_hash(network, folder):
+    weights = (folder / "model.safetensors").read_bytes()
+    assert isinstance(network, FeatureNetwork)
+    assert (network.name, network.digest) == (str(folder), hashlib.sha256(weights).hexdigest())
+    assert load_clip(str(folder)) is load_clip(str(folder))
+
+
+SETTINGS = EvaluateSettings(features="averages", memorized_below=0.15, kid_subsets=2)
+
+
+def measured(folder, cache, samples=None, prompts="{} in [V] style"):
+    register_network("averages", Averages)
+    domain = tiny_images(20)
+    names = tuple(PROMPTS[index % len(PROMPTS)] for index in range(20))
+    told = Told(names[:8], tuple(prompts.format(name) for name in names[:8]))
+    texts = Texts(told, Told(names[:8], names[:8]), names[:4], names)
+    settings = SETTINGS.model_copy(update={"clip": None if folder is None else str(folder)})
+    samples = tiny_images(8, seed=1) if samples is None else samples
+    source = tiny_images(8, seed=2)
+    return measure_images(samples, source, domain[:4], domain, settings, cache, texts=texts).metrics()
+
+
+def test_the_metrics_have_a_clip_section_where_a_model_is_named(folder, network, tmp_path):
+    section = measured(folder, tmp_path)["clip"]
+    assert (section["model"], section["digest"]) == (network.name, network.digest)
+    keys = {"clip_score", "subject_clip_score", "intra_clip", "intra_clip_clusters"}
+    assert [set(section["samples"])] == [keys]
+    assert {name: set(scores) for name, scores in section["references"].items()} == {
+        "source": keys,
+        "domain": keys,
+    }
+    images = extract(tiny_images(8, seed=1), network)
+    names = [PROMPTS[index % len(PROMPTS)] for index in range(8)]
+    prompts = [f"{name} in [V] style" for name in names]
+    assert section["samples"]["clip_score"] == clip_score(images, network.encode_texts(prompts))
+    assert section["samples"]["subject_clip_score"] == clip_score(images, network.encode_texts(names))
+    source = section["references"]["source"]
+    assert source["clip_score"] == source["subject_clip_score"], "the source is told the bare subject"
+    assert "clip" not in measured(None, tmp_path)
+
+
+def test_replicas_have_no_intra_clip_distance(folder, tmp_path):
+    replicas = tiny_images(20)[[0, 0, 0, 1, 1, 2, 2, 2]]
+    found = measured(folder, tmp_path, replicas)["clip"]["samples"]
+    assert found["intra_clip"] == pytest.approx(0, abs=1e-9)
+    assert found["intra_clip_clusters"] == 3
+    assert measured(folder, tmp_path)["clip"]["samples"]["intra_clip"] > 1e-4
+
+
+def test_samples_without_prompts_have_no_score(folder, tmp_path):
+    found = measured(folder, tmp_path, prompts="")["clip"]["samples"]
+    assert "clip_score" not in found
+    assert {"subject_clip_score", "intra_clip"} <= set(found)
+
+
+def test_embeddings_are_cached_by_weights_and_preprocessing(network, folder, tmp_path, monkeypatch):
+    images = tiny_images(5)
+    first = extract(images, network, cache_dir=tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(ClipNetwork, "__call__", lambda *_: pytest.fail("these images were encoded before"))
+        np.testing.assert_array_equal(extract(images, network, cache_dir=tmp_path).pooled, first.pooled)
+    other = tmp_path / "other"
+    copy(folder, other)
+    values = json.loads((other / "preprocessor_config.json").read_text())
+    (other / "preprocessor_config.json").write_text(json.dumps(values | {"resample": 2}))
+    assert ClipNetwork(str(other)).recipe != network.recipe
+
+
+def copy(folder, other):
+    other.mkdir()
+    for path in folder.iterdir():
+        (other / path.name).write_bytes(path.read_bytes())
+
+
+def damage(folder, what):
+    weights = folder / "model.safetensors"
+    if what == "no weights":
+        weights.unlink()
+    elif what == "pickled":
+        torch.save(load_file(weights), folder / "pytorch_model.bin")
+        weights.unlink()
+    elif what == "lacking":
+        tensors = load_file(weights)
+        del tensors["visual_projection.weight"]
+        save_file(tensors, weights, metadata={"format": "pt"})
+    elif what == "truncated":
+        weights.write_bytes(weights.read_bytes()[:2000])
+    elif what == "another model":
+        (folder / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    elif what == "no tokenizer":
+        for path in (*folder.glob("tokenizer*"), *folder.glob("vocab*"), *folder.glob("merges*")):
+            path.unlink()
+    elif what == "another size":
+        values = json.loads((folder / "preprocessor_config.json").read_text())
+        values |= {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
+        (folder / "preprocessor_config.json").write_text(json.dumps(values))
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("no weights", "safetensors"),
+        ("pickled", "safetensors"),
+        ("lacking", r"lack visual_projection\.weight"),
+        ("truncated", "not a usable CLIP model"),
+        ("another model", "of a bert, not of a clip"),
+        ("no tokenizer", r"it has no tokenizer\.json"),
+        ("another size", "the model reads 24"),
+    ],
+)
+def test_a_folder_that_is_not_whole_is_refused(folder, tmp_path, what, message):
+    copy(folder, tmp_path / "clip")
+    damage(tmp_path / "clip", what)
+    with pytest.raises(CheckpointError, match=message):
+        ClipNetwork(str(tmp_path / "clip"))
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(CheckpointError, match=r"nothing has no config\.json"):
+        ClipNetwork(str(tmp_path / "nothing"))
+
+
+def test_sharded_weights_have_a_hash_too(folder, tmp_path, network):
+    other = tmp_path / "clip"
+    copy(folder, other)
+    (other / "model.safetensors").unlink()
+    transformers.CLIPModel.from_pretrained(folder).save_pretrained(other, max_shard_size="20KB")
+    assert len(list(other.glob("model-*.safetensors"))) > 1
+    sharded = ClipNetwork(str(other))
+    assert len(sharded.digest) == 64
+    assert sharded.digest != network.digest
+    images = tiny_images(3)
+    np.testing.assert_array_equal(extract(images, sharded).pooled, extract(images, network).pooled)
+
+
+def test_without_transformers_the_extra_is_named(folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(MissingExtraError, match=r'pip install "domainstudio\[text\]"'):
+        ClipNetwork(str(folder))
