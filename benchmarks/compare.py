@@ -11,21 +11,17 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from domainstudio import checkpoint, config, models
+from benchmarks.memory import peak_memory, reset_peak_memory
+from domainstudio import adaptation as adapting
+from domainstudio import checkpoint, config, models, trial
 from domainstudio.config import Adaptation, Settings
-from domainstudio.datasets import ImageSet, grid
-from domainstudio.metrics import evaluation, features
-from domainstudio.models.denoiser import Denoiser
-from domainstudio.sampling import default_device, sample
-from domainstudio.training import Trainer
+from domainstudio.processes import this_process
 
-CACHE = Path(".cache/features")
 WORK = Path(".checkpoints/compare")
 
 
@@ -34,13 +30,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--params", default="params.yaml")
+    parser.add_argument("--params", nargs="+", default=["params.yaml"], help="and files that add to it")
     parser.add_argument("--adaptations", nargs="+", required=True)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", nargs="+", type=int, default=[100, 200, 400, 800])
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
-    settings = config.load(arguments.params)
+    settings = config.load(*arguments.params)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     done = _done(arguments.out)
     for seed in arguments.seeds:
@@ -64,94 +60,66 @@ def measure(
         seed: replaces the training's seed.
         steps: where to measure, ascending.
     """
-    target = Path("data/targets") / adaptation.target
-    shots, domain = (ImageSet.load(target / part).images for part in ("shots", "domain"))
-    source_folder = Path("models/sources") / adaptation.source
-    training = adaptation.training.model_copy(update={"seed": seed, "preview_every": 0})
-    key = checkpoint.run_key(
-        {
-            **adaptation.model_dump(mode="json"),
-            "training": training.model_dump(mode="json", exclude={"steps"}),
-        },
-        {"source": models.digest(source_folder)},
-    )
+    adaptation = _with(adaptation, seed=seed, preview_every=0)
+    folder = _folder(adaptation)
+    if folder.is_dir():  # an earlier call may have trained beyond the first missing step
+        shutil.rmtree(folder)
+    source = trial.draw_source(settings, adaptation.source, WORK)
     for step in steps:
-        denoiser = models.load(source_folder)
-        reference = models.load(source_folder) if adaptation.weights.needs_source else None
-        trainer = Trainer(
-            denoiser,
-            shots,
-            training.model_copy(update={"steps": step, "checkpoint_every": step}),
-            adaptation.weights,
-            WORK / key,
-            source=reference,
-        )
-        history = trainer.train()
-        images = draw(denoiser, settings)
-        grid(images[:32], columns=16).save(WORK / key / f"grid-{step:05d}.png")
-        scores, references = score(images, draw_source(source_folder, settings), shots, domain, settings)
+        samples = _samples(folder, step)
+        scheduled = _with(adaptation, steps=step, checkpoint_every=step)
+        seconds, peak = _train(settings, scheduled, folder, samples)
+        report = trial.measure(samples, source, adaptation, settings)
+        paired = report.get("paired", {"samples": {}, "references": {}})
         if step == steps[0]:
-            for name, reference_scores in references.items():
-                yield {"reference": name, "target": adaptation.target, **reference_scores}
+            for name, scores in report["references"].items():
+                scores |= paired["references"].get(name, {})
+                yield {"reference": name, "target": adaptation.target, **scores}
         yield {
             "adaptation": adaptation.name,
             "method": adaptation.method,
             "seed": seed,
             "step": step,
-            "seconds": round(history[-1]["seconds"], 3),
+            "seconds": seconds,
+            "seconds_per_step": round(seconds / step, 4),
+            "peak_memory_mib": peak,
             "target": adaptation.target,
-            "features": settings.evaluate.features,
-            "features_digest": features.load_network(settings.evaluate.features).digest,
-            **scores,
+            "features": report["features"],
+            "features_digest": report["features_digest"],
+            **report["samples"],
+            **paired["samples"],
         }
 
 
-def draw(denoiser: Denoiser, settings: Settings) -> np.ndarray:
-    """Return `sample.number` images of the sampling stage's seeds, with shape (N, 3, H, W)."""
-    denoiser.to(default_device())
-    how = settings.sample
-    seeds = range(how.seed, how.seed + how.number)
-    batches = [seeds[start : start + how.batch_size] for start in range(0, how.number, how.batch_size)]
-    return np.concatenate(
-        [
-            sample(
-                denoiser, batch, scheduler=how.scheduler, steps=how.steps, mixed_precision=how.mixed_precision
-            )
-            for batch in batches
-        ]
-    )
+def samples_at(adaptation: Adaptation, seed: int, step: int) -> Path:
+    """Return the folder of what `measure` drew at a step."""
+    return _samples(_folder(_with(adaptation, seed=seed, preview_every=0)), step)
 
 
-def draw_source(folder: Path, settings: Settings) -> np.ndarray:
-    """Return the source model's images of the same seeds, drawn once and kept."""
-    key = checkpoint.run_key(settings.sample.model_dump(mode="json"), {"model": models.digest(folder)})
-    path = WORK / f"source-{key}.npy"
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        np.save(path, draw(models.load(folder), settings), allow_pickle=False)
-    return np.load(path, allow_pickle=False)
+def _folder(adaptation: Adaptation) -> Path:
+    """Return the folder of checkpoints and samples, whatever the number of steps."""
+    params = adaptation.model_dump(mode="json", exclude={"training": {"steps"}})
+    digest = models.digest(Path("models/sources") / adaptation.source)
+    return WORK / checkpoint.run_key(params, {"source": digest})
 
 
-def score(
-    images: np.ndarray, source: np.ndarray, shots: np.ndarray, domain: np.ndarray, settings: Settings
-) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """Return the scores of images, and those of the references by name."""
-    how = settings.evaluate
-    network = features.load_network(how.features)
+def _samples(folder: Path, step: int) -> Path:
+    return folder / f"samples-{step:05d}"
 
-    def encode(part: np.ndarray, cache: Path | None = CACHE) -> features.Features:
-        return features.extract(part, network, how.batch_size, cache, progress=None)
 
-    report = evaluation.evaluate(
-        samples=encode(images, None),
-        shots=encode(shots),
-        domain=encode(domain[evaluation.held_out(domain, shots)]),
-        source=encode(source),
-        settings=how,
-        mirrored=encode(shots[..., ::-1]),
-    )
-    metrics = report.metrics()
-    return metrics["samples"], metrics["references"]
+def _train(settings: Settings, adaptation: Adaptation, folder: Path, samples: Path) -> tuple[float, int]:
+    """Train to the last step and draw its samples; return the seconds so far and the peak memory in MiB."""
+    inputs = adapting.load_inputs(adaptation, settings.sample, this_process())
+    reset_peak_memory()
+    trainer = adapting.make_trainer(inputs.denoiser, inputs.shots, inputs.prior, adaptation, folder)
+    history, peak = trainer.train(), peak_memory()
+    trial.draw_adapted(inputs.denoiser, adaptation, settings, samples)
+    return round(history[-1]["seconds"], 3), peak
+
+
+def _with(adaptation: Adaptation, **training: Any) -> Adaptation:
+    changed = adaptation.training.model_copy(update=training)
+    return adaptation.model_copy(update={"training": changed})
 
 
 def _done(path: Path) -> set[tuple[str, int, int]]:
@@ -164,7 +132,16 @@ def _done(path: Path) -> set[tuple[str, int, int]]:
 def _line(record: dict[str, Any]) -> str:
     name = record.get("adaptation", f"({record.get('reference')})")
     where = f"seed {record['seed']} step {record['step']:4d}" if "step" in record else ""
-    shown = ("frechet_distance", "intra_distance", "precision", "recall", "coverage", "memorized_share")
+    shown = (
+        "frechet_distance",
+        "intra_distance",
+        "precision",
+        "recall",
+        "coverage",
+        "memorized_share",
+        "top_1",
+        "top_5",
+    )
     values = "  ".join(f"{key} {record[key]:.4g}" for key in shown if record.get(key) is not None)
     return f"{name:24} {where}  {values}"
 

@@ -32,6 +32,10 @@ METRICS = (
     "density",
     "coverage",
     "memorized_share",
+    "top_1",
+    "top_5",
+    "seconds_per_step",
+    "peak_memory_mib",
 )
 GRID = 200
 

@@ -2,22 +2,26 @@
 
     python -m benchmarks.picture --adaptations ink-finetune ink-domainstudio --output docs/images/result.png
 
-Needs what `dvc repro` makes.
+Needs what `dvc repro` makes; with `--step`, what `benchmarks.compare` has drawn.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from domainstudio import config
-from domainstudio.datasets import ImageSet
+from benchmarks.compare import WORK, samples_at
+from domainstudio import config, trial
+from domainstudio.datasets import ImageSet, find_captions
 from domainstudio.sampling import load_samples
 
-SCALE, LABEL, GAP = 2, 150, 10
+SCALE, LABEL, GAP, HEADING = 2, 170, 10, 40
 
 
 def main() -> None:
@@ -25,38 +29,73 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--params", nargs="+", default=["params.yaml"], help="and files that add to it")
     parser.add_argument("--adaptations", nargs="+", required=True)
     parser.add_argument("--columns", type=int, default=14)
+    parser.add_argument(
+        "--step", type=int, help="draw what benchmarks.compare drew at this step, not the stages"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="training seed, with --step")
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args()
-    settings = config.load()
+    settings = config.load(*arguments.params)
     chosen = [settings.adaptation(name) for name in arguments.adaptations]
-    shots = ImageSet.load(Path("data/targets") / chosen[0].target / "shots").images
-    rows = [(f"{len(shots)} training images", shots), ("source model", _samples("sources", chosen[0].source))]
-    rows += [(adaptation.method, _samples("adapted", adaptation.name)) for adaptation in chosen]
-    picture = draw([(title, images[: arguments.columns]) for title, images in rows])
+    if arguments.step is None:
+        source = Path("samples/sources") / chosen[0].source
+        adapted = [Path("samples/adapted") / adaptation.name for adaptation in chosen]
+    else:
+        source = trial.draw_source(settings, chosen[0].source, WORK)
+        adapted = [samples_at(adaptation, arguments.seed, arguments.step) for adaptation in chosen]
+    target = Path("data/targets") / chosen[0].target
+    shots = ImageSet.load(target / "shots").images
+    rows = [(f"{len(shots)} training images", shots)]
+    subjects = _subjects(source)[: arguments.columns]
+    if subjects:
+        rows.append(("real drawings", _own_drawings(ImageSet.load(target / "domain"), subjects)))
+    rows.append(("source model", load_samples(source)))
+    rows += [(item.method, load_samples(folder)) for item, folder in zip(chosen, adapted, strict=True)]
+    picture = draw([(title, images[: arguments.columns]) for title, images in rows], subjects)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     picture.save(arguments.output, optimize=True)
 
 
-def draw(rows: list[tuple[str, np.ndarray]]) -> Image.Image:
-    """Return one labelled row per entry; images are uint8 with shape (N, 3, H, W), of one size."""
+def draw(rows: list[tuple[str, np.ndarray]], subjects: Sequence[str] = ()) -> Image.Image:
+    """Return one labelled row per entry.
+
+    Args:
+        rows: titles and images, uint8 with shape (N, 3, H, W), all of one size.
+        subjects: what each column shows, written above the second row.
+    """
     side = rows[0][1].shape[-1] * SCALE
     columns = max(len(images) for _, images in rows)
-    size = (LABEL + columns * (side + 2) + GAP, len(rows) * (side + GAP) + GAP)
+    heading = HEADING if subjects else 0
+    size = (LABEL + columns * (side + 2) + GAP, len(rows) * (side + GAP) + GAP + heading)
     canvas = Image.new("RGB", size, "white")
     pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=15)
     for index, (title, images) in enumerate(rows):
-        top = GAP + index * (side + GAP)
+        top = GAP + index * (side + GAP) + (heading if index else 0)
         pen.text((GAP, top + side // 2), title, fill="black", font=font, anchor="lm")
         for column, image in enumerate(images):
             tile = Image.fromarray(image.transpose(1, 2, 0)).resize((side, side), Image.Resampling.NEAREST)
             canvas.paste(tile, (LABEL + column * (side + 2), top))
+    small = ImageFont.load_default(size=10)
+    for column, subject in enumerate(subjects):
+        words = "\n".join(textwrap.wrap(subject, 12)[:3])
+        place = (LABEL + column * (side + 2) + side // 2, 2 * GAP + side + heading // 2)
+        pen.multiline_text(place, words, fill="black", font=small, anchor="mm", align="center", spacing=1)
     return canvas
 
 
-def _samples(kind: str, name: str) -> np.ndarray:
-    return load_samples(Path("samples") / kind / name)
+def _subjects(samples: Path) -> list[str]:
+    images = json.loads((samples / "manifest.json").read_text(encoding="utf-8"))["images"]
+    return [image["subject"] for image in images if "subject" in image]
+
+
+def _own_drawings(domain: ImageSet, subjects: list[str]) -> np.ndarray:
+    """Return the domain's own drawing of each subject, white where it has none."""
+    white = np.full_like(domain.images[0], 255)
+    known = find_captions(domain.records, subjects)
+    return np.stack([white if index is None else domain.images[index] for index in known])
 
 
 if __name__ == "__main__":

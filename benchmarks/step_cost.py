@@ -1,0 +1,90 @@
+"""What a step of each method costs, against plain fine-tuning: medians of steps taken in turn.
+
+    python -m benchmarks.step_cost --adaptations ink-finetune ink-domainstudio --rounds 30
+
+The first adaptation is the baseline. Steps are taken in turn, in one process, so that a noisy
+machine slows all of them alike.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from domainstudio import adaptation as adapting
+from domainstudio import config, models
+from domainstudio.config import Settings
+from domainstudio.datasets import ImageSet
+from domainstudio.sampling import default_device
+from domainstudio.training import Trainer
+
+WARMUP = 3
+
+
+def main() -> None:
+    """Measure the adaptations that the command line names, and print a table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--params", nargs="+", default=["params.yaml"], help="and files that add to it")
+    parser.add_argument("--adaptations", nargs="+", required=True)
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+    arguments = parser.parse_args()
+    settings = config.load(*arguments.params)
+    with tempfile.TemporaryDirectory() as folder:
+        trainers = {name: trainer(settings, name, Path(folder, name)) for name in arguments.adaptations}
+        results = summarize(measure(trainers, arguments.rounds))
+    print(f"| | seconds per step | against {arguments.adaptations[0]} |\n|---|---:|---:|")
+    for name, row in results.items():
+        print(f"| {name} | {row['seconds']:.3f} | {row['ratio']:.2f} |")
+    if arguments.out:
+        device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+        content = {"device": device, "rounds": arguments.rounds, "adaptations": results}
+        arguments.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def trainer(settings: Settings, name: str, folder: Path) -> Trainer:
+    """Return the trainer of an adaptation as the stage `finetune` makes it, without previews."""
+    adaptation = settings.adaptation(name)
+    source = Path("models/sources") / adaptation.source
+    shots = ImageSet.load(Path("data/targets") / adaptation.target / "shots")
+    denoiser = models.load(source).to(default_device())
+    prior = adapting.prior_images(denoiser, shots, adaptation, settings.sample, models.digest(source))
+    return adapting.make_trainer(denoiser, shots, prior, adaptation, folder)
+
+
+def measure(trainers: dict[str, Trainer], rounds: int) -> dict[str, list[float]]:
+    """Return each trainer's seconds of every step; the first steps do not count."""
+    seconds: dict[str, list[float]] = {name: [] for name in trainers}
+    for index in range(WARMUP + rounds):
+        for name, each in trainers.items():
+            started = time.perf_counter()
+            each.take_step()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            if index >= WARMUP:
+                seconds[name].append(time.perf_counter() - started)
+    return seconds
+
+
+def summarize(seconds: dict[str, list[float]]) -> dict[str, dict[str, float]]:
+    """Return medians, and the median of each round's ratio to the first adaptation."""
+    baseline = next(iter(seconds.values()))
+    return {
+        name: {
+            "seconds": round(statistics.median(values), 4),
+            "ratio": round(statistics.median(v / b for v, b in zip(values, baseline, strict=True)), 3),
+        }
+        for name, values in seconds.items()
+    }
+
+
+if __name__ == "__main__":
+    main()
