@@ -7,11 +7,14 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from domainstudio.errors import DomainStudioError
+
+if TYPE_CHECKING:
+    from prefect.client.schemas.objects import State
 
 QUIET = {
     # Nothing of this project speaks to anyone whom the user did not name.
@@ -27,16 +30,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     if options.cron and not options.serve:
         _parser().error("--cron needs --serve")
+    return run_command(lambda: _serve(options) if options.serve else _run(options), "every stage was ended")
+
+
+def run_command(action: Callable[[], int], ended: str) -> int:
+    """Do what a command line asks for, and return the exit status.
+
+    Args:
+        action: calls a flow.
+        ended: what is told after Ctrl-C.
+    """
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     signal.signal(signal.SIGTERM, _exit_on_signal)
     try:
-        return _serve(options) if options.serve else _run(options)
+        return action()
     except DomainStudioError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted: every stage was ended", file=sys.stderr)
+        print(f"interrupted: {ended}", file=sys.stderr)
         return 128 + signal.SIGINT
 
 
@@ -44,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m flows.adapt", description=__doc__)
     parser.add_argument("adaptations", nargs="*", metavar="adaptation", help="default: the whole pipeline")
     parser.add_argument("--force", action="store_true", help="run stages even if nothing changed")
+    parser.add_argument("--pull", action="store_true", help="take from the DVC remote what was made before")
     parser.add_argument(
         "--gpus", type=_positive, metavar="N", help="GPU slots (default: the machine's GPUs, or 1)"
     )
@@ -70,21 +84,33 @@ def _run(options: argparse.Namespace) -> int:
     # A misspelt name is told at once, not after a server has started.
     graph.select(graph.read(), options.adaptations)
 
-    from prefect.client.orchestration import get_client
+    start_server()
 
     from flows.pipeline import adapt
 
+    return tell(adapt(**_parameters(options), return_state=True))
+
+
+def start_server() -> None:
+    """Start the temporary server if no other is set."""
+    from prefect.client.orchestration import get_client
+    from prefect.context import refresh_global_settings_context
+
+    refresh_global_settings_context()  # Prefect may have been imported before QUIET was set
     with _interrupts_blocked():
-        # Starts the temporary server if no other is set. Ctrl-C goes to the whole foreground group: blocked
-        # here, it does not reach the server, which must live until the run has told it how it ended.
+        # Ctrl-C goes to the whole foreground group: blocked here, it does not reach the server, which must
+        # live until the run has told it how it ended.
         get_client(sync_client=True)
-    state = adapt(**_parameters(options), return_state=True)
+
+
+def tell(state: State[Any]) -> int:
+    """Print how a flow run ended, and return the exit status."""
     print(state.message or state.name, file=sys.stdout if state.is_completed() else sys.stderr)
     return 0 if state.is_completed() else 1
 
 
 def _parameters(options: argparse.Namespace) -> dict[str, Any]:
-    names = ("adaptations", "force", "gpus", "retries", "retry_delay")
+    names = ("adaptations", "force", "pull", "gpus", "retries", "retry_delay")
     return {name: getattr(options, name) for name in names}
 
 

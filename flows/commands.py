@@ -48,7 +48,7 @@ class StageFailedError(DomainStudioError):
     def __init__(self, address: str, status: int, tail: Sequence[str], seconds: float) -> None:
         self.address, self.status, self.seconds = address, status, seconds
         quoted = "\n".join(f"  {line}" for line in tail)
-        super().__init__(f"stage {address} failed with exit status {status}; it last said:\n{quoted}")
+        super().__init__(f"{address} failed with exit status {status}; it last said:\n{quoted}")
 
     @property
     def retryable(self) -> bool:
@@ -96,8 +96,31 @@ class Commands:
         for process in running:
             _end_group(process, max(0.0, deadline - time.monotonic()))
 
+    def run(self, command: Sequence[str], log: Log, name: str) -> None:
+        """Run a command that is no stage, such as `dvc pull`, so that it ends with the others.
+
+        Args:
+            command: The program and its arguments.
+            log: Gets each line of output as it comes, from another thread.
+            name: What it does, for messages.
+
+        Raises:
+            StageFailedError: It failed.
+            StoppedError: `stop` was called, before or meanwhile.
+        """
+        start = time.monotonic()
+        status, tail = self._run(command, log, {})
+        if status:
+            raise StageFailedError(name, status, _telling(tail), time.monotonic() - start)
+
     def repro(
-        self, address: str, log: Log, *, force: bool = False, devices: Mapping[str, str] | None = None
+        self,
+        address: str,
+        log: Log,
+        *,
+        force: bool = False,
+        pull: bool = False,
+        devices: Mapping[str, str] | None = None,
     ) -> Outcome:
         """Bring one stage up to date: `dvc repro --single-item`.
 
@@ -107,6 +130,7 @@ class Commands:
             address: The stage.
             log: Gets each line of output as it comes, from another thread.
             force: Run it even if nothing changed.
+            pull: Take from the DVC remote what was made before, here or elsewhere, instead of making it.
             devices: Environment variables that name its GPUs.
 
         Raises:
@@ -114,8 +138,9 @@ class Commands:
             StoppedError: `stop` was called, before or meanwhile.
         """
         command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", address]
-        if force:
-            command.insert(-1, "--force")
+        for wanted, option in ((force, "--force"), (pull, "--pull")):
+            if wanted:
+                command.insert(-1, option)
         start = time.monotonic()
         for delay in (*LOCK_DELAYS, None):
             status, tail = self._run(command, log, devices or {})

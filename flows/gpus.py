@@ -6,6 +6,7 @@ import contextlib
 import os
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from domainstudio.errors import ConfigError
@@ -13,7 +14,15 @@ from flows.commands import StoppedError
 
 LIMIT_NAME = "gpu"
 """Name of the global concurrency limit on a Prefect server."""
+CLASS_VARIABLE = "DOMAINSTUDIO_GPU_CLASS"
+"""Class of this node's GPUs, such as `h100`: its limit on the server is then `gpu-h100`."""
 _POLL_SECONDS = 5.0
+
+
+def limit_name(environment: Mapping[str, str] = os.environ) -> str:
+    """Return the name of the server's limit for this node's GPUs."""
+    kind = environment.get(CLASS_VARIABLE)
+    return f"{LIMIT_NAME}-{kind}" if kind else LIMIT_NAME
 
 
 def visible_devices(environment: Mapping[str, str] = os.environ) -> tuple[str, ...]:
@@ -95,22 +104,26 @@ class GpuSlots:
 
 
 def _queue_at_server(number: int, stopping: Callable[[], bool], stack: contextlib.ExitStack) -> None:
+    from prefect.client.orchestration import get_client
     from prefect.concurrency.sync import concurrency
 
+    name, client = limit_name(), get_client(sync_client=True)
     while not stopping():
-        held = concurrency(
-            LIMIT_NAME,
-            occupy=number,
-            timeout_seconds=_POLL_SECONDS,
-            strict=True,
-            # A server that is away for a while must not kill hours of training.
-            raise_on_lease_renewal_failure=False,
-        )
-        try:
-            stack.enter_context(held)
-        except TimeoutError:
-            continue
-        return
+        limit = client.read_global_concurrency_limit_by_name(name)
+        # Prefect logs an error for each attempt that ends without a slot, so none is made in vain.
+        if limit.limit - limit.active_slots >= number:
+            held = concurrency(
+                name,
+                occupy=number,
+                timeout_seconds=_POLL_SECONDS,
+                strict=True,
+                # A server that is away for a while must not kill hours of training.
+                raise_on_lease_renewal_failure=False,
+            )
+            with contextlib.suppress(TimeoutError):
+                stack.enter_context(held)
+                return
+        time.sleep(_POLL_SECONDS)
     raise StoppedError("the flow is being stopped")
 
 
@@ -127,9 +140,9 @@ def from_server(count: int | None) -> GpuSlots:
         return GpuSlots(visible_devices(), count)
     client = get_client(sync_client=True)
     if count is not None:
-        client.upsert_global_concurrency_limit_by_name(LIMIT_NAME, count)
+        client.upsert_global_concurrency_limit_by_name(limit_name(), count)
     try:
-        limit = client.read_global_concurrency_limit_by_name(LIMIT_NAME)
+        limit = client.read_global_concurrency_limit_by_name(limit_name())
     except ObjectNotFound:
         return GpuSlots(visible_devices(), count)
     return GpuSlots(visible_devices(), count, limit.limit if limit.active else None)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 from uuid import UUID
 
-from prefect import flow, get_run_logger
+from prefect import flow, get_run_logger, runtime
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
@@ -24,8 +24,9 @@ from prefect.states import Cancelled, Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.tasks import Task
 
+from domainstudio.integrations.mlflow_audit import FLOW_RUN_VARIABLE
+from flows import events, graph
 from flows import gpus as gpu_slots
-from flows import graph
 from flows.commands import Commands, Outcome, StageFailedError, StoppedError
 from flows.summary import Row, markdown
 
@@ -38,11 +39,12 @@ _CANCEL_POLL_SECONDS = 5.0
 class _Run:
     """What the tasks of one flow run share."""
 
-    def __init__(self, root: Path, slots: gpu_slots.GpuSlots, *, force: bool) -> None:
+    def __init__(self, root: Path, slots: gpu_slots.GpuSlots, *, force: bool, pull: bool) -> None:
         self.root = root
         self.commands = Commands(root)
         self.slots = slots
-        self.force = force
+        self.force, self.pull = force, pull
+        self.told = {FLOW_RUN_VARIABLE: runtime.flow_run.name or ""}
         self.unchanged: frozenset[str] = frozenset()
         self.running: set[str] = set()
         self.outcomes: dict[str, Outcome] = {}
@@ -79,7 +81,13 @@ class _Run:
         try:
             slots = self.slots.hold(stage.gpus, lambda: commands.stopping)
             with slots as devices, self._shown(stage.address):
-                outcome = commands.repro(stage.address, logger.info, force=self.force, devices=devices)
+                outcome = commands.repro(
+                    stage.address,
+                    logger.info,
+                    force=self.force,
+                    pull=self.pull,
+                    devices={**self.told, **devices},
+                )
         except StoppedError as error:
             return Cancelled(message=str(error))
         except StageFailedError as error:
@@ -119,6 +127,7 @@ def _cached() -> State[Any]:
 def adapt(
     adaptations: list[str] | None = None,
     force: bool = False,
+    pull: bool = False,
     gpus: int | None = None,
     retries: int = RETRIES,
     retry_delay: float = RETRY_DELAY_SECONDS,
@@ -129,6 +138,7 @@ def adapt(
         adaptations: Keys of `adaptations`, or addresses of stages, to run with all that they need; all
             stages if none is given.
         force: Run the stages even if nothing changed.
+        pull: Take from the DVC remote what was made before, here or elsewhere.
         gpus: Stages' GPU slots on this machine; with a Prefect server also the server's limit `gpu`.
         retries: Further attempts at a stage that failed, unless it refused its settings.
         retry_delay: Seconds before each.
@@ -139,7 +149,7 @@ def adapt(
     slots = gpu_slots.from_server(gpus)
     for stage in stages.values():
         slots.check(stage.address, stage.gpus)
-    run = _Run(root, slots, force=force)
+    run = _Run(root, slots, force=force, pull=pull)
     if not force:
         run.unchanged = graph.unchanged(known)
     futures: dict[str, PrefectFuture[State[Any]]] = {}
@@ -161,7 +171,7 @@ def adapt(
 
 def _watch(run: _Run, futures: Mapping[str, PrefectFuture[State[Any]]]) -> bool:
     """Wait for all tasks, showing the progress; return whether the run was cancelled at the server."""
-    progress, cancelled, looked = _Progress(len(futures)), False, time.monotonic()
+    progress, cancelled, looked = Progress(len(futures), "adapt-progress", "stages"), False, time.monotonic()
     while True:
         done, pending = wait(list(futures.values()), timeout=_POLL_SECONDS)
         progress.show(len(done), sorted(run.running))
@@ -169,38 +179,47 @@ def _watch(run: _Run, futures: Mapping[str, PrefectFuture[State[Any]]]) -> bool:
             return cancelled
         if not cancelled and time.monotonic() - looked > _CANCEL_POLL_SECONDS:
             looked = time.monotonic()
-            if cancelled := _cancel_requested():
+            if cancelled := cancel_requested():
                 get_run_logger().warning("The run was cancelled: ending its stages")
                 run.commands.stop()
 
 
-class _Progress:
-    """The progress artifact; a server that is away for a moment costs a redraw, never the run."""
+class Progress:
+    """The progress artifact; a server that is away for a moment costs a redraw, never the run.
 
-    def __init__(self, total: int) -> None:
-        self._total = total
+    Args:
+        total: How much there is to do.
+        key: The artifact's.
+        noun: What is done, in the plural.
+    """
+
+    def __init__(self, total: int, key: str, noun: str) -> None:
+        self._total, self._key, self._noun = total, key, noun
         self._shown: tuple[int, list[str]] | None = None
         self._artifact: UUID | None = None
 
     def show(self, done: int, running: list[str]) -> None:
+        """Show how many are done and which are running, if that is new."""
         if (done, running) == self._shown:
             return
         percent = 100.0 * done / self._total if self._total else 100.0
-        text = f"{done} of {self._total} stages done" + (f"; now: {', '.join(running)}" if running else "")
-        with _unimportant("progress"):
+        now = f"; now: {', '.join(running)}" if running else ""
+        text = f"{done} of {self._total} {self._noun} done{now}"
+        with unimportant("progress"):
             if self._artifact is None:
-                created = create_progress_artifact(percent, key="adapt-progress", description=text)
+                created = create_progress_artifact(percent, key=self._key, description=text)
                 self._artifact = cast(UUID, created)
             else:
                 update_progress_artifact(self._artifact, percent, description=text)
             self._shown = (done, running)
 
 
-def _cancel_requested() -> bool:
+def cancel_requested() -> bool:
+    """Tell whether somebody cancelled this flow run at the server."""
     context = FlowRunContext.get()
     if context is None or context.flow_run is None:
         return False
-    with _unimportant("cancellation"):
+    with unimportant("cancellation"):
         state = get_client(sync_client=True).read_flow_run(context.flow_run.id).state
         return state is not None and (state.is_cancelling() or state.is_cancelled())
     return False
@@ -217,15 +236,19 @@ def _close_unstarted(
     for address in (address for address, state in states.items() if state.is_pending()):
         missing = ", ".join(name for name in stages[address].upstream if name not in run.outcomes)
         state: State[Any] = Cancelled(name="NotRun", message=f"It needs {missing}")
-        with _unimportant("tasks that were not run"):
+        with unimportant("tasks that were not run"):
             client.set_task_run_state(futures[address].task_run_id, state, force=True)
 
 
 def _finish(run: _Run, states: Mapping[str, State[Any]], cancelled: bool) -> State[Any]:
     rows = [run.row(address, state) for address, state in states.items()]
-    with _unimportant("summary"):
+    with unimportant("summary"):
         text = markdown(run.root, rows)
         create_markdown_artifact(text, key="adapt-summary", description="Metrics and stages")
+    for row in rows:
+        if row.state == "run" and row.address.startswith("register@"):
+            with unimportant("new model"):
+                events.tell_of_stage(run.root, row.address.partition("@")[2])
     counts = Counter(row.state for row in rows)
     text = ", ".join(f"{number} {state}" for state, number in counts.items()) or "no stages"
     if cancelled:
@@ -237,7 +260,8 @@ def _finish(run: _Run, states: Mapping[str, State[Any]], cancelled: bool) -> Sta
 
 
 @contextlib.contextmanager
-def _unimportant(what: str) -> Iterator[None]:
+def unimportant(what: str) -> Iterator[None]:
+    """Go on after this block whatever the server answers, with a warning that names `what`."""
     try:
         yield
     except Exception as error:

@@ -47,7 +47,7 @@ def lineage(adaptation: Adaptation, lock: str | Path = "dvc.lock") -> list[Input
     Raises:
         ConfigError: the file cannot be read.
     """
-    stages = _read(Path(lock))
+    stages = list(_read(Path(lock)).values())
     hashes = {
         path: digest for stage in stages for kind in ("deps", "outs") for path, digest in _files(stage, kind)
     }
@@ -69,6 +69,31 @@ def lineage(adaptation: Adaptation, lock: str | Path = "dvc.lock") -> list[Input
     ]
 
 
+def locked_stages(last: str, lock: str | Path = "dvc.lock") -> dict[str, dict[str, Any]]:
+    """Return a stage of `dvc.lock` and all that came before it: md5 of dependencies and outputs, parameters.
+
+    Args:
+        last: the stage's address.
+        lock: path of `dvc.lock`; without that file, or that stage in it, nothing is returned.
+
+    Raises:
+        ConfigError: the file cannot be read.
+    """
+    stages = _read(Path(lock))
+    makers = {path: name for name, stage in stages.items() for path, _ in _files(stage, "outs")}
+    found: dict[str, dict[str, Any]] = {}
+    todo = [last] if last in stages else []
+    while todo:
+        if (name := todo.pop()) not in found:
+            stage = stages[name]
+            files = {kind: dict(_files(stage, kind)) for kind in ("deps", "outs")}
+            found[name] = {**files, "params": stage.get("params") or {}}
+            todo += [
+                maker for path in files["deps"] for out, maker in makers.items() if _is_within(path, out)
+            ]
+    return dict(sorted(found.items()))
+
+
 def log_inputs(client: MlflowClient, run_id: str, inputs: Sequence[Input]) -> None:
     """Attach inputs to a run as MLflow datasets; those that it has already are not attached twice."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
@@ -84,14 +109,18 @@ def log_inputs(client: MlflowClient, run_id: str, inputs: Sequence[Input]) -> No
         client.log_inputs(run_id, entries)
 
 
-def _read(lock: Path) -> list[dict[str, Any]]:
+def _read(lock: Path) -> dict[str, dict[str, Any]]:
     if not lock.is_file():
-        return []
+        return {}
     try:
         content = yaml.safe_load(lock.read_text(encoding="utf-8")) or {}
-        return list((content.get("stages") or {}).values())
+        return dict(content.get("stages") or {})
     except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError) as error:
         raise ConfigError(f"{lock} cannot be read: {error}. Restore it with `git checkout {lock}`") from error
+
+
+def _is_within(path: str, out: str) -> bool:
+    return f"{path}/".startswith(f"{out}/") or f"{out}/".startswith(f"{path}/")
 
 
 def _files(stage: dict[str, Any], kind: str) -> Iterator[tuple[str, str]]:

@@ -1,287 +1,284 @@
-"""Registered models: one per adaptation, one version per result, and an alias that can be taken back."""
+"""Which version of a registered model to use: who has the alias, why, and how it is taken back."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+import time
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from domainstudio import models
-from domainstudio.errors import CheckpointError
-from domainstudio.integrations import mlflow_store
+from domainstudio.config import GateSettings
+from domainstudio.gate import Measurement, Verdict, decide
+from domainstudio.integrations import mlflow_audit
+from domainstudio.integrations.mlflow_audit import Event
 from domainstudio.integrations.mlflow_store import TrackingError
+from domainstudio.integrations.mlflow_store import talking as talking
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
-    from mlflow.models import ModelSignature
     from mlflow.tracking import MlflowClient
 
-KEY, DIGEST = "domainstudio.key", "domainstudio.digest"
-"""Tags by which the version of a result is found again."""
+CHALLENGER = "challenger"
+"""Alias of the newest version that has not become the one to use."""
 
-MAX_DESCRIPTION = 5000
-"""MLflow's limit of a description, in characters."""
+MEASURED, JUDGED = "domainstudio.measured", "gate.judged"
+"""Tags of a version: what was measured of it and how; the hash of what its verdict was made of."""
 
+VERDICT, REASON, FIGURES = "gate", "gate.reason", "gate.figures"
+"""Tags of a version: the gate's verdict, a line for people, and the figures."""
 
-@dataclass(frozen=True)
-class Entry:
-    """What is registered: a model folder and what people want to know of it."""
+PENDING = "pending"
+"""The verdict of a version that is being registered."""
 
-    name: str
-    """Name of the registered model."""
-    folder: Path
-    """The model in diffusers' format."""
-    key: str
-    """Hash of the parameters and inputs that made it."""
-    run_id: str
-    """The run that made it."""
-    summary: str
-    """One paragraph, the registered model's description."""
-    card: str
-    """The version's description, Markdown."""
-    tags: Mapping[str, str]
-    """The version's tags."""
-    step: int = 0
-    """The optimiser step at which it was saved."""
-    seed: int = 0
-    """Default of the parameter `seed`."""
-    sampling_steps: int = 30
-    """Default of the parameter `steps`."""
+PATIENCE = 120
+"""Seconds in which a version gets its verdict, or else its registration was killed."""
 
 
 @dataclass(frozen=True)
-class Registered:
-    """A version of a registered model."""
+class Promotion:
+    """What became of a version."""
 
-    name: str
+    model: str
     version: str
-    digest: str
-    """Of the model folder: its weights and configurations."""
-    created: bool
-    """Whether this call made it; False where the same result was registered before."""
+    promoted: bool
+    """Whether the version has the alias now."""
+    reason: str
+    """Why it has, or has not."""
+    previous: str | None
+    """The version that had the alias before this call; None: none."""
+    changed: bool
+    """Whether this call moved the alias."""
 
 
-def register(entry: Entry, root: str | Path = ".") -> Registered:
-    """Register a model folder, unless the same folder of the same key is registered already.
+def judge(
+    name: str, version: str, gate: GateSettings | None, alias: str = "champion", root: str | Path = "."
+) -> Promotion:
+    """Let the gate decide whether a version takes the place of the one with the alias, and move the alias.
 
-    The version's pyfunc draws images (see `pyfunc_model`), and its artifact `artifacts/<folder's name>` is
-    the folder itself, which diffusers loads.
+    A verdict stands: judged again is only what was measured anew, or could not be compared. What was rolled
+    back is not judged at all. Verdict, reason and figures become tags of the version and `gate.json` of its
+    run.
+
+    Args:
+        name: of the registered model.
+        version: one that `register` has returned.
+        gate: the rules; None promotes whatever is new.
+        alias: the alias.
+        root: the project's root.
 
     Raises:
-        CheckpointError: the folder is no diffusers pipeline.
         TrackingError: MLflow cannot be reached or refused.
     """
-    if not (entry.folder / "model_index.json").is_file():
-        raise CheckpointError(
-            f"{entry.folder} has no model_index.json: it is no diffusers pipeline. Run finetune"
-        )
-    digest = models.digest(entry.folder)
     with talking(root) as client:
-        if (known := find_version(client, entry.name, entry.key, digest)) is not None:
-            return Registered(entry.name, str(known.version), digest, created=False)
-        _create_model(client, entry)
-        model_id = _log_model(client, entry, digest)
-        # Tags travel with the request that makes the version: were they set afterwards, a process that
-        # is killed in between would leave a version which the next one cannot recognise.
-        version = client.create_model_version(
-            entry.name,
-            source=f"models:/{model_id}",
-            run_id=entry.run_id,
-            tags={**entry.tags, KEY: entry.key, DIGEST: digest},
-            description=shorten(entry.card),
-            model_id=model_id,
-        )
-        return Registered(entry.name, str(version.version), digest, created=True)
+        _await_turn(client, name, version)
+        candidate = client.get_model_version(name, version)
+        aliases = _aliases(client, name)
+        holder = aliases.get(alias)
+        if (standing := _standing(candidate, holder, alias)) is not None:
+            return standing
+        # Of a registration that was killed after the alias had moved, the rival is the version before.
+        rival = holder if holder != version else aliases.get(f"previous_{alias}")
+        there = None if rival is None else _measured(client.get_model_version(name, rival))
+        verdict = decide(_measured(candidate), there, gate)
+        if verdict.promoted:
+            _crown(client, name, version, alias, "promoted", verdict.reason)
+            holder = version
+        elif candidate.tags.get(REASON) != verdict.reason:
+            if holder != version:
+                challenge(client, name, version)
+            mlflow_audit.record(client, name, verdict.outcome, version, alias, verdict.reason)
+        _note(client, candidate, verdict, rival)
+        return Promotion(name, version, holder == version, verdict.reason, rival, changed=verdict.promoted)
 
 
-def set_alias(name: str, version: str, alias: str, reason: str, root: str | Path = ".") -> str | None:
-    """Give an alias to a version, and note in its tags who had it before, why and when.
+def promote(
+    name: str,
+    version: str,
+    reason: str,
+    alias: str = "champion",
+    root: str | Path = ".",
+    by: str | None = None,
+) -> Promotion:
+    """Give the alias to a version by hand, whatever the gate said of it.
 
-    MLflow keeps no history of aliases; these tags are what `rollback` reads.
-
-    Returns:
-        The version that had the alias before; None if there was none or it was this one.
+    Args:
+        name: of the registered model.
+        version: any of its versions.
+        reason: why, for the audit trail.
+        alias: the alias.
+        root: the project's root.
+        by: who decided; None: git's user.
 
     Raises:
         TrackingError: MLflow cannot be reached, or there is no such version.
     """
     with talking(root) as client:
-        previous = alias_holder(client, name, alias)
-        if previous == version:
-            return None
-        if previous is not None:
-            client.set_model_version_tag(name, version, f"previous_{alias}", previous)
-        _move(client, name, version, alias, reason)
-        if f"rolled_back_{alias}" in client.get_model_version(name, version).tags:
-            client.delete_model_version_tag(name, version, f"rolled_back_{alias}")
-        return previous
+        client.get_model_version(name, version)
+        if (holder := _aliases(client, name).get(alias)) == version:
+            return Promotion(name, version, True, f"it is {alias} already", holder, changed=False)
+        _crown(client, name, version, alias, "promoted by hand", reason, by)
+        return Promotion(name, version, True, reason, holder, changed=True)
 
 
-def rollback(name: str, alias: str, reason: str = "", root: str | Path = ".") -> tuple[str, str]:
-    """Give an alias back to the version that had it before the present holder.
+def rollback(
+    name: str, reason: str = "", alias: str = "champion", root: str | Path = ".", by: str | None = None
+) -> Promotion:
+    """Give the alias back to the version that had it before the present holder.
 
     A second call goes back one version more. The version that loses the alias is marked, so that registering
     the same result again does not promote it again.
 
     Returns:
-        The version that had the alias, and the one that has it now.
+        The version that has the alias now; `previous` is the one that lost it.
 
     Raises:
         TrackingError: no version has the alias, or none had it before.
     """
     with talking(root) as client:
-        if (current := alias_holder(client, name, alias)) is None:
+        model = client.get_registered_model(name)
+        if (current := _aliases(client, name).get(alias)) is None:
             raise TrackingError(f"{name} has no version with alias {alias!r}: there is nothing to roll back")
-        previous = client.get_model_version(name, current).tags.get(f"previous_{alias}")
-        if previous is None:
+        *earlier, _ = mlflow_audit.holders(mlflow_audit.read(model.tags), alias, current)
+        if not earlier:
             raise TrackingError(
                 f"version {current} is the first of {name} with alias {alias!r}: there is nothing before it"
             )
-        _move(client, name, previous, alias, f"rollback from version {current}. {reason}".strip())
+        *before, version = earlier
+        reason = f"rollback from version {current}. {reason}".strip()
+        _set_or_delete(client, name, f"previous_{alias}", before[-1] if before else None)
+        _move(client, name, version, alias, reason)
         client.set_model_version_tag(name, current, f"rolled_back_{alias}", _now())
-        return current, previous
+        mlflow_audit.record(client, name, "rolled back", version, alias, reason, by)
+        return Promotion(name, version, True, reason, current, changed=True)
 
 
-def was_rolled_back(name: str, version: str, alias: str, root: str | Path = ".") -> bool:
-    """Whether somebody took this alias away from a version by `rollback`."""
-    with talking(root) as client:
-        return f"rolled_back_{alias}" in client.get_model_version(name, version).tags
+def verdict(client: MlflowClient, name: str, version: str) -> str:
+    """Return what the gate said of a version, for people."""
+    tags = client.get_model_version(name, version).tags
+    return f"{tags.get(VERDICT, 'not asked')}: {tags.get(REASON, 'registered before there was one')}"
 
 
-def find_version(client: MlflowClient, name: str, key: str, digest: str) -> ModelVersion | None:
-    """Return the oldest version of a model with this key and folder digest, or None."""
-    found = client.search_model_versions(
-        f"name = '{name}' and tags.`{KEY}` = '{key}' and tags.`{DIGEST}` = '{digest}'"
-    )
-    return min(found, key=lambda version: int(version.version), default=None)
+def challenge(client: MlflowClient, name: str, version: str) -> None:
+    """Give a version the alias `challenger`, unless a newer one has it."""
+    if int(_aliases(client, name).get(CHALLENGER, 0)) < int(version):
+        client.set_registered_model_alias(name, CHALLENGER, version)
 
 
-def alias_holder(client: MlflowClient, name: str, alias: str) -> str | None:
-    """Return the version that has an alias, or None."""
-    aliases = client.get_registered_model(name).aliases
-    return str(aliases[alias]) if alias in aliases else None
+def history(name: str, root: str | Path = ".") -> list[Event]:
+    """Return all that was decided of a model's versions, the oldest first.
 
-
-def shorten(card: str) -> str:
-    """Return a model card that fits MLflow's description; the whole is the run's `model_card.md`."""
-    note = "\n\n… The whole card is the artifact `model_card.md` of the run.\n"
-    return card if len(card) <= MAX_DESCRIPTION else card[: MAX_DESCRIPTION - len(note)] + note
-
-
-@contextmanager
-def talking(root: str | Path = ".") -> Iterator[MlflowClient]:
-    """Yield a client for work that may take long; MLflow's exceptions become TrackingError."""
-    # Model.log knows the tracking server by this variable alone.
-    uri = {"MLFLOW_TRACKING_URI": mlflow_store.tracking_uri(root)}
-    with mlflow_store.calling({**mlflow_store.PATIENT, **uri}):
-        client = mlflow_store.client(root)
-        from mlflow.exceptions import MlflowException
-
-        try:
-            yield client
-        except MlflowException as error:
-            said = mlflow_store.without_secrets(str(error))
-            raise TrackingError(
-                f"MLflow at {mlflow_store.shown_uri(root)}: {said}. Check MLFLOW_TRACKING_URI and the server"
-            ) from error
-
-
-def signature(entry: Entry) -> ModelSignature:
-    """Describe what the pyfunc takes and gives: a row per request, parameters, a row per image."""
-    from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
-
-    parts = json.loads((entry.folder / "model_index.json").read_text(encoding="utf-8"))
-    prompt = [ColSpec(DataType.string, "prompt")] if "text_encoder" in parts else []
-    return ModelSignature(
-        inputs=Schema([*prompt, ColSpec(DataType.long, "seed", required=False)]),
-        outputs=Schema([ColSpec(DataType.long, "seed"), ColSpec(DataType.string, "png")]),
-        params=ParamSchema(
-            [
-                ParamSpec("number", DataType.long, 1),
-                ParamSpec("seed", DataType.long, entry.seed),
-                ParamSpec("steps", DataType.long, entry.sampling_steps),
-                ParamSpec("scheduler", DataType.string, "saved"),
-            ]
-        ),
-    )
-
-
-def requirements(folder: Path) -> list[str]:
-    """Return the packages that serving needs, pinned to the running versions.
-
-    A local label such as `+cpu` is left out: it names a build that package indexes do not offer.
+    Raises:
+        TrackingError: MLflow cannot be reached, or there is no such model.
     """
-    from importlib.metadata import version
-
-    parts = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-    text = ["transformers"] if "text_encoder" in parts else []
-    packages: Sequence[str] = [
-        "mlflow",
-        "torch",
-        "diffusers",
-        "safetensors",
-        "numpy",
-        "pandas",
-        "pillow",
-        *text,
-    ]
-    return [f"{package}=={version(package).partition('+')[0]}" for package in packages]
+    with talking(root) as client:
+        return mlflow_audit.read(client.get_registered_model(name).tags)
 
 
-def _create_model(client: MlflowClient, entry: Entry) -> None:
-    from mlflow.exceptions import MlflowException
+def version_of(name: str, version: str, root: str | Path = ".") -> str:
+    """Return the number of a version that is named by its number or by an alias.
 
-    try:
-        client.create_registered_model(entry.name, description=entry.summary)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
-        client.update_registered_model(entry.name, entry.summary)
+    Raises:
+        TrackingError: MLflow cannot be reached, or there is no such model or alias.
+    """
+    if version.isdigit():
+        return version
+    with talking(root) as client:
+        if (found := _aliases(client, name).get(version)) is None:
+            raise TrackingError(f"{name} has no version with alias {version!r}: give a version's number")
+        return found
 
 
-def _log_model(client: MlflowClient, entry: Entry, digest: str) -> str:
-    import mlflow
-    from mlflow.models import Model
+def _crown(
+    client: MlflowClient,
+    name: str,
+    version: str,
+    alias: str,
+    what: mlflow_audit.What,
+    reason: str,
+    by: str | None = None,
+) -> None:
+    """Give a version the alias, and note who had it; where this was killed, doing it again completes it."""
+    aliases = _aliases(client, name)
+    if (holder := aliases.get(alias)) not in (None, version):
+        client.set_registered_model_alias(name, f"previous_{alias}", holder)
+    _move(client, name, version, alias, reason)
+    if aliases.get(CHALLENGER) == version:
+        client.delete_registered_model_alias(name, CHALLENGER)
+    mlflow_audit.record(client, name, what, version, alias, reason, by)
 
-    experiment = client.get_run(entry.run_id).info.experiment_id
-    ready = client.search_logged_models([experiment], f"tags.`{DIGEST}` = '{digest}'")
-    for model in ready:  # complete but not registered: a process was killed in between
-        if model.source_run_id == entry.run_id and model.status == "READY":
-            return str(model.model_id)
-    model = client.create_logged_model(
-        experiment,
-        entry.folder.name,
-        entry.run_id,
-        tags={KEY: entry.key, DIGEST: digest},
-        model_type="diffusers",
-    )
-    options: dict[str, Any] = {
-        "python_model": str(Path(__file__).with_name("pyfunc_model.py")),
-        "artifacts": {"pipeline": str(entry.folder)},
-        "signature": signature(entry),
-        "pip_requirements": requirements(entry.folder),
+
+def _note(client: MlflowClient, version: ModelVersion, verdict: Verdict, rival: str | None) -> None:
+    client.log_dict(version.run_id, {**verdict.to_json(), "against": rival}, "gate.json")
+    tags = {
+        FIGURES: json.dumps([asdict(check) for check in verdict.checks], ensure_ascii=False),
+        REASON: verdict.reason,
+        JUDGED: verdict.candidate.digest,
+        VERDICT: verdict.outcome,  # the last: who finds it finds the others
     }
-    Model.log(
-        None,
-        mlflow.pyfunc,
-        name=model.name,
-        run_id=entry.run_id,
-        model_id=model.model_id,
-        step=entry.step,
-        **options,
-    )
-    return str(model.model_id)
+    for tag, value in tags.items():
+        client.set_model_version_tag(version.name, version.version, tag, value)
+
+
+def _standing(version: ModelVersion, holder: str | None, alias: str) -> Promotion | None:
+    """Return how things are where a version is not to be judged; None where it is."""
+    tags, number = version.tags, str(version.version)
+    if tags.get(VERDICT) == PENDING:
+        return None
+    if holder == number:
+        reason = tags.get(f"{alias}_reason", "")
+    elif since := tags.get(f"rolled_back_{alias}"):
+        reason = f"it was rolled back at {since}"
+    elif tags.get(VERDICT) not in ("promoted", "refused") or tags.get(JUDGED) != _measured(version).digest:
+        return None
+    elif tags[VERDICT] == "promoted":
+        reason = f"version {holder} took its place" if holder else f"somebody took {alias} away from it"
+    else:
+        reason = tags[REASON]
+    return Promotion(version.name, number, holder == number, reason, holder, changed=False)
+
+
+def _await_turn(client: MlflowClient, name: str, version: str) -> None:
+    """Wait until the older versions are judged.
+
+    Else two that are registered at the same time would both be compared with the same champion. The server
+    numbers versions, so all agree whose turn it is; who was killed before its verdict is not waited for.
+    """
+    created, start = client.get_model_version(name, version).creation_timestamp, time.monotonic()
+    while True:
+        now = created + 1000 * (time.monotonic() - start)  # by the server's clock
+        pending = client.search_model_versions(f"name = '{name}' and tags.`{VERDICT}` = '{PENDING}'")
+        if not any(
+            int(other.version) < int(version) and now - other.creation_timestamp < 1000 * PATIENCE
+            for other in pending
+        ):
+            return
+        time.sleep(0.2)
+
+
+def _measured(version: ModelVersion) -> Measurement:
+    text = version.tags.get(MEASURED)
+    return Measurement.from_json(text) if text else Measurement({}, {})
+
+
+def _aliases(client: MlflowClient, name: str) -> dict[str, str]:
+    return {alias: str(version) for alias, version in client.get_registered_model(name).aliases.items()}
+
+
+def _set_or_delete(client: MlflowClient, name: str, alias: str, version: str | None) -> None:
+    if version is not None:
+        client.set_registered_model_alias(name, alias, version)
+    elif alias in _aliases(client, name):
+        client.delete_registered_model_alias(name, alias)
 
 
 def _move(client: MlflowClient, name: str, version: str, alias: str, reason: str) -> None:
     client.set_model_version_tag(name, version, f"{alias}_reason", reason)
     client.set_model_version_tag(name, version, f"{alias}_since", _now())
     client.set_registered_model_alias(name, alias, version)
+    if f"rolled_back_{alias}" in client.get_model_version(name, version).tags:
+        client.delete_model_version_tag(name, version, f"rolled_back_{alias}")
 
 
 def _now() -> str:

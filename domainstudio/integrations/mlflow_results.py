@@ -14,12 +14,18 @@ from pydantic import ValidationError
 
 from domainstudio.config import Adaptation
 from domainstudio.errors import CheckpointError, DataError
-from domainstudio.integrations.mlflow_lineage import lineage, log_inputs
-from domainstudio.integrations.mlflow_runs import RunPlan, find_run, log_records, open_run, plan_for
+from domainstudio.gate import Measurement
+from domainstudio.integrations.mlflow_lineage import lineage, locked_stages, log_inputs
+from domainstudio.integrations.mlflow_runs import RunPlan, find_run, log_records, open_run, plan_for, times_of
 from domainstudio.integrations.mlflow_store import experiment_id
+from domainstudio.models.kinds import Kind, has_adapters, kind_of
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
+
+
+MEASURED = ("samples", "references", "paired", "clip")
+"""Sections of metrics.json; the last two are there where models were told subjects and CLIP was asked for."""
 
 
 @dataclass(frozen=True)
@@ -34,17 +40,70 @@ class Result:
     versions: Mapping[str, str]
     history: Sequence[Mapping[str, float]]
     metrics: Mapping[str, Any]
-    seed: int
-    """Seed of the first sample."""
-    sampling_steps: int
-    """Denoising steps of the samples."""
+    samples: Mapping[str, Any]
+    """The samples' manifest."""
+    shots: Mapping[str, Any]
+    """The training images' manifest."""
+    domain: Mapping[str, Any]
+    """The whole target domain's manifest."""
+    measurement: Measurement
+    """What the gate compares."""
     readme: str
     root: Path
 
     @property
+    def seed(self) -> int:
+        """Seed of the first sample."""
+        return int(self.samples["images"][0]["seed"])
+
+    @property
+    def sampling_steps(self) -> int:
+        """Denoising steps of the samples."""
+        return int(self.samples["steps"])
+
+    @property
+    def guidance_scale(self) -> float:
+        """Guidance of the samples."""
+        return float(self.samples.get("guidance_scale", 1))
+
+    @property
+    def example(self) -> str:
+        """Prompt or class of the first sample; "" where the model is told nothing."""
+        return str(self.samples["images"][0].get("prompt") or "")
+
+    @property
     def folder(self) -> Path:
-        """The model folder."""
+        """The model folder: a pipeline or adapters."""
         return self.root / "models/adapted" / self.adaptation.name
+
+    @property
+    def kind(self) -> Kind:
+        """What the model is told."""
+        return kind_of(self.folder)
+
+    @property
+    def lora(self) -> bool:
+        """Whether the model folder holds adapters."""
+        return has_adapters(self.folder)
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """What was made of what, and how it was measured, as tags of its run and of its version."""
+        named = {name: str(getattr(self.adaptation, name)) for name in ("source", "target", "method")}
+        conditions = self.measurement.conditions
+        drawn = ("number of samples", "seeds", "scheduler", "denoising steps", "guidance")
+        return {
+            **named,
+            "kind": self.kind,
+            "lora": str(self.lora).lower(),
+            **{f"input.{name}": digest for name, digest in self.inputs.items()},
+            "input.domain": str(self.domain["digest"]),
+            "licence": str(self.shots.get("licence") or "not stated"),
+            "attribution": str(self.shots.get("attribution") or "not stated"),
+            "sampling": ", ".join(f"{name} {conditions[name]}" for name in drawn),
+            "features": str(self.metrics["features"]),
+            "features.digest": str(self.metrics["features_digest"]),
+        }
 
     @classmethod
     def load(cls, name: str, root: str | Path = ".") -> Result:
@@ -68,16 +127,32 @@ class Result:
             ) from error
         metrics = _read_json(root / "evaluation" / name / "metrics.json", DataError, f"evaluate@{name}")
         samples = _read_json(root / "samples/adapted" / name / "manifest.json", DataError, f"sample@{name}")
+        nearest = _read_json(root / "evaluation" / name / "nearest.json", DataError, f"evaluate@{name}")
+        target = adaptation.target
+        shots, domain = (
+            _read_json(
+                root / "data/targets" / target / part / "manifest.json", DataError, f"prepare_target@{target}"
+            )
+            for part in ("shots", "domain")
+        )
         try:
-            drawn = int(samples["images"][0]["seed"]), int(samples["steps"])
+            measurement = Measurement.of(
+                metrics, samples, shots["digest"], domain["digest"], nearest["threshold"]
+            )
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise DataError(
-                f"samples/adapted/{name}/manifest.json lacks {error}. Run `dvc repro sample@{name}`"
+                f"evaluation/{name}, samples/adapted/{name} or data/targets/{target} lacks {error}. Run "
+                f"`dvc repro evaluate@{name}`"
             ) from error
         readme = root / "models/adapted" / name / "README.md"
         text = readme.read_text(encoding="utf-8") if readme.is_file() else f"# {name}\n"
         history = list(_read_history(root / "training" / name / "history.jsonl", name))
-        return cls(adaptation, key, steps, inputs, versions, history, metrics, *drawn, text, root)
+        return cls(
+            *(adaptation, key, steps, inputs, versions, history),
+            *(metrics, samples, shots, domain, measurement),
+            readme=text,
+            root=root,
+        )
 
 
 def ensure_run(client: MlflowClient, result: Result, experiment: str) -> str:
@@ -101,35 +176,64 @@ def ensure_run(client: MlflowClient, result: Result, experiment: str) -> str:
             plan.name, plan.key, experiment, plan.params, {**plan.tags, "replayed": "true"}, times[0]
         )
         run_id = open_run(client, plan, result.root)
-    # The value that a replay would send last: if the run has it for each step, it has all.
-    last = list(result.history[-1])[-1]
-    if len(client.get_metric_history(run_id, last)) < len(result.history):
-        log_records(client, run_id, result.history)
+    log_missing(client, run_id, result.history)
     if client.get_run(run_id).info.status != "FINISHED":
         client.set_terminated(run_id, "FINISHED", times[-1])
     return run_id
 
 
-def log_results(client: MlflowClient, run_id: str, result: Result) -> None:
-    """Log metrics, lineage, pictures and files of an adaptation; doing it again changes nothing."""
-    from mlflow.entities import Metric, RunTag
+def log_missing(client: MlflowClient, run_id: str, history: Sequence[Mapping[str, float]]) -> None:
+    """Log the records of a training that its run does not have."""
+    # The value that a replay would send last: if the run has it for each step, it has all.
+    last = list(history[-1])[-1]
+    if len(client.get_metric_history(run_id, last)) < len(history):
+        log_records(client, run_id, history, times_of(client, run_id))
 
-    measured = {part: result.metrics.get(part) or {} for part in ("samples", "references")}
+
+def log_measured(client: MlflowClient, run_id: str, metrics: Mapping[str, Any], step: int) -> None:
+    """Log what metrics.json says, at a step; doing it again changes nothing."""
+    from mlflow.entities import Metric
+
+    measured = {part: metrics.get(part) or {} for part in MEASURED}
     known = client.get_run(run_id).data.metrics
     now = int(time.time() * 1000)
     new = [
-        Metric(name, value, now, result.steps)
+        Metric(name, value, now, step)
         for name, value in flat_numbers(measured).items()
         if known.get(name) != value
     ]
-    tags = [RunTag("features", str(result.metrics.get("features", "unknown")))]
-    client.log_batch(run_id, metrics=new, tags=tags, synchronous=True)
+    client.log_batch(run_id, metrics=new, synchronous=True)
+
+
+def log_results(client: MlflowClient, run_id: str, result: Result) -> None:
+    """Log metrics, lineage, pictures and files of an adaptation; doing it again changes nothing."""
+    from mlflow.entities import RunTag
+
+    log_measured(client, run_id, result.metrics, result.steps)
+    client.log_batch(run_id, tags=[RunTag(*tag) for tag in result.tags.items()], synchronous=True)
+    client.log_dict(run_id, _origin(client, run_id, result), "lineage.json")
     log_inputs(client, run_id, lineage(result.adaptation, result.root / "dvc.lock"))
     for path, folder in _files(result):
         if path.is_dir():
             client.log_artifacts(run_id, str(path), folder)
         elif path.is_file():
             client.log_artifact(run_id, str(path), folder)
+
+
+def _origin(client: MlflowClient, run_id: str, result: Result) -> dict[str, Any]:
+    """Return all that decided the model and its figures, in one file."""
+    git = {name: value for name, value in client.get_run(run_id).data.tags.items() if name.startswith("git.")}
+    return {
+        "format": 1,
+        "adaptation": result.adaptation.model_dump(mode="json"),
+        "key": result.key,
+        "versions": dict(result.versions),
+        **result.tags,
+        **git,
+        "conditions": dict(result.measurement.conditions),
+        "metrics": result.metrics.get("samples"),
+        "dvc": locked_stages(f"evaluate@{result.adaptation.name}", result.root / "dvc.lock"),
+    }
 
 
 def flat_numbers(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:

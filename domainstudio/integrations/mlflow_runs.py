@@ -37,12 +37,14 @@ class RunPlan:
     tags: Mapping[str, str] = field(default_factory=dict)
     start_time: int | None = None
     """When the training began, in ms since 1970; None for now."""
+    kind: str = "finetune"
+    """What the run is of: `finetune`, `pipeline`, `sweep` or its `trial`."""
 
     @property
     def identity(self) -> dict[str, str]:
         """Tags by which the run is found again."""
         return {
-            "domainstudio.kind": "finetune",
+            "domainstudio.kind": self.kind,
             "domainstudio.adaptation": self.name,
             "domainstudio.key": self.key,
         }
@@ -124,16 +126,31 @@ def find_run(client: MlflowClient, plan: RunPlan, experiment_id: str) -> str | N
     return str(runs[0].info.run_id) if runs else None
 
 
-def log_records(client: MlflowClient, run_id: str, records: Sequence[Mapping[str, float]]) -> None:
+def times_of(client: MlflowClient, run_id: str) -> dict[int, int]:
+    """Return when each step that a run has was made, in ms since 1970."""
+    return {metric.step: metric.timestamp for metric in client.get_metric_history(run_id, "seconds")}
+
+
+def log_records(
+    client: MlflowClient, run_id: str, records: Sequence[Mapping[str, float]], times: Mapping[int, int]
+) -> None:
     """Log records of `history.jsonl` with their own steps and times, so that a repetition changes nothing.
 
-    MLflow's key of a stored value is (name, timestamp, step, value): the same again is the same row.
+    MLflow's key of a stored value is (name, timestamp, step, value): the same again is the same row. Steps
+    that the run has from another time are left out: a training whose last states were lost made them twice.
+
+    Args:
+        client: of MLflow.
+        run_id: the run.
+        records: each has `step`, `timestamp` (ms since 1970) and any number of named values.
+        times: of the steps that the run has (`times_of`).
     """
     from mlflow.entities import Metric
 
     metrics = [
         Metric(name, float(value), int(record["timestamp"]), int(record["step"]))
         for record in records
+        if times.get(int(record["step"]), int(record["timestamp"])) == int(record["timestamp"])
         for name, value in record.items()
         if name not in ("step", "timestamp") and value is not None
     ]

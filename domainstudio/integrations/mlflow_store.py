@@ -41,6 +41,11 @@ def tracking_uri(root: str | Path = ".") -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path(root).resolve() / 'mlflow.db'}"
 
 
+def is_served(root: str | Path = ".") -> bool:
+    """Tell whether a server keeps the runs, which other machines can reach too."""
+    return tracking_uri(root).startswith(("http://", "https://", "databricks"))
+
+
 def shown_uri(root: str | Path = ".") -> str:
     """Return `tracking_uri(root)` as it may be printed."""
     return without_secrets(tracking_uri(root))
@@ -88,6 +93,24 @@ def calling(defaults: Mapping[str, str]) -> Iterator[None]:
             os.environ.pop(key, None)
 
 
+@contextmanager
+def talking(root: str | Path = ".") -> Iterator[MlflowClient]:
+    """Yield a client for work that may take long; MLflow's exceptions become TrackingError."""
+    # Model.log knows the tracking server by this variable alone.
+    uri = {"MLFLOW_TRACKING_URI": tracking_uri(root)}
+    with calling({**PATIENT, **uri}):
+        connected = client(root)
+        from mlflow.exceptions import MlflowException
+
+        try:
+            yield connected
+        except MlflowException as error:
+            said = without_secrets(str(error))
+            raise TrackingError(
+                f"MLflow at {shown_uri(root)}: {said}. Check MLFLOW_TRACKING_URI and the server"
+            ) from error
+
+
 def experiment_id(client: MlflowClient, name: str, root: str | Path = ".") -> str:
     """Return the id of an experiment, which is created if need be.
 
@@ -98,9 +121,7 @@ def experiment_id(client: MlflowClient, name: str, root: str | Path = ".") -> st
     """
     from mlflow.exceptions import MlflowException
 
-    uri = tracking_uri(root)
-    served = uri.startswith(("http://", "https://", "databricks"))
-    folder = None if served else str(Path(root).resolve() / "mlartifacts")
+    folder = None if is_served(root) else str(Path(root).resolve() / "mlartifacts")
     if (experiment := client.get_experiment_by_name(name)) is None:
         try:
             # Otherwise MLflow's pages take it for an experiment with language models.

@@ -19,7 +19,14 @@ from typing import TYPE_CHECKING
 
 from domainstudio.config import Section
 from domainstudio.integrations import mlflow_store
-from domainstudio.integrations.mlflow_runs import RunPlan, is_refusal, log_records, open_run, plan_for
+from domainstudio.integrations.mlflow_runs import (
+    RunPlan,
+    is_refusal,
+    log_records,
+    open_run,
+    plan_for,
+    times_of,
+)
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -43,6 +50,7 @@ class RunTracker:
         self._root = Path(root)
         self._client: MlflowClient | None = None
         self._run_id: str | None = None
+        self._times: Mapping[int, int] = {}
         self._pending: deque[Operation] = deque()
         self._retry_at = 0.0
         self._warned = False
@@ -65,7 +73,7 @@ class RunTracker:
             records: each has `step`, `timestamp` (ms since 1970) and any number of named values.
         """
         copies = [dict(record) for record in records]
-        self.submit(lambda client, run_id: log_records(client, run_id, copies))
+        self.submit(lambda client, run_id: log_records(client, run_id, copies, self._times))
 
     def log_image(self, image: Image, name: str) -> None:
         """Log a picture as the run's artifact `name`, such as `previews/step-000100.png`."""
@@ -99,7 +107,9 @@ class RunTracker:
                 if self._client is None:
                     self._client = mlflow_store.client(self._root)
                 if self._run_id is None:
-                    self._run_id = open_run(self._client, self._plan, self._root)
+                    run_id = open_run(self._client, self._plan, self._root)
+                    self._times = times_of(self._client, run_id)
+                    self._run_id = run_id
                 while self._pending:
                     self._do(self._client, self._run_id, self._pending[0])
                     self._pending.popleft()
@@ -169,6 +179,21 @@ def run_for(
         yield NullTracker()
         return
     plan = plan_for(name, key, settings, experiment, device=device, inputs=inputs, root=root)
+    with tracked(plan, root) as tracker:
+        yield tracker
+
+
+@contextmanager
+def tracked(plan: RunPlan, root: str | Path = ".") -> Iterator[RunTracker]:
+    """Track what happens in this block in the run of a plan.
+
+    Args:
+        plan: what identifies and describes the run.
+        root: the project's root.
+
+    Yields:
+        A tracker, as `run_for` does.
+    """
     tracker = RunTracker(plan, root)
     status = "FINISHED"
     try:

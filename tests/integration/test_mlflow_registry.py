@@ -16,20 +16,23 @@ import pytest
 import torch
 from PIL import Image
 
-from domainstudio.integrations import mlflow_registry
+from domainstudio.integrations import mlflow_registry, mlflow_versions
 from domainstudio.integrations.mlflow_store import TrackingError
-from stages import register
 from tests.integration.mlflow_parts import (
     KEY,
+    METRICS,
     MODEL,
     NAME,
+    aliases,
     free_port,
     history,
     make_project,
     rows,
-    save_pipeline,
+    run_stage,
     serving,
     use_local_store,
+    version_tags,
+    versions,
 )
 
 
@@ -48,33 +51,6 @@ def database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return use_local_store(tmp_path, monkeypatch)
 
 
-def run_stage(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
-    monkeypatch.setattr(sys, "argv", ["register", *arguments])
-    register.main()
-
-
-def other_result(seed: int) -> None:
-    """Overwrite the model with another one, as a training with other parameters does."""
-    folder = Path("models/adapted", NAME)
-    save_pipeline(folder, seed)
-    provenance = json.loads((folder / "provenance.json").read_text())
-    (folder / "provenance.json").write_text(json.dumps({**provenance, "key": f"{seed:064d}"}))
-
-
-def versions(database: Path) -> list[int]:
-    return [v for (v,) in rows(database, "select version from model_versions order by version")]
-
-
-def champion(database: Path) -> list[int]:
-    return [
-        v for (v,) in rows(database, "select version from registered_model_aliases where alias = 'champion'")
-    ]
-
-
-def version_tags(database: Path, version: int) -> dict[str, str]:
-    return dict(rows(database, f"select key, value from model_version_tags where version = {version}"))
-
-
 def decode(png: str) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(png))))
 
@@ -89,20 +65,28 @@ def test_the_same_result_twice_is_one_version_and_one_run(
     database: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     run_stage(monkeypatch, NAME)
-    first = {name: rows(database, f"select count(*) from {name}") for name in ("metrics", "inputs", "tags")}
+    tables = ("metrics", "inputs", "tags", "registered_model_tags", "model_version_tags", "logged_models")
+    first = {name: rows(database, f"select count(*) from {name}") for name in tables}
+    gate = next(Path("mlartifacts").glob("*/artifacts/gate.json")).read_bytes()
     entry = Path("registry", f"{NAME}.json").read_bytes()
     run_stage(monkeypatch, NAME)
 
-    assert versions(database) == champion(database) == [1]
+    assert versions(database) == [1]
+    assert aliases(database) == {"champion": 1}
     assert {name: rows(database, f"select count(*) from {name}") for name in first} == first
     assert Path("registry", f"{NAME}.json").read_bytes() == entry
+    assert next(Path("mlartifacts").glob("*/artifacts/gate.json")).read_bytes() == gate
     assert json.loads(entry)["key"] == KEY
     out, err = capfd.readouterr()
+    reason = (
+        "there is no champion to compare with: Fréchet distance 12.5; intra distance 0.5; "
+        "memorised 0% (allowed 5%)"
+    )
     assert out.splitlines() == [
         f"{MODEL}: version 1 registered",
-        f"{MODEL}@champion is version 1",
+        f"{MODEL}@champion is version 1: {reason}",
         f"{MODEL}: version 1 is this result already",
-        f"{MODEL}@champion is version 1",
+        f"{MODEL}@champion is version 1: {reason}",
     ]
     assert err == ""
 
@@ -120,7 +104,8 @@ def test_a_registration_that_was_killed_halfway_leaves_nothing_behind(
             run_stage(monkeypatch, NAME)
     assert versions(database) == []
     run_stage(monkeypatch, NAME)
-    assert versions(database) == champion(database) == [1]
+    assert versions(database) == [1]
+    assert aliases(database) == {"champion": 1}
     assert rows(database, "select count(*) from logged_models") == [(1,)]
 
 
@@ -137,6 +122,7 @@ def test_the_run_is_replayed_from_the_files(database: Path, monkeypatch: pytest.
         "samples.frechet_distance": 12.5,
         "samples.kid": 0.25,
         "samples.intra_distance": 0.5,
+        "samples.memorized_share": 0.0,
         "references.shots.frechet_distance": 20.0,
     }
     inputs = rows(database, "select name, digest, dataset_source from datasets order by name")
@@ -156,7 +142,18 @@ def test_the_run_is_replayed_from_the_files(database: Path, monkeypatch: pytest.
         "pipeline/dvc.lock",
         "pipeline/params.yaml",
         "model_card.md",
+        "gate.json",
     } <= found
+    lineage = json.loads((artifacts.parent / "lineage.json").read_text())
+    assert list(lineage["dvc"]) == [f"evaluate@{NAME}", f"finetune@{NAME}", "prepare_target@ink", "pretrain"]
+    assert lineage["dvc"][f"finetune@{NAME}"]["deps"] == {
+        "models/sources/noto": f"{0:032x}.dir",
+        "data/targets/ink": f"{1:032x}.dir",
+    }
+    assert lineage["dvc"][f"evaluate@{NAME}"]["params"] == {"params.yaml": {"evaluate": {}}}
+    assert lineage["adaptation"]["name"] == NAME
+    assert lineage["metrics"] == METRICS["samples"]
+    assert lineage["conditions"]["target domain"] == "d" * 12
 
 
 def test_both_ways_of_loading_draw_the_same_images(
@@ -212,34 +209,6 @@ def test_other_samplers_and_refused_parameters(database: Path, monkeypatch: pyte
             model.predict([{}], params=params)
 
 
-def test_an_alias_is_taken_back(
-    database: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run_stage(monkeypatch, NAME)
-    for seed in (1, 2):
-        other_result(seed)
-        run_stage(monkeypatch, NAME, "--reason", f"seed {seed}")
-    assert (versions(database), champion(database)) == ([1, 2, 3], [3])
-    assert version_tags(database, 3)["previous_champion"] == "2"
-    assert version_tags(database, 3)["champion_reason"] == "seed 2"
-
-    run_stage(monkeypatch, "--rollback", NAME, "--reason", "too red")
-    assert champion(database) == [2]
-    assert version_tags(database, 2)["champion_reason"] == "rollback from version 3. too red"
-    run_stage(monkeypatch, NAME)  # the result of version 3 again
-    assert champion(database) == [2], "a rollback outlives the next `dvc repro`"
-    run_stage(monkeypatch, "--rollback", NAME)
-    assert champion(database) == [1]
-    with pytest.raises(TrackingError, match="nothing before it"):
-        run_stage(monkeypatch, "--rollback", NAME)
-    run_stage(monkeypatch, "--promote", "3", NAME)
-    assert champion(database) == [3]
-    assert "rolled_back_champion" not in version_tags(database, 3)
-    with pytest.raises(TrackingError, match="not found"):
-        run_stage(monkeypatch, "--promote", "9", NAME)
-    assert champion(database) == [3]
-
-
 def test_what_people_read(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_stage(monkeypatch, NAME)
     (card,), (run_id,) = (
@@ -255,7 +224,14 @@ def test_what_people_read(database: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert f"models:/{MODEL}@champion" in card
     tags = version_tags(database, 1)
     assert tags["frechet_distance"] == "12.5 (efficientnet-lite0)"
+    assert "**Gate**: promoted: there is no champion to compare with: Fréchet distance 12.5;" in card
     assert (tags["source"], tags["target"], tags["method"]) == ("noto", "ink", "domainstudio")
+    assert (tags["input.source"], tags["input.shots"], tags["input.domain"]) == ("a" * 64, "b" * 64, "d" * 64)
+    assert (tags["licence"], tags["attribution"]) == ("CC-BY-4.0", "somebody")
+    assert (tags["features"], tags["features.digest"]) == ("efficientnet-lite0", "f" * 64)
+    assert tags["sampling"] == (
+        "number of samples 8, seeds 1000-1000, scheduler ddim, denoising steps 4, guidance 1"
+    )
 
 
 @pytest.mark.timeout(600)
@@ -293,7 +269,7 @@ def test_a_server_that_is_down_is_one_clear_error(database: Path, monkeypatch: p
 
 
 def test_long_cards_fit_the_description() -> None:
-    card = mlflow_registry.shorten("x" * 6000)
+    card = mlflow_versions.shorten("x" * 6000)
     assert len(card) == 5000
     assert card.endswith("`model_card.md` of the run.\n")
-    assert mlflow_registry.shorten("short") == "short"
+    assert mlflow_versions.shorten("short") == "short"

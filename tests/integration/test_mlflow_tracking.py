@@ -109,6 +109,20 @@ def test_an_exception_fails_the_run_and_a_restart_finishes_it(
     assert runs(database) == [(NAME, "FINISHED")]
 
 
+def test_steps_that_were_lost_and_trained_again_are_logged_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = use_local_store(tmp_path, monkeypatch)
+    with run_for(NAME, KEY, ADAPTATION) as tracker:
+        tracker.log_history(history(1, 20))
+    again = [{**record, "timestamp": record["timestamp"] + 5000} for record in history(11, 30)]
+    with run_for(NAME, KEY, ADAPTATION) as tracker:
+        tracker.log_history([*history(1, 10), *again])
+    assert runs(database) == [(NAME, "FINISHED")]
+    for name in ("seconds", "total"):
+        assert logged(database, name) == list(range(1, 31))
+
+
 def test_another_key_is_another_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     database = use_local_store(tmp_path, monkeypatch)
     for key in (KEY, "6" * 64, KEY):

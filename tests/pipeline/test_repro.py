@@ -1,51 +1,23 @@
 """The whole pipeline by `dvc repro`, on a tiny model and random images, as a user runs it."""
 
 import json
-import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
-import numpy as np
 import pytest
 import yaml
-from PIL import Image
 
-from tests.models import tiny_denoiser
-
-ROOT = Path(__file__).parents[2]
-COPIED = ("domainstudio", "stages", "dvc.yaml", ".dvcignore")
+from tests.project import environment, make_project, run
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
-    """A project with its own ten images, tiny source model and git history."""
-    root = tmp_path_factory.mktemp("project")
-    for name in COPIED:
-        source = ROOT / name
-        copy = shutil.copytree if source.is_dir() else shutil.copy
-        copy(source, root / name)
-    write_images(root / "images", 12)
-    tiny_denoiser().save(root / "models/sources/noto", half=True)
-    (root / "params.yaml").write_text(yaml.safe_dump(params()))
-    (root / ".gitignore").write_text("__pycache__/\n.cache/\n.checkpoints/\nmlflow.db\nmlartifacts/\n")
-    for command in (
-        "git init -q",
-        "git config user.name tester",
-        "git config user.email tester@localhost",
-        "dvc init -q",
-        "dvc config core.analytics false",
-        "git add .",
-        "git commit -q -m start",
-    ):
-        run(root, *command.split())
-    return root
+    return make_project(tmp_path_factory.mktemp("project"))
 
 
 @pytest.fixture(scope="module")
@@ -55,43 +27,6 @@ def first(project):
     run(project, "git", "add", ".")
     run(project, "git", "commit", "-q", "-m", "first results")
     return output
-
-
-def params():
-    values = yaml.safe_load((ROOT / "params.yaml").read_text())
-    values["prepare"]["resolution"] = 8
-    values["prepare"]["min_size"] = 8
-    values["pretrain"]["images"] = "images"
-    values["targets"] = {"ink": {"shots": "images", "number": 5, "seed": 0, "domain": "images"}}
-    values["finetune"] |= {"steps": 6, "batch_size": 4, "checkpoint_every": 2, "preview_every": 3}
-    values["sample"] |= {"number": 6, "steps": 2, "batch_size": 3}
-    values["evaluate"] |= {"neighbours": 2, "kid_subset_size": 4, "kid_subsets": 2}
-    chosen = ("ink-finetune", "ink-domainstudio")
-    values["adaptations"] = {name: values["adaptations"][name] for name in chosen}
-    for item in values["adaptations"].values():
-        item.pop("finetune", None)
-    return values
-
-
-def write_images(folder, number):
-    folder.mkdir()
-    generator = np.random.default_rng(0)
-    for index in range(number):
-        pixels = generator.integers(0, 256, (12, 12, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"{index:02d}.png")
-
-
-def environment():
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-
-
-def run(root, *command, check=True):
-    result = subprocess.run(
-        command, cwd=root, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
-    assert not check or result.returncode == 0, result.stdout[-4000:]
-    return result.stdout
 
 
 def stages_run(output):

@@ -10,7 +10,7 @@ from domainstudio import config
 
 ROOT = Path(__file__).parents[2]
 # Modules that a result cannot depend on: errors, package markers, and what only observes a training.
-HARMLESS = {"domainstudio/errors.py", "stages/cli.py"}
+HARMLESS = {"domainstudio/errors.py", "stages/cli.py", "stages/launch.py"}
 STAGES = ("prepare_target", "sample_source", "finetune", "sample", "evaluate", "report", "register")
 
 
@@ -73,24 +73,42 @@ def test_every_declared_module_is_there_and_used(stages):
             assert any(file == path or file.startswith(f"{path}/") for file in used), f"{name}: {path}"
 
 
-def test_params_name_every_section_that_a_stage_reads(stages):
-    """The settings a stage reads are attributes `settings.<section>` in its script."""
-    sections = set(config.Settings.model_fields)
-    expected = {
-        "finetune": {"finetune", "sample", "adaptations", "methods"},
-        "sample": {"sample"},
-        "sample_source": {"sample"},
-        "evaluate": {"evaluate", "adaptations"},
-        "prepare_target": {"prepare", "targets"},
-        "prepare_source": {"prepare", "pretrain"},
-        "register": {"registry", "adaptations"},
-        "pretrain": {"pretrain"},
-        "report": {"adaptations", "methods", "finetune", "sample", "evaluate"},
+# Sections that decide where something is logged, or how many processes do it: a change makes the same again.
+SAME_RESULT = {
+    "finetune": {"registry"},
+    **{name: {"launch"} for name in ("sample_source", "sample", "evaluate")},
+}
+# What an adaptation's attributes were resolved from, beyond its own entry.
+RESOLVED_FROM = {"training": {"finetune"}, "weights": {"methods"}, "model_dump": {"finetune", "methods"}}
+
+
+def sections_read(path):
+    """Return the sections of params.yaml that a file reads, from the attributes that it names."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Attribute):
+            owner = ast.unparse(node.value)
+            if owner in ("settings", "config.load()"):
+                aliases = {"adaptation": "adaptations", "resolved": "adaptations"}
+                found |= {aliases.get(node.attr, node.attr)} & set(config.Settings.model_fields)
+            elif owner.endswith("adaptation"):
+                found |= RESOLVED_FROM.get(node.attr, set())
+    return found
+
+
+@pytest.mark.parametrize("name", [*STAGES, "prepare_source"])
+def test_params_name_every_section_that_a_stage_reads(stages, name):
+    module = stages[name]["cmd"].split()[2]
+    files = {path for path in reachable(module) if path.startswith(("stages/", "domainstudio/report/"))}
+    read = set().union(*(sections_read(ROOT / path) for path in files)) - SAME_RESULT.get(name, set())
+    declared = {param.split(".")[0] for param in stages[name]["params"]}
+    both = {  # one script, two stages
+        "prepare_source": {"targets"},
+        "prepare_target": {"pretrain"},
+        "sample_source": {"adaptations"},
+        "sample": {"sources"},
     }
-    for name, stage in stages.items():
-        declared = {param.split(".")[0] for param in stage["params"]}
-        assert declared <= sections
-        assert declared == expected[name]
+    assert declared == read - both.get(name, set())
 
 
 def test_every_setting_is_described():
@@ -108,4 +126,4 @@ def test_every_setting_is_described():
 def test_the_projects_own_params_are_valid():
     settings = config.load(ROOT / "params.yaml")
     assert {"ink-finetune", "ink-domainstudio"} <= set(settings.resolved)
-    assert not settings.adaptation("ink-finetune").weights.needs_source
+    assert not settings.adaptation("ink-finetune").weights.pairwise

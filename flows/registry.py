@@ -1,0 +1,76 @@
+"""Promotion and rollback of registered models as flows: on a CPU, and after a person's approval if wanted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import flow, get_run_logger, runtime
+from prefect.flow_runs import pause_flow_run
+from prefect.input import RunInput
+from prefect.states import Cancelled
+
+from domainstudio import config
+from domainstudio.integrations import mlflow_registry
+from flows import events
+
+APPROVAL_SECONDS = 24 * 3600
+"""How long a promotion waits for a person."""
+
+
+class Approval(RunInput):
+    """What Prefect's page asks a person."""
+
+    approve: bool = False
+    by: str = ""
+    comment: str = ""
+
+
+@flow(name="promote", persist_result=False)
+def promote(adaptation: str, version: str = "challenger", reason: str = "", approval: bool = False) -> Any:
+    """Make a version of an adaptation's model the champion, whatever the gate said of it.
+
+    Args:
+        adaptation: A key of `adaptations` in params.yaml.
+        version: Its number, or one of its aliases.
+        reason: Why, for the audit trail.
+        approval: Wait until a person approves on the flow run's page.
+    """
+    model, alias = _model(adaptation)
+    version = mlflow_registry.version_of(model, version)
+    by = f"Prefect flow run {runtime.flow_run.name}"
+    if approval:
+        get_run_logger().info("waiting for approval: %s version %s becomes %s", model, version, alias)
+        answer = pause_flow_run(wait_for_input=Approval, timeout=APPROVAL_SECONDS)
+        if not answer.approve:
+            return Cancelled(message=f"{answer.by or 'nobody'} did not approve. {answer.comment}".strip())
+        by = f"{answer.by or 'unnamed'}, {by}"
+        reason = " ".join(filter(None, (reason, answer.comment)))
+    done = mlflow_registry.promote(model, version, reason or "promoted by hand", alias, by=by)
+    events.tell(done)
+    return _state(done)
+
+
+@flow(name="rollback", persist_result=False)
+def rollback(adaptation: str, reason: str = "") -> Any:
+    """Give the champion's alias of an adaptation's model back to the version that had it before.
+
+    Args:
+        adaptation: A key of `adaptations` in params.yaml.
+        reason: Why, for the audit trail.
+    """
+    model, alias = _model(adaptation)
+    by = f"Prefect flow run {runtime.flow_run.name}"
+    done = mlflow_registry.rollback(model, reason, alias, by=by)
+    events.tell(done)
+    return _state(done)
+
+
+def _model(adaptation: str) -> tuple[str, str]:
+    settings = config.load()
+    return settings.registry.model_prefix + settings.adaptation(adaptation).name, settings.registry.alias
+
+
+def _state(done: mlflow_registry.Promotion) -> Any:
+    from prefect.states import Completed
+
+    return Completed(message=f"{done.model}: version {done.version}, before {done.previous}. {done.reason}")

@@ -1,0 +1,137 @@
+"""The pipeline at a revision, on a node that has nothing yet: clone, pull, run, push, publish."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from prefect import flow, get_run_logger, runtime
+from prefect.artifacts import create_link_artifact
+from prefect.client.schemas.objects import State
+from prefect.states import Failed
+
+from domainstudio import config
+from domainstudio.errors import ConfigError, DomainStudioError
+from domainstudio.integrations import mlflow_pipeline
+from domainstudio.integrations.mlflow_runs import PARENT_RUN_VARIABLE
+from flows import graph, workspace
+from flows.commands import Commands
+from flows.pipeline import RETRIES, RETRY_DELAY_SECONDS, adapt
+from flows.workspace import REPOSITORY_VARIABLE, WORKSPACES_VARIABLE, Workspace
+
+ATTEMPTS = 5
+"""Starts of one flow run, after nodes that were lost, before it counts as failed."""
+KEPT = ("dvc.lock", "params.yaml", "report.html")
+"""Files that MLflow's run of the pipeline keeps."""
+
+
+@flow(name="adapt-revision", persist_result=False)
+def adapt_revision(
+    adaptations: list[str] | None = None,
+    revision: str = "main",
+    force: bool = False,
+    repository: str | None = None,
+    gpus: int | None = None,
+    retries: int = RETRIES,
+    retry_delay: float = RETRY_DELAY_SECONDS,
+) -> Any:
+    """Bring adaptations up to date on any node, in a fresh clone that is removed afterwards.
+
+    What is up to date already comes from the DVC remote, and a training that was cut off goes on from its
+    mirrored checkpoint. Results go to the remote, to a branch `runs/<flow run>` and to MLflow.
+
+    Args:
+        adaptations: Keys of `adaptations`, or addresses of stages; everything if none is given.
+        revision: Branch, tag or commit.
+        force: Run the stages even if nothing changed.
+        repository: URL or folder to clone; by default `DOMAINSTUDIO_REPOSITORY`.
+        gpus: Stages' GPU slots on this machine.
+        retries: Further attempts at a stage that failed, unless it refused its settings.
+        retry_delay: Seconds before each.
+    """
+    if (count := runtime.flow_run.run_count or 1) > ATTEMPTS:
+        return Failed(message=f"given up: started {count - 1} times, and each time its node was lost")
+    with _folder() as folder:
+        where = workspace.checkout(repository_of(repository), revision, folder)
+        get_run_logger().info("%s is commit %s", revision, where.commit)
+        options = {"force": force, "gpus": gpus, "retries": retries, "retry_delay": retry_delay}
+        with contextlib.chdir(where.root):
+            return _run(where, adaptations or [], options)
+
+
+def _run(where: Workspace, adaptations: list[str], options: Mapping[str, Any]) -> State[Any]:
+    known = graph.read()
+    stages = graph.select(known, adaptations)
+    needed = workspace.needed(stages.values(), known)
+    commands, log = Commands(where.root), get_run_logger().info
+    workspace.share_cache(where)
+    if stored := workspace.has_remote(where):
+        workspace.pull(where, commands, log, needed)
+    else:
+        get_run_logger().warning("DVC has no default remote: everything is made here, and kept nowhere else")
+    with _pipeline_run(where) as kept:
+        state: State[Any] = adapt(adaptations, pull=stored, **options, return_state=True)
+        # What succeeded is given back even where something else failed.
+        if stored:
+            workspace.push(where, commands, log, needed)
+        kept["status"] = "FINISHED" if state.is_completed() else "FAILED"
+    name = runtime.flow_run.name or where.commit[:12]
+    branch = workspace.publish(where, name, f"Results of flow run {name}: {', '.join(adaptations) or 'all'}")
+    told = f"{state.message}; " + (f"results are on branch {branch}" if branch else "no result changed")
+    return State(type=state.type, name=state.name, message=told)
+
+
+@contextlib.contextmanager
+def _pipeline_run(where: Workspace) -> Iterator[dict[str, str]]:
+    """Nest the trainings of this block under a run of MLflow, which keeps `dvc.lock` in the end."""
+    outcome = {"status": "KILLED"}
+    name = runtime.flow_run.name or where.commit[:12]
+    key = str(runtime.flow_run.id or where.commit)
+    tags = {"git.commit": where.commit, "prefect.flow_run": key}
+    try:
+        experiment = config.load().registry.experiment
+        run = mlflow_pipeline.start(name, key, experiment, tags, where.root)
+    except DomainStudioError as error:
+        get_run_logger().warning("The run is not shown in MLflow: %s", error)
+        yield outcome
+        return
+    os.environ[PARENT_RUN_VARIABLE] = run.run_id
+    try:
+        yield outcome
+    finally:
+        del os.environ[PARENT_RUN_VARIABLE]
+        try:
+            files = [where.root / name for name in KEPT]
+            mlflow_pipeline.finish(run, files, outcome["status"], where.root)
+        except DomainStudioError as error:
+            get_run_logger().warning("MLflow did not take dvc.lock: %s", error)
+        if run.url:
+            create_link_artifact(run.url, key="adapt-mlflow", description="The run in MLflow")
+
+
+@contextlib.contextmanager
+def _folder() -> Iterator[Path]:
+    base = os.environ.get(WORKSPACES_VARIABLE)
+    if base:
+        Path(base).mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="domainstudio-", dir=base))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def repository_of(given: str | None) -> str:
+    """Return the repository to clone.
+
+    Raises:
+        ConfigError: none is given, and the environment names none.
+    """
+    if found := given or os.environ.get(REPOSITORY_VARIABLE):
+        return found
+    raise ConfigError(f"no repository to clone: set {REPOSITORY_VARIABLE} to its URL, or give `repository`")

@@ -1,0 +1,203 @@
+"""Prepare a Prefect server for the deployments of prefect.yaml: `python -m flows.setup`.
+
+Makes the work pools, the limits of GPUs and the automations, or brings them up to date.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from domainstudio.errors import ConfigError, DomainStudioError
+from flows.gpus import LIMIT_NAME
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
+    from prefect.events.schemas.automations import AutomationCore
+
+TEMPLATE = Path(__file__).parents[1] / "deploy" / "kubernetes-pool.yaml"
+LOST_AFTER_SECONDS = 540
+"""A run whose last heartbeat is older was lost with its node; prefect.yaml asks for one every 30 s."""
+HEARTBEAT, ENDED = "prefect.flow-run.heartbeat", ("Completed", "Failed", "Cancelled", "Crashed")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Set the server up as the command line says."""
+    options = _parser().parse_args(arguments)
+    try:
+        for line in setup(
+            options.pool, options.cluster, dict(options.gpus), options.lost_after, options.notify
+        ):
+            print(line)
+    except DomainStudioError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m flows.setup",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--pool", default="local", help="work pool of processes (default: local)")
+    parser.add_argument("--cluster", default="cluster", help="work pool of Kubernetes (default: cluster)")
+    parser.add_argument(
+        "--gpus",
+        type=_limit,
+        nargs="*",
+        default=[],
+        metavar="[CLASS=]N",
+        help="the team's GPUs, or those of each class (default: 1 where there is no limit)",
+    )
+    parser.add_argument(
+        "--lost-after", type=int, default=LOST_AFTER_SECONDS, metavar="S", help="seconds without a heartbeat"
+    )
+    parser.add_argument("--notify", metavar="BLOCK", help="id of a notification block, told of failed runs")
+    return parser
+
+
+def _limit(text: str) -> tuple[str, int]:
+    name, _, count = text.rpartition("=")
+    if not count.isdigit() or int(count) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither N nor CLASS=N")
+    return (f"{LIMIT_NAME}-{name}" if name else LIMIT_NAME), int(count)
+
+
+def setup(
+    pool: str, cluster: str, limits: Mapping[str, int], lost_after: int, notify: str | None = None
+) -> list[str]:
+    """Make pools, limits and automations, or bring them up to date.
+
+    Args:
+        pool: name of the work pool of processes.
+        cluster: name of the work pool of Kubernetes.
+        limits: slots by name of the limit: `gpu`, or `gpu-<class>`. Empty: `gpu` is 1, if there is none yet.
+        lost_after: seconds without a heartbeat after which a run is started again, on another node.
+        notify: id of a notification block for failed runs.
+
+    Returns:
+        A line for each.
+
+    Raises:
+        ConfigError: no lasting server is set.
+    """
+    from prefect.client.orchestration import get_client
+    from prefect.settings import PREFECT_API_URL
+
+    if not PREFECT_API_URL.value():
+        raise ConfigError("no Prefect server: set PREFECT_API_URL, such as http://127.0.0.1:4200/api")
+    client = get_client(sync_client=True)
+    lines = [_pool(client, pool, "process", None)]
+    template = yaml.safe_load(TEMPLATE.read_text(encoding="utf-8"))
+    lines.append(_pool(client, cluster, "kubernetes", template))
+    for name, count in (limits or _missing(client)).items():
+        client.upsert_global_concurrency_limit_by_name(name, count)
+        lines.append(f"limit {name}: {count}")
+    lines += [_automation(each) for each in automations(lost_after, notify)]
+    return lines
+
+
+def _missing(client: SyncPrefectClient) -> dict[str, int]:
+    from prefect.exceptions import ObjectNotFound
+
+    try:
+        client.read_global_concurrency_limit_by_name(LIMIT_NAME)
+    except ObjectNotFound:
+        return {LIMIT_NAME: 1}
+    return {}
+
+
+def _pool(client: SyncPrefectClient, name: str, kind: str, template: dict[str, Any] | None) -> str:
+    from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
+    from prefect.exceptions import ObjectNotFound
+
+    try:
+        found = client.read_work_pool(name)
+    except ObjectNotFound:
+        client.create_work_pool(WorkPoolCreate(name=name, type=kind, base_job_template=template or {}))
+        return f"work pool {name}: made, of type {kind}"
+    if found.type != kind:
+        raise ConfigError(f"work pool {name} is of type {found.type}, not {kind}: choose another name")
+    if template and found.base_job_template != template:
+        client.update_work_pool(name, WorkPoolUpdate(base_job_template=template))
+        return f"work pool {name}: updated"
+    return f"work pool {name}: is there"
+
+
+def _automation(wanted: AutomationCore) -> str:
+    from prefect.client.orchestration import get_client
+
+    client = get_client(sync_client=True)
+    found = client.read_automations_by_name(wanted.name)
+    if not found:
+        client.create_automation(wanted)
+        return f"automation {wanted.name!r}: made"
+    client.update_automation(found[0].id, wanted)
+    return f"automation {wanted.name!r}: up to date"
+
+
+def automations(lost_after: int, notify: str | None) -> list[AutomationCore]:
+    """Return what the server does by itself: start lost runs again, and tell of failed ones.
+
+    `retries` of a flow do not see runs that crashed with their node; this automation does.
+    """
+    from prefect.automations import AutomationCore, EventTrigger, Posture
+    from prefect.client.schemas.objects import StateType
+    from prefect.events.actions import ChangeFlowRunState, SendNotification
+
+    ended = {f"prefect.flow-run.{state}" for state in ENDED}
+    found = [
+        AutomationCore(
+            name="domainstudio: start lost runs again",
+            description="A run without heartbeats goes on where its checkpoints end.",
+            trigger=EventTrigger(
+                after={HEARTBEAT},
+                expect={HEARTBEAT, *ended},
+                match={"prefect.resource.id": ["prefect.flow-run.*"]},
+                for_each={"prefect.resource.id"},
+                posture=Posture.Proactive,
+                threshold=1,
+                within=timedelta(seconds=lost_after),
+            ),
+            actions=[
+                ChangeFlowRunState(
+                    state=StateType.SCHEDULED,
+                    name="AwaitingRetry",
+                    force=True,
+                    message=f"No heartbeat for {lost_after} s: its node was lost",
+                )
+            ],
+        )
+    ]
+    if notify:
+        found.append(
+            AutomationCore(
+                name="domainstudio: tell of failed runs",
+                trigger=EventTrigger(
+                    expect={"prefect.flow-run.Failed", "domainstudio.model.promoted"},
+                    match={"prefect.resource.id": ["prefect.flow-run.*", "domainstudio.model.*"]},
+                    posture=Posture.Reactive,
+                    threshold=1,
+                ),
+                actions=[
+                    SendNotification(
+                        block_document_id=notify,  # type: ignore[arg-type]
+                        subject="{{ event.event }}",
+                        body="{{ event.resource.name }}: {{ event.payload }}",
+                    )
+                ],
+            )
+        )
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,88 @@
+"""Look at the targets' images on S3, and adapt what changed."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import tempfile
+from pathlib import Path
+from typing import Any, cast
+
+from prefect import flow, get_run_logger
+from prefect.deployments import run_deployment
+from prefect.variables import Variable
+
+from domainstudio import config
+from domainstudio.integrations import s3
+from flows import workspace
+from flows.revision import repository_of
+
+DEPLOYMENT = "adapt-revision/adapt"
+"""The deployment that runs when a target's images changed."""
+
+
+@flow(name="watch-targets", persist_result=False)
+def watch_targets(
+    revision: str = "main", repository: str | None = None, deployment: str = DEPLOYMENT
+) -> dict[str, list[str]]:
+    """Start `deployment` for the adaptations of every target whose images on S3 are not those of last time.
+
+    Contents are compared by what S3 says of each object: key, size and ETag. What was seen is remembered in
+    the Prefect variable `domainstudio_<target>`, after the run was asked for: a watch that is cut off asks
+    again, and DVC finds nothing to do.
+
+    Args:
+        revision: Branch, tag or commit whose params.yaml is read, and which is adapted.
+        repository: URL or folder to clone; by default `DOMAINSTUDIO_REPOSITORY`.
+        deployment: What to run.
+
+    Returns:
+        The adaptations that were started, by target.
+    """
+    logger = get_run_logger()
+    with tempfile.TemporaryDirectory(prefix="domainstudio-") as folder:
+        where = workspace.checkout(repository_of(repository), revision, Path(folder, "clone"))
+        with contextlib.chdir(where.root):
+            settings = config.load()
+    started: dict[str, list[str]] = {}
+    for target, prefixes in watched(settings).items():
+        adaptations = sorted(name for name, each in settings.adaptations.items() if each.target == target)
+        name = f"domainstudio_{target}".lower().replace("-", "_")
+        digest = contents(prefixes)
+        seen = cast(dict[str, Any], Variable.get(name) or {"digest": "", "changes": 0})
+        if not adaptations or seen["digest"] == digest:
+            logger.info("%s: nothing new", target)
+            continue
+        changes = seen["changes"] + 1
+        run_deployment(
+            deployment,
+            parameters={"adaptations": adaptations, "revision": revision, "repository": repository},
+            timeout=0,
+            as_subflow=False,
+            idempotency_key=f"{target}-{changes}-{digest}",
+            tags=[f"target:{target}"],
+        )
+        Variable.set(name, {"digest": digest, "changes": changes}, overwrite=True)
+        logger.info("%s changed: %s", target, ", ".join(adaptations))
+        started[target] = adaptations
+    return started
+
+
+def watched(settings: config.Settings) -> dict[str, list[str]]:
+    """Return the S3 prefixes of every target that has any."""
+    found = {
+        name: [origin for origin in (target.shots, target.domain) if origin.startswith("s3://")]
+        for name, target in settings.targets.items()
+    }
+    return {name: prefixes for name, prefixes in found.items() if prefixes}
+
+
+def contents(prefixes: list[str]) -> str:
+    """Return the SHA-256 of what lies under prefixes, by URL, size and ETag.
+
+    Raises:
+        DataError: the server cannot be reached, or refuses.
+    """
+    listed = sorted((item.url, item.size, item.etag) for url in prefixes for item in s3.find_objects(url))
+    return hashlib.sha256(json.dumps(listed).encode()).hexdigest()

@@ -1,0 +1,292 @@
+"""Which version becomes the champion, why, and how that is taken back: on a real MLflow."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from domainstudio.integrations import mlflow_registry, mlflow_versions
+from domainstudio.integrations.mlflow_store import TrackingError
+from stages import register
+from tests.integration.mlflow_parts import (
+    MODEL,
+    NAME,
+    aliases,
+    environment,
+    make_project,
+    measure,
+    other_result,
+    rows,
+    run_stage,
+    use_local_store,
+    version_tags,
+    versions,
+)
+
+Patch = pytest.MonkeyPatch
+
+
+@pytest.fixture
+def database(tmp_path: Path, monkeypatch: Patch) -> Path:
+    make_project(tmp_path)
+    monkeypatch.setattr(mlflow_registry.mlflow_audit, "who", lambda: "tester")
+    return use_local_store(tmp_path, monkeypatch)
+
+
+def stored(database: Path) -> dict[str, list[Any]]:
+    """Return all that a registration can change."""
+    tables = ("registered_model_tags", "registered_model_aliases", "model_version_tags", "model_versions")
+    found = {name: sorted(rows(database, f"select * from {name}"), key=str) for name in tables}
+    found["model_versions"] = rows(database, "select version, description from model_versions")
+    return found
+
+
+def events() -> list[tuple[str, str]]:
+    return [(event.what, event.version) for event in mlflow_registry.history(MODEL)]
+
+
+def test_a_better_model_becomes_champion_and_a_worse_one_does_not(
+    database: Path, monkeypatch: Patch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_stage(monkeypatch, NAME)
+    other_result(1, frechet_distance=13.0, intra_distance=0.7)
+    run_stage(monkeypatch, NAME)
+    assert aliases(database) == {"champion": 2, "previous_champion": 1}
+    reason = (
+        "better intra distance: Fréchet distance 13 against 12.5 (+4.0%, allowed +5%); intra distance 0.7 "
+        "against 0.5 (+40.0%, allowed -5%); memorised 0% against 0% (allowed 5%)"
+    )
+    out = capsys.readouterr().out
+    assert f"{MODEL}@champion is version 2, before it was 1: {reason}\n" in out
+
+    other_result(2, memorized_share=0.3, intra_distance=0.9)
+    run_stage(monkeypatch, NAME)
+    assert aliases(database) == {"champion": 2, "previous_champion": 1, "challenger": 3}
+    out = capsys.readouterr().out
+    assert f"{MODEL}@champion stays version 2; version 3: memorises too much: " in out
+    assert f"take it all the same: python -m stages.register --promote 3 --reason WHY {NAME}\n" in out
+    tags = version_tags(database, 3)
+    assert (tags["gate"], tags["gate.reason"].partition(":")[0]) == ("refused", "memorises too much")
+    assert json.loads(tags["gate.figures"])[-1] == {
+        **{"name": "memorized_share", "candidate": 0.3, "champion": 0.0, "allowed": 0.05},
+        **{"passed": False, "improved": False},
+    }
+    assert version_tags(database, 2)["champion_reason"] == version_tags(database, 2)["gate.reason"] == reason
+    (card,) = rows(database, "select description from model_versions where version = 3")[0]
+    assert "**Gate**: refused: memorises too much: " in card
+    assert f"models:/{MODEL}/3" in card and "@champion" not in card
+    files = {json.loads(path.read_text())["outcome"]: path for path in Path("mlartifacts").rglob("gate.json")}
+    refused = json.loads(files["refused"].read_text())
+    assert refused["against"] == "2"
+    assert refused["champion"]["figures"]["intra_distance"] == 0.7
+
+    before = stored(database)
+    run_stage(monkeypatch, NAME)  # the refused one again
+    assert stored(database) == before
+    other_result(0)
+    Path("models/adapted", NAME, "provenance.json").write_text(
+        Path("models/adapted", NAME, "provenance.json").read_text().replace("0" * 64, "5" * 64)
+    )
+    run_stage(monkeypatch, NAME)  # the first one again: no verdict is made anew
+    assert f"{MODEL}@champion stays version 2; version 1: version 2 took its place" in capsys.readouterr().out
+    after = stored(database)
+    assert {name: after[name] for name in after if name != "model_versions"} == {
+        name: before[name] for name in before if name != "model_versions"
+    }
+    assert versions(database) == [1, 2, 3]
+
+
+def test_people_have_the_last_word_and_all_is_on_record(
+    database: Path, monkeypatch: Patch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_stage(monkeypatch, NAME)
+    for seed, figure in (1, 11.0), (2, 30.0):
+        other_result(seed, frechet_distance=figure)
+        run_stage(monkeypatch, NAME)
+    with pytest.raises(SystemExit):
+        run_stage(monkeypatch, "--promote", "3", NAME)
+    assert "say why with --reason" in capsys.readouterr().err
+    with pytest.raises(TrackingError, match="not found"):
+        run_stage(monkeypatch, "--promote", "9", "--reason", "typo", NAME)
+    assert aliases(database) == {"champion": 2, "previous_champion": 1, "challenger": 3}
+
+    run_stage(monkeypatch, "--promote", "3", "--reason", "cleaner lines", NAME)
+    assert aliases(database) == {"champion": 3, "previous_champion": 2}
+    assert version_tags(database, 3)["champion_reason"] == "cleaner lines"
+    assert version_tags(database, 3)["gate"] == "refused", "what the gate said is not rewritten"
+
+    run_stage(monkeypatch, "--rollback", NAME, "--reason", "too red")
+    assert aliases(database) == {"champion": 2, "previous_champion": 1}
+    assert version_tags(database, 2)["champion_reason"] == "rollback from version 3. too red"
+    run_stage(monkeypatch, NAME)  # the result of version 3 again
+    assert "version 3: it was rolled back at 20" in capsys.readouterr().out
+    run_stage(monkeypatch, "--rollback", NAME)
+    assert aliases(database) == {"champion": 1}
+    with pytest.raises(TrackingError, match="nothing before it"):
+        run_stage(monkeypatch, "--rollback", NAME)
+    run_stage(monkeypatch, "--promote", "3", "--reason", "after all", NAME)
+    assert aliases(database) == {"champion": 3, "previous_champion": 1}
+    assert "rolled_back_champion" not in version_tags(database, 3)
+
+    capsys.readouterr()
+    run_stage(monkeypatch, "--history", NAME)
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert head.split() == ["when", "(UTC)", "version", "what", "champion", "by", "why"]
+    starts = [" ".join(line.split()[2:7]) for line in lines]
+    assert [start.partition(" tester")[0] for start in starts] == [
+        "1 registered none",
+        "1 promoted 1",
+        "2 registered 1",
+        "2 promoted 2",
+        "3 registered 2",
+        "3 refused 2",
+        "3 promoted by hand 3",
+        "2 rolled back 2",
+        "1 rolled back 1",
+        "3 promoted by hand 3",
+    ]
+    assert lines[6].endswith("  tester  cleaner lines")
+    assert (
+        len({rows(database, "select count(distinct key) from registered_model_tags")[0][0], len(lines)}) == 1
+    )
+
+
+def test_a_champion_that_was_measured_otherwise_is_measured_again(
+    database: Path, monkeypatch: Patch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = Path("samples/adapted", NAME, "manifest.json")
+    other = manifest.read_text().replace('"ddim"', '"ddpm"')
+    run_stage(monkeypatch, NAME)
+    provenance = Path("models/adapted", NAME, "provenance.json").read_text()
+    other_result(1, frechet_distance=5.0)
+    manifest.write_text(other)
+    run_stage(monkeypatch, NAME)
+    assert (
+        "version 2: not comparable with the champion (scheduler ddpm, there ddim): "
+        in capsys.readouterr().out
+    )
+    before = stored(database)
+    run_stage(monkeypatch, NAME)
+    assert stored(database) == before
+
+    other_result(0, frechet_distance=12.0)  # the first model, measured as the second was
+    Path("models/adapted", NAME, "provenance.json").write_text(provenance)
+    run_stage(monkeypatch, NAME)
+    assert aliases(database) == {"champion": 1, "challenger": 2}
+    assert version_tags(database, 1)["frechet_distance"] == "12 (efficientnet-lite0)"
+    other_result(1, frechet_distance=5.0)
+    run_stage(monkeypatch, NAME)
+    assert aliases(database) == {"champion": 2, "previous_champion": 1}
+    measure(frechet_distance=50.0)  # a verdict is of one measurement; the champion keeps its place
+    run_stage(monkeypatch, NAME)
+    assert aliases(database) == {"champion": 2, "previous_champion": 1}
+    other_result(0, frechet_distance=4.0)
+    Path("models/adapted", NAME, "provenance.json").write_text(provenance)
+    run_stage(monkeypatch, NAME)
+    assert aliases(database) == {"champion": 1, "previous_champion": 2}
+    assert events() == [
+        *(("registered", "1"), ("promoted", "1"), ("registered", "2"), ("not comparable", "2")),
+        *(("promoted", "2"), ("promoted", "1")),
+    ]
+
+
+@pytest.mark.parametrize("killed", ["decide", "_note"])
+def test_a_promotion_that_was_killed_is_completed(database: Path, monkeypatch: Patch, killed: str) -> None:
+    run_stage(monkeypatch, NAME)
+    other_result(1, frechet_distance=11.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(mlflow_registry, killed, lambda *_: (_ for _ in ()).throw(SystemExit))
+        with pytest.raises(SystemExit):
+            run_stage(monkeypatch, NAME)
+    assert version_tags(database, 2)["gate"] == "pending"
+    run_stage(monkeypatch, NAME)
+    assert aliases(database) == {"champion": 2, "previous_champion": 1}
+    assert version_tags(database, 2)["gate"] == "promoted"
+    run_stage(monkeypatch, "--rollback", NAME)
+    assert aliases(database) == {"champion": 1}
+
+
+FIRST = """
+import sqlite3, sys, time
+from domainstudio.integrations import mlflow_registry
+from stages import register
+judge = mlflow_registry.judge
+def slowly(*arguments, **options):
+    count = "select count(*) from model_versions"
+    while sqlite3.connect("mlflow.db").execute(count).fetchone()[0] < 3:
+        time.sleep(0.1)
+    time.sleep(1)
+    return judge(*arguments, **options)
+mlflow_registry.judge = slowly
+sys.argv = ["register", sys.argv[1]]
+register.main()
+"""
+
+
+def test_two_processes_at_once_are_judged_one_after_the_other(
+    database: Path, monkeypatch: Patch, tmp_path: Path
+) -> None:
+    run_stage(monkeypatch, NAME)
+    other_result(1, frechet_distance=10.0)
+    command = [sys.executable, "-c", FIRST, NAME]
+    with subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, text=True) as first:
+        deadline = time.monotonic() + 200
+        while len(versions(database)) < 2 and first.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.1)
+        other_result(2, frechet_distance=9.9)  # better than version 1, hardly than version 2
+        run_stage(monkeypatch, NAME)
+        out, _ = first.communicate(timeout=100)
+    assert "@champion is version 2, before it was 1: better Fréchet distance" in out
+    assert aliases(database) == {"champion": 2, "previous_champion": 1, "challenger": 3}
+    assert version_tags(database, 3)["gate.reason"].startswith(
+        "not better by 5% in Fréchet distance or intra"
+    )
+    assert events()[-4:] == [("registered", "2"), ("registered", "3"), ("promoted", "2"), ("refused", "3")]
+
+
+def test_the_same_result_twice_at_once_is_one_version(database: Path, monkeypatch: Patch) -> None:
+    create = mlflow_versions._create_version
+
+    def after_another(*arguments: Any) -> str:
+        monkeypatch.setattr(mlflow_versions, "_create_version", create)
+        register.main()
+        return create(*arguments)
+
+    monkeypatch.setattr(mlflow_versions, "_create_version", after_another)
+    run_stage(monkeypatch, NAME)
+    assert versions(database) == [1]
+    assert aliases(database) == {"champion": 1}
+    assert events() == [("registered", "1"), ("promoted", "1")]
+
+
+def test_flows_get_values(database: Path, monkeypatch: Patch) -> None:
+    run_stage(monkeypatch, NAME)
+    other_result(1, frechet_distance=99.0)
+    run_stage(monkeypatch, NAME)
+    monkeypatch.undo()
+    monkeypatch.chdir(database.parent)
+    monkeypatch.setenv("DOMAINSTUDIO_FLOW_RUN", "1234")
+    kept = mlflow_registry.judge(MODEL, "2", None)
+    assert (kept.promoted, kept.changed, kept.previous) == (False, False, "1"), "a verdict stands"
+    done = mlflow_registry.promote(MODEL, "2", "approved", by="reviewer")
+    assert (done.model, done.version, done.promoted, done.changed, done.previous) == (
+        MODEL,
+        "2",
+        True,
+        True,
+        "1",
+    )
+    again = mlflow_registry.promote(MODEL, "2", "approved")
+    assert (again.promoted, again.changed) == (True, False)
+    back = mlflow_registry.rollback(MODEL, "no")
+    assert (back.version, back.promoted, back.previous) == ("1", True, "2")
+    *_, by_hand, taken_back = mlflow_registry.history(MODEL)
+    assert (by_hand.by, by_hand.why) == ("reviewer", "approved")
+    assert taken_back.by.endswith(", flow run 1234")
+    assert taken_back.aliases == {"champion": "1"}

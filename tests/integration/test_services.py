@@ -1,0 +1,261 @@
+"""A team's servers, all real: they start, want passwords, survive crashes, and leave nothing behind."""
+
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from base64 import b64encode
+
+import psutil
+import pytest
+
+from flows.services import ServiceError, Team, programs
+from flows.services.layout import BUCKETS, POOL, is_free
+from flows.services.supervision import leftovers
+from tests.integration.conftest import S3Server, has_postgres, servers
+
+PATIENCE = 300
+pytestmark = [pytest.mark.team, pytest.mark.timeout(900)]
+needs_postgres = pytest.mark.skipif(
+    not has_postgres(), reason="PostgreSQL is not installed: apt-get install postgresql"
+)
+
+
+@pytest.fixture
+def variables(team, monkeypatch):
+    for name, value in team.environment.items():
+        monkeypatch.setenv(name, value)
+    return team.environment
+
+
+@pytest.fixture(scope="module")
+def small():
+    """S3 and, if it is there, PostgreSQL."""
+    names = ["s3", "postgres"] if has_postgres() else ["s3"]
+    with servers(*names) as services:
+        yield services, names
+
+
+def pids(team: Team) -> dict[str, int]:
+    return {state.name: state.pid for state in team.states()}
+
+
+def states(team: Team) -> dict[str, str]:
+    return {state.name: state.state for state in team.states()}
+
+
+def status_of(url: str, *, data: bytes | None = None, login: str = "") -> int:
+    headers = {"Content-Type": "application/json"}
+    if login:
+        headers["Authorization"] = f"Basic {b64encode(login.encode()).decode()}"
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, data, headers), timeout=30) as answer:
+            return answer.status
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def wait_until(condition) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.3)
+
+
+def command(team: Team, *arguments: str) -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, "-m", "flows.services", "--folder", str(team.layout.folder), *arguments]
+    return subprocess.run(line, capture_output=True, text=True, timeout=PATIENCE)
+
+
+def test_every_service_answers(team):
+    assert states(team) == dict.fromkeys(team.layout.services, "ready")
+
+
+def test_mlflow_and_prefect_refuse_strangers(team, variables):
+    experiments = f"{variables['MLFLOW_TRACKING_URI']}/api/2.0/mlflow/experiments/search?max_results=1"
+    login = f"{variables['MLFLOW_TRACKING_USERNAME']}:{variables['MLFLOW_TRACKING_PASSWORD']}"
+    assert status_of(experiments) == 401
+    assert status_of(experiments, login="admin:wrong-password") == 401
+    assert status_of(experiments, login=login) == 200
+
+    runs = f"{variables['PREFECT_API_URL']}/flow_runs/filter"
+    assert status_of(runs, data=b"{}") == 401
+    assert status_of(runs, data=b"{}", login=variables["PREFECT_API_AUTH_STRING"]) == 200
+
+    assert status_of(team.layout.url("s3")) == 403
+
+
+def test_prefects_pages_ask_the_right_server(team):
+    with urllib.request.urlopen(f"{team.layout.url('prefect')}/ui-settings", timeout=30) as answer:
+        settings = json.load(answer)
+    assert (settings["api_url"], settings["auth"]) == (team.layout.address("prefect"), "BASIC")
+
+
+@needs_postgres
+def test_postgres_lets_nobody_in_without_password_and_holds_the_tables(team):
+    import psycopg2
+
+    address = {"host": "127.0.0.1", "port": team.layout.port("postgres"), "user": "mlflow"}
+    with pytest.raises(psycopg2.OperationalError, match="password"):
+        psycopg2.connect(**address, dbname="mlflow", password="wrong")
+    password = team.credentials["MLFLOW_DATABASE_PASSWORD"]
+    with psycopg2.connect(**address, dbname="mlflow", password=password) as connection:
+        cursor = connection.cursor()
+        cursor.execute("select count(*) from experiments")
+        assert cursor.fetchone()[0] >= 1
+    connection.close()
+    with pytest.raises(psycopg2.OperationalError, match="permission denied"):
+        psycopg2.connect(**address, dbname="prefect", password=password)
+
+
+def test_an_artifact_of_a_run_lands_in_the_bucket(team, variables):
+    from mlflow import MlflowClient
+
+    client = MlflowClient(variables["MLFLOW_TRACKING_URI"])
+    run = client.create_run(client.create_experiment("services"))
+    client.log_metric(run.info.run_id, "loss", 0.5)
+    client.log_text(run.info.run_id, "drawn", "note.txt")
+    assert client.get_run(run.info.run_id).data.metrics == {"loss": 0.5}
+
+    bucket = S3Server(variables["AWS_ENDPOINT_URL"], "mlflow", variables).client()
+    keys = [item["Key"] for item in bucket.list_objects_v2(Bucket="mlflow")["Contents"]]
+    (key,) = [key for key in keys if run.info.run_id in key]
+    assert bucket.get_object(Bucket="mlflow", Key=key)["Body"].read() == b"drawn"
+    assert {each["Name"] for each in bucket.list_buckets()["Buckets"]} == {*BUCKETS}
+
+
+def test_the_worker_serves_its_pool(team, variables):
+    url = f"{variables['PREFECT_API_URL']}/work_pools/{POOL}"
+    login = b64encode(variables["PREFECT_API_AUTH_STRING"].encode()).decode()
+    headers = {"Content-Type": "application/json", "Authorization": f"Basic {login}"}
+    with urllib.request.urlopen(urllib.request.Request(url, None, headers)) as answer:
+        assert json.load(answer)["type"] == "process"
+    with urllib.request.urlopen(urllib.request.Request(f"{url}/workers/filter", b"{}", headers)) as answer:
+        assert [(worker["name"], worker["status"]) for worker in json.load(answer)] == [(POOL, "ONLINE")]
+    worker = programs.program(team.layout, team.credentials, "worker")
+    assert worker.answers(0)
+    assert not worker.answers(time.time() + 60), "the server heard it before, not since"
+
+
+def test_a_second_start_changes_nothing(team):
+    before = pids(team)
+    Team(team.layout.folder).start()
+    assert pids(team) == before
+
+    with pytest.raises(ServiceError, match=f"--ports {team.layout.first_port} .*stop them first"):
+        Team(team.layout.folder, first_port=team.layout.first_port + 20).start()
+
+
+def test_what_is_killed_comes_back(team, variables):
+    before = pids(team)["mlflow"]
+    children = psutil.Process(before).children(recursive=True)
+    os.kill(before, signal.SIGKILL)
+    assert children, "its web server outlives it, and holds the port"
+    wait_until(lambda: not any(child.is_running() for child in children))
+    wait_until(lambda: pids(team)["mlflow"] not in (0, before) and states(team)["mlflow"] == "ready")
+
+
+@needs_postgres
+def test_a_crash_of_the_database_is_survived(team, variables):
+    before = pids(team)["postgres"]
+    os.kill(before, signal.SIGKILL)
+    wait_until(lambda: pids(team)["postgres"] not in (0, before))
+    wait_until(lambda: set(states(team).values()) == {"ready"})
+    url = (
+        f"{variables['MLFLOW_TRACKING_URI']}/api/2.0/mlflow/experiments/get-by-name?experiment_name=services"
+    )
+    login = f"{variables['MLFLOW_TRACKING_USERNAME']}:{variables['MLFLOW_TRACKING_PASSWORD']}"
+    wait_until(lambda: status_of(url, login=login) == 200)
+
+
+def test_one_service_stops_and_starts_again_with_its_data(small):
+    team, names = small
+    s3 = S3Server(team.layout.url("s3"), "dvc", team.environment).client()
+    s3.put_object(Bucket="dvc", Key="kept", Body=b"1")
+    team.stop("s3")
+    assert states(team)["s3"] == "stopped"
+    assert not any(process.name() == "weed" for process in leftovers(team.layout.folder))
+    assert all(states(team)[name] == "ready" for name in names if name != "s3")
+    team.start("s3")
+    assert s3.get_object(Bucket="dvc", Key="kept")["Body"].read() == b"1"
+
+
+def test_services_that_lost_their_supervisor_are_started_anew(small):
+    team, names = small
+    before = pids(team)
+    os.kill(int((team.layout.folder / "run" / "supervisord.pid").read_text()), signal.SIGKILL)
+    team.start(*names)
+    after = pids(team)
+    assert all(after[name] != before[name] and states(team)[name] == "ready" for name in names)
+    assert not any(psutil.pid_exists(before[name]) for name in names)
+
+
+def test_a_taken_port_is_named(small, tmp_path):
+    team, _ = small
+    other = Team(tmp_path, first_port=team.layout.first_port, database="sqlite")
+    try:
+        with pytest.raises(ServiceError, match=f"port {team.layout.port('s3')} of s3 is taken"):
+            other.start("s3")
+    finally:
+        other.stop()
+
+
+def test_the_commands_tell_everything_but_secrets(small):
+    team, names = small
+    started = command(team, "start", *names)
+    assert started.returncode == 0
+    table = command(team, "status")
+    assert table.stdout in started.stdout
+    assert table.returncode == 1, "not every service runs"
+    shown = started.stdout + started.stderr
+    assert all(f"{name} " in shown for name in team.layout.services)
+    assert "ready" in shown and "stopped" in shown
+
+    told = subprocess.run(
+        [
+            "bash",
+            "-c",
+            f'eval "$({sys.executable} -m flows.services --folder {team.layout.folder} env)" && env',
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
+    assert {f"{name}={value}" for name, value in team.environment.items()} <= {*told}
+    assert command(team, "start", "s4").returncode == 2
+
+
+@pytest.mark.parametrize("which", ["team", "small"])
+def test_secrets_stay_in_their_file(which, request):
+    team = request.getfixturevalue(which)
+    team = team if which == "team" else team[0]
+    folder = team.layout.folder
+    assert stat.S_IMODE(team.layout.secrets.stat().st_mode) == 0o600
+    public = {"MLFLOW_TRACKING_USERNAME", "AWS_ACCESS_KEY_ID"}
+    secrets = {value for name, value in team.credentials.items() if name not in public}
+    secrets |= {value.partition(":")[2] for value in secrets if ":" in value}
+    assert len(secrets) == 8
+
+    lines = subprocess.run(["ps", "axww", "-o", "args"], capture_output=True, text=True, check=True).stdout
+    files = [*folder.glob("*.*"), *(folder / "logs").iterdir(), *(folder / "mlflow").glob("*.ini")]
+    texts = {path.name: path.read_text(errors="replace") for path in files if path != team.layout.secrets}
+    assert {"supervisord.conf", "supervisord.log", "s3.log"} <= {*texts}
+    for name, text in {"ps": lines, "status": command(team, "status").stdout, **texts}.items():
+        assert not any(secret in text for secret in secrets), name
+
+
+def test_stop_leaves_no_process_and_no_port(small):
+    team, names = small
+    ports = [port for name in names for port in team.layout.ports(name)]
+    assert not any(is_free(port) for port in ports)
+    assert command(team, "stop").returncode == 0
+    assert leftovers(team.layout.folder) == []
+    assert all(is_free(port) for port in ports)
+    assert set(states(team).values()) == {"stopped"}
+    assert command(team, "status").returncode == 1
+    assert command(team, "stop").returncode == 0, "stopping twice is no error"

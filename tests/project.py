@@ -1,0 +1,84 @@
+"""A small project of its own: random images, a tiny source model, settings that take seconds."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import yaml
+from PIL import Image
+
+from tests.models import tiny_class_denoiser, tiny_denoiser, tiny_text_denoiser
+
+ROOT = Path(__file__).parents[1]
+COPIED = ("domainstudio", "stages", "dvc.yaml", ".dvcignore")
+
+
+def make_project(root: Path, more: Sequence[str] = ()) -> Path:
+    """Write a project with its own ten images, tiny source models and git history; return its folder."""
+    root.mkdir(parents=True, exist_ok=True)
+    for name in (*COPIED, *more):
+        source = ROOT / name
+        copy = shutil.copytree if source.is_dir() else shutil.copy
+        copy(source, root / name)
+    write_images(root / "images", 12)
+    (root / "subjects.txt").write_text("a house\n")
+    tiny_denoiser().save(root / "models/sources/noto", half=True)
+    tiny_class_denoiser().save(root / "models/sources/noto-class", half=True)
+    tiny_text_denoiser().save(root / "models/sources/noto-text", half=True)
+    (root / "params.yaml").write_text(yaml.safe_dump(params()))
+    (root / ".gitignore").write_text("__pycache__/\n.cache/\n.checkpoints/\nmlflow.db\nmlartifacts/\n")
+    for command in (
+        "git init -q",
+        "git config user.name tester",
+        "git config user.email tester@localhost",
+        "dvc init -q",
+        "dvc config core.analytics false",
+        "git add .",
+        "git commit -q -m start",
+    ):
+        run(root, *command.split())
+    return root
+
+
+def params():
+    values = yaml.safe_load((ROOT / "params.yaml").read_text())
+    values["prepare"]["resolution"] = 8
+    values["prepare"]["min_size"] = 8
+    values["pretrain"]["images"] = "images"
+    values["sources"] = {"noto": {"subjects": "subjects.txt"}}
+    values["targets"] = {"ink": {"shots": "images", "number": 5, "seed": 0, "domain": "images"}}
+    values["finetune"] |= {"steps": 6, "batch_size": 4, "checkpoint_every": 2, "preview_every": 3}
+    values["sample"] |= {"number": 6, "steps": 2, "batch_size": 3}
+    values["evaluate"] |= {"neighbours": 2, "kid_subset_size": 4, "kid_subsets": 2}
+    chosen = ("ink-finetune", "ink-domainstudio")
+    values["adaptations"] = {name: values["adaptations"][name] for name in chosen}
+    for item in values["adaptations"].values():
+        item.pop("finetune", None)
+    return values
+
+
+def write_images(folder, number):
+    folder.mkdir()
+    generator = np.random.default_rng(0)
+    for index in range(number):
+        pixels = generator.integers(0, 256, (12, 12, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{index:02d}.png")
+
+
+def environment():
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+
+
+def run(root, *command, check=True):
+    result = subprocess.run(
+        command, cwd=root, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    assert not check or result.returncode == 0, result.stdout[-4000:]
+    return result.stdout

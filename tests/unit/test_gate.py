@@ -1,0 +1,255 @@
+"""The gate: each rule on both sides of its threshold, and what is never promoted."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import yaml
+
+from domainstudio import config
+from domainstudio.config import GateSettings
+from domainstudio.gate import TITLES, Measurement, decide, span
+
+PARAMS = Path(__file__).parents[2] / "params.yaml"
+FIGURES = {
+    "frechet_distance": 200.0,
+    "kid": 0.2,
+    "intra_distance": 0.5,
+    "top_1": None,
+    "memorized_share": 0.02,
+}
+CONDITIONS = {"number of samples": "200", "scheduler": "ddim"}
+GATE = GateSettings(max_memorized_share=0.05, margin=0.05)
+ALL = GateSettings.model_validate({"tolerance": dict.fromkeys(list(TITLES)[:-1], 0.05)})
+"""Every rule on."""
+
+
+def measured(conditions=CONDITIONS, **figures):
+    return Measurement({**FIGURES, **figures}, conditions)
+
+
+def judged(candidate, champion=None, gate=GATE):
+    """Return outcome and reason against a champion of `FIGURES` and these changes."""
+    verdict = decide(measured(**candidate), measured(**champion or {}), gate)
+    assert verdict.promoted == (verdict.outcome == "promoted")
+    return verdict.outcome, verdict.reason
+
+
+@pytest.mark.parametrize(
+    ("worse", "just", "over"),
+    [
+        ("frechet_distance", 210.0, 210.1),
+        ("kid", 0.21, 0.2101),
+        ("intra_distance", 0.475, 0.4749),
+        ("top_1", 0.38, 0.3799),
+    ],
+)
+def test_a_figure_may_be_worse_by_its_tolerance(worse, just, over):
+    champion = {"top_1": 0.4}
+    better = {
+        **champion,
+        **({"intra_distance": 0.6} if worse == "frechet_distance" else {"frechet_distance": 150}),
+    }
+    assert judged({**better, worse: just}, champion, ALL)[0] == "promoted"
+    outcome, reason = judged({**better, worse: over}, champion, ALL)
+    assert (outcome, reason.partition(":")[0]) == ("refused", f"worse {TITLES[worse]}")
+
+
+@pytest.mark.parametrize(
+    ("better", "just", "under"),
+    [
+        ("frechet_distance", 190.0, 190.1),
+        ("kid", 0.19, 0.1901),
+        ("intra_distance", 0.525, 0.5249),
+        ("top_1", 0.42, 0.4199),
+    ],
+)
+def test_one_figure_must_be_better_by_the_margin(better, just, under):
+    champion = {"top_1": 0.4}
+    outcome, reason = judged({"top_1": 0.4, better: just}, champion, ALL)
+    assert (outcome, reason.partition(":")[0]) == ("promoted", f"better {TITLES[better]}")
+    outcome, reason = judged({"top_1": 0.4, better: under}, champion, ALL)
+    assert outcome == "refused"
+    assert reason.startswith(
+        "not better by 5% in Fréchet distance or kernel distance or intra distance or subject kept:"
+    )
+
+
+def test_figures_without_a_tolerance_do_not_count():
+    assert judged({"kid": 0.01, "top_1": 0.9}, {"top_1": 0.1})[0] == "refused"
+    assert judged({"kid": 9.0, "top_1": 0.0, "frechet_distance": 150.0}, {"top_1": 0.1})[0] == "promoted"
+
+
+def test_the_share_of_copies_has_a_ceiling_whatever_the_champion_is():
+    better = {"frechet_distance": 100.0}
+    assert judged({**better, "memorized_share": 0.05})[0] == "promoted"
+    outcome, reason = judged({**better, "memorized_share": 0.055}, {"memorized_share": 0.5})
+    assert outcome == "refused"
+    assert reason.startswith("memorises too much: ")
+    assert reason.endswith("memorised 5.5% against 50% (allowed 5%)")
+    assert judged({"memorized_share": 0.0})[0] == "refused", "fewer copies alone are no better model"
+
+
+def test_the_first_needs_no_more_than_the_ceiling():
+    verdict = decide(measured(), None, GATE)
+    assert verdict.outcome == "promoted"
+    assert verdict.reason == (
+        "there is no champion to compare with: Fréchet distance 200; intra distance 0.5; memorised 2% "
+        "(allowed 5%)"
+    )
+    copying = decide(measured(memorized_share=0.12), None, GATE)
+    assert copying.outcome == "refused"
+    assert copying.reason.startswith("memorises too much: ")
+
+
+@pytest.mark.parametrize("name", ["frechet_distance", "kid", "intra_distance", "memorized_share"])
+@pytest.mark.parametrize("value", [None, math.nan, math.inf, -math.inf])
+def test_what_is_missing_or_not_finite_never_wins(name, value):
+    candidate = measured(**{"frechet_distance": 100.0, "intra_distance": 0.9, name: value})
+    for champion in (None, measured(), measured(frechet_distance=None), measured({"scheduler": "ddpm"})):
+        verdict = decide(candidate, champion, ALL)
+        assert verdict.outcome == "refused"
+        assert verdict.reason.startswith(f"{TITLES[name]} is missing or not finite: ")
+        assert f"{TITLES[name]} not measured" in verdict.reason
+
+
+@pytest.mark.parametrize("value", [None, math.nan])
+def test_a_champion_without_a_figure_cannot_be_compared(value):
+    outcome, reason = judged({"intra_distance": 0.9}, {"frechet_distance": value})
+    assert outcome == "not comparable"
+    assert reason.startswith("not comparable with the champion (no Fréchet distance there): ")
+
+
+def test_other_conditions_cannot_be_compared():
+    better, champion = measured(frechet_distance=1.0), {"number of samples": "100", "scheduler": "ddim"}
+    verdict = decide(better, measured(champion), GATE)
+    assert verdict.outcome == "not comparable"
+    assert verdict.reason == (
+        "not comparable with the champion (number of samples 200, there 100): Fréchet distance 1; intra "
+        "distance 0.5; memorised 2% (allowed 5%). Evaluate the champion again in the same way, or promote by "
+        "hand"
+    )
+    unknown = decide(better, Measurement({}, {}), GATE)
+    assert unknown.outcome == "not comparable"
+    assert "(its figures are not known)" in unknown.reason
+    fewer = decide(better, measured({"scheduler": "ddim"}), GATE)
+    assert "(number of samples 200, there none)" in fewer.reason
+
+
+def test_the_paired_measure_counts_where_models_are_told_subjects():
+    assert judged({"frechet_distance": 100.0}, gate=ALL)[0] == "promoted", "told nothing"
+    outcome, reason = judged({"frechet_distance": 100.0}, {"top_1": 0.1}, ALL)
+    assert (outcome, reason.partition(":")[0]) == ("refused", "subject kept is missing or not finite")
+    _, reason = judged({"top_1": 0.3}, {"top_1": 0.1}, ALL)
+    assert "subject kept 30% against 10% (+200.0%, allowed -5%)" in reason
+
+
+def test_a_champion_at_or_below_zero_is_compared_too():
+    assert judged({"top_1": 0.01}, {"top_1": 0.0}, ALL)[0] == "promoted"
+    outcome, reason = judged({"top_1": 0.0}, {"top_1": 0.0}, ALL)
+    assert outcome == "refused"
+    assert "subject kept 0% against 0% (allowed -5%)" in reason
+    assert judged({"kid": -0.01, "top_1": 0.0}, {"kid": -0.02, "top_1": 0.0}, ALL)[0] == "refused"
+    assert judged({"kid": -0.03, "top_1": 0.0}, {"kid": -0.02, "top_1": 0.0}, ALL)[0] == "promoted"
+    near = {"kid": -0.0195, "top_1": 0.0, "frechet_distance": 100.0}
+    assert judged(near, {"kid": -0.02, "top_1": 0.0}, ALL)[0] == "promoted", "the distance may be below 0"
+
+
+def test_with_a_margin_of_zero_the_same_again_is_not_better():
+    gate = GateSettings(margin=0.0)
+    assert judged({}, gate=gate)[0] == "refused"
+    assert judged({"frechet_distance": 199.999}, gate=gate)[0] == "promoted"
+
+
+def test_without_a_gate_the_newest_wins():
+    verdict = decide(measured(frechet_distance=math.nan), measured(), None)
+    assert verdict.promoted
+    assert "registry.gate is null" in verdict.reason
+
+
+def test_the_reason_is_one_line_that_people_understand():
+    candidate = {"frechet_distance": 253.0, "intra_distance": 0.73, "memorized_share": 0.0}
+    champion = {"frechet_distance": 248.1, "intra_distance": 0.52, "memorized_share": 0.12}
+    assert judged(candidate, champion) == (
+        "promoted",
+        "better intra distance: Fréchet distance 253 against 248.1 (+2.0%, allowed +5%); intra distance 0.73 "
+        "against 0.52 (+40.4%, allowed -5%); memorised 0% against 12% (allowed 5%)",
+    )
+
+
+METRICS = {
+    "features": "net",
+    "features_digest": "f" * 64,
+    "number": 3,
+    "samples": {"frechet_distance": 9.0, "intra_distance": math.nan, "memorized_share": 0.0},
+    "paired": {"samples": {"number": 2, "top_1": 0.5}},
+}
+SAMPLES = {
+    "scheduler": "ddim",
+    "steps": 30,
+    "images": [{"seed": seed, "subject": f"a house {seed}"} for seed in (4, 5, 6)],
+}
+
+
+def measurement(metrics=METRICS, samples=SAMPLES, shots="a" * 64, domain="b" * 64, threshold=0.15):
+    return Measurement.of(metrics, samples, shots, domain, threshold)
+
+
+def test_a_measurement_reads_what_the_stages_write():
+    found = measurement()
+    assert found.figures == {
+        "frechet_distance": 9.0,
+        "kid": None,
+        "intra_distance": None,
+        "top_1": 0.5,
+        "memorized_share": 0.0,
+    }
+    assert found.conditions["seeds"] == "4-6"
+    assert Measurement.from_json(found.to_json()) == found
+    json.dumps(decide(found, found, GATE).to_json(), allow_nan=False)
+    with pytest.raises(KeyError, match="features_digest"):
+        measurement({name: value for name, value in METRICS.items() if name != "features_digest"})
+
+
+@pytest.mark.parametrize(
+    ("change", "condition"),
+    [
+        ({"metrics": {**METRICS, "features_digest": "0" * 64}}, "feature network"),
+        ({"metrics": {**METRICS, "number": 4}}, "number of samples"),
+        (
+            {
+                "samples": {
+                    **SAMPLES,
+                    "images": [{"seed": s, "subject": f"a house {s - 1}"} for s in (5, 6, 7)],
+                }
+            },
+            "seeds",
+        ),
+        ({"samples": {**SAMPLES, "images": [{"seed": s, "subject": "a"} for s in (4, 5, 6)]}}, "subjects"),
+        ({"samples": {**SAMPLES, "scheduler": "ddpm"}}, "scheduler"),
+        ({"samples": {**SAMPLES, "steps": 10}}, "denoising steps"),
+        ({"samples": {**SAMPLES, "guidance_scale": 2.0}}, "guidance"),
+        ({"samples": {**SAMPLES, "negative": "red"}}, "negative"),
+        ({"shots": "0" * 64}, "training images"),
+        ({"domain": "0" * 64}, "target domain"),
+        ({"threshold": 0.2}, "memorised below"),
+    ],
+)
+def test_each_condition_of_an_evaluation_is_told_apart(change, condition):
+    one, other = measurement(), measurement(**change)
+    assert {name for name in one.conditions if one.conditions[name] != other.conditions[name]} == {condition}
+    assert one.digest != other.digest
+
+
+def test_seeds_in_short():
+    assert span([7]) == "7-7"
+    assert len({span([1, 2, 3]), span([1, 3, 2]), span([3, 2, 1]), span([1, 3])}) == 4
+
+
+def test_params_may_switch_the_gate_off(tmp_path):
+    values = yaml.safe_load(PARAMS.read_text())
+    assert config.load(PARAMS).registry.gate == GateSettings(), "the file shows the defaults"
+    values["registry"]["gate"] = None
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
+    assert config.load(tmp_path / "params.yaml").registry.gate is None
