@@ -6,6 +6,7 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHONWARNINGS ?= ignore
 PORT ?= 5000
+SOURCES ?= pretrain pretrain_class pretrain_text
 
 # A Python that can run this, whatever `python3` is here.
 find_python = for p in $(PYTHON) python3 python3.12 python3.11; do \
@@ -14,13 +15,13 @@ find_python = for p in $(PYTHON) python3 python3.12 python3.11; do \
 
 .PHONY: help
 help:  ## List the commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' Makefile
 
 .venv/installed: pyproject.toml constraints.txt
 	@echo "installing into .venv (some minutes, once)"
 	@python=$$($(find_python)); $$python -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
-		--editable '.[demo,pipeline,dev]'
+		--editable '.[demo,text,pipeline,kubernetes,sweep,dev]'
 	@touch $@
 
 .PHONY: install
@@ -32,8 +33,12 @@ demo: .venv/installed  ## Ten line drawings adapt a model of coloured emoji; end
 	echo "done in $$((SECONDS - started)) s: open report.html, or 'make ui' for the runs and models"
 
 .PHONY: test
-test: .venv/installed  ## Run all tests that need neither a GPU nor the internet
-	python -m pytest -m "not gpu and not network"
+test: .venv/installed  ## Run all tests that need neither a GPU, nor the internet, nor a whole team's servers
+	python -m pytest -m "not gpu and not network and not team"
+
+.PHONY: test-team
+test-team: .venv/installed  ## Run the tests on a team's servers and on a Ray cluster (a quarter of an hour)
+	python -m pytest -m team
 
 .PHONY: check
 check: .venv/installed  ## Lint, formatting and types
@@ -46,11 +51,23 @@ ui: .venv/installed  ## Open the MLflow UI on the local runs and models
 	@echo "MLflow at http://127.0.0.1:$(PORT) (Ctrl-C ends it)"
 	@mlflow ui --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1 --port $(PORT)
 
+.PHONY: services
+services: .venv/installed  ## Start a team's servers here: S3, PostgreSQL, MLflow, Prefect; OPTIONS="--ports 9000"
+	@python -m flows.services start $(OPTIONS)
+
+.PHONY: services-stop
+services-stop: .venv/installed  ## Stop them; their data stays in .services
+	@python -m flows.services stop
+
+.PHONY: services-status
+services-status: .venv/installed  ## Show which of them answer, where, and their logs
+	@python -m flows.services status
+
 .PHONY: flow
 flow: .venv/installed  ## The same pipeline as a Prefect flow
 	python -m flows.adapt
 
 .PHONY: pretrain
-pretrain: .venv/installed  ## Retrain the demo's source model (hours on a CPU)
-	dvc unfreeze pretrain
-	trap 'dvc freeze pretrain' EXIT; dvc repro --single-item --force pretrain
+pretrain: .venv/installed  ## Retrain the demo's source models (hours on a CPU): SOURCES="pretrain pretrain_text"
+	dvc unfreeze $(SOURCES)
+	trap 'dvc freeze $(SOURCES)' EXIT; dvc repro --single-item --force $(SOURCES)

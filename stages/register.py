@@ -1,8 +1,10 @@
-"""Stage `register`: log an adaptation's results to MLflow and register its model.
+"""Stage `register`: log an adaptation's results to MLflow, register its model, let the gate judge it.
 
-`python -m stages.register <adaptation>` makes one version per result and gives it the alias of
-`registry.alias`. `--rollback <adaptation>` gives the alias back to the version that had it before, and
-`--promote VERSION <adaptation>` gives it to any version.
+`python -m stages.register <adaptation>` makes one version per result. Where it is better than the version
+with the alias of `registry.alias`, by the rules of `registry.gate`, it gets that alias, else `challenger`.
+
+`--rollback <adaptation>` gives the alias back to the version that had it before. `--promote VERSION --reason
+TEXT <adaptation>` gives it to any version. `--history <adaptation>` shows who decided what, when and why.
 """
 
 from __future__ import annotations
@@ -10,13 +12,21 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from domainstudio import config
 from stages.cli import run
 
+if TYPE_CHECKING:
+    from domainstudio.integrations.mlflow_audit import Event
+    from domainstudio.integrations.mlflow_card import Usage
+    from domainstudio.integrations.mlflow_model import Entry
+    from domainstudio.integrations.mlflow_registry import Promotion
+    from domainstudio.integrations.mlflow_results import Result
+
 
 def main() -> None:
-    """Register an adaptation of params.yaml, or move its alias."""
+    """Register an adaptation of params.yaml, move its alias, or show how it moved."""
     parser = argparse.ArgumentParser(
         prog="python -m stages.register",
         description=__doc__,
@@ -25,74 +35,130 @@ def main() -> None:
     parser.add_argument("adaptation", help="a key of adaptations in params.yaml")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--rollback", action="store_true", help="give the alias back to the version before")
-    what.add_argument("--promote", metavar="VERSION", help="give the alias to this version")
-    parser.add_argument("--reason", default="", help="why, kept as a tag of the version")
+    what.add_argument("--promote", metavar="VERSION", help="give the alias to this version; needs --reason")
+    what.add_argument("--history", action="store_true", help="show every decision and who made it")
+    parser.add_argument("--reason", default="", help="why, of --rollback and --promote")
     arguments = parser.parse_args()
+    if arguments.promote and not arguments.reason:
+        parser.error("--promote passes over the gate: say why with --reason")
+    if arguments.reason and not (arguments.promote or arguments.rollback):
+        parser.error("--reason is for --promote and --rollback: the gate gives its own")
     settings = config.load()
     name = settings.adaptation(arguments.adaptation).name
-    model = settings.registry.model_prefix + name
-    alias = settings.registry.alias
-    if arguments.rollback:
-        _rollback(model, alias, arguments.reason)
+    model, alias = settings.registry.model_prefix + name, settings.registry.alias
+
+    from domainstudio.integrations import mlflow_registry
+
+    if arguments.history:
+        print(_table(mlflow_registry.history(model), alias))
+    elif arguments.rollback:
+        print(_said(mlflow_registry.rollback(model, arguments.reason, alias), alias, name))
     elif arguments.promote:
-        _promote(model, arguments.promote, alias, arguments.reason or "promoted by hand")
+        promotion = mlflow_registry.promote(model, arguments.promote, arguments.reason, alias)
+        print(_said(promotion, alias, name))
     else:
-        _register(name, settings, arguments.reason or "newest result")
+        _register(name, settings.registry)
 
 
-def _register(name: str, settings: config.Settings, reason: str) -> None:
-    from domainstudio.integrations import mlflow_card, mlflow_registry
+def _register(name: str, registry: config.RegistrySettings) -> None:
+    from domainstudio.integrations import mlflow_registry, mlflow_versions
     from domainstudio.integrations.mlflow_results import Result, ensure_run, log_results
 
-    registry, result = settings.registry, Result.load(name)
+    result = Result.load(name)
     model, alias = registry.model_prefix + name, registry.alias
     with mlflow_registry.talking() as client:
         run_id = ensure_run(client, result, registry.experiment)
         log_results(client, run_id, result)
-        grid = "samples/grid.png" if Path("samples/adapted", name, "grid.png").is_file() else None
-        card = mlflow_card.model_card(result.readme, result.metrics, model, alias, name, run_id, grid)
-        client.log_text(run_id, card, "model_card.md")
         commit = client.get_run(run_id).data.tags.get("git.commit")
-    entry = mlflow_registry.Entry(
+    registered = mlflow_versions.register(_entry(result, model, alias, run_id, commit))
+    version = registered.version
+    print(f"{model}: version {version} {'registered' if registered.created else 'is this result already'}")
+    promotion = mlflow_registry.judge(model, version, registry.gate, alias)
+    print(_said(promotion, alias, name))
+    _describe(result, promotion, alias, run_id)
+    _write(name, {"model": model, "alias": alias, "key": result.key, "digest": registered.digest})
+
+
+def _entry(result: Result, model: str, alias: str, run_id: str, commit: str | None) -> Entry:
+    from domainstudio.integrations import mlflow_card, mlflow_model
+    from domainstudio.integrations.mlflow_registry import MEASURED
+
+    return mlflow_model.Entry(
         name=model,
         folder=result.folder,
         key=result.key,
         run_id=run_id,
         summary=mlflow_card.summary(result.adaptation, alias),
-        card=card,
         tags={
-            "source": result.adaptation.source,
-            "target": result.adaptation.target,
-            "method": result.adaptation.method,
+            **result.tags,
             **({"git.commit": commit} if commit else {}),
             **mlflow_card.headline(result.metrics),
+            MEASURED: result.measurement.to_json(),
         },
         step=result.steps,
         seed=result.seed,
         sampling_steps=result.sampling_steps,
+        guidance_scale=result.guidance_scale,
+        template=result.adaptation.prompts.target,
+        example=result.example,
     )
-    registered = mlflow_registry.register(entry)
-    version = registered.version
-    print(f"{model}: version {version} {'registered' if registered.created else 'is this result already'}")
-    if mlflow_registry.was_rolled_back(model, version, alias):
-        print(f"{model}: version {version} was rolled back; --promote {version} takes it again")
-    else:
-        _promote(model, version, alias, reason)
-    _write(name, {"model": model, "alias": alias, "key": result.key, "digest": registered.digest})
 
 
-def _promote(model: str, version: str, alias: str, reason: str) -> None:
-    from domainstudio.integrations import mlflow_registry
+def _describe(result: Result, promotion: Promotion, alias: str, run_id: str) -> None:
+    """Write the card of a version, which states the gate's verdict, as its description and its run's file."""
+    from domainstudio.integrations import mlflow_card, mlflow_registry, mlflow_versions
 
-    previous = mlflow_registry.set_alias(model, version, alias, reason)
-    print(f"{model}@{alias} is version {version}" + (f", before it was {previous}" if previous else ""))
+    name, version = promotion.model, promotion.version
+    grid = (
+        "samples/grid.png"
+        if (result.root / "samples/adapted" / result.adaptation.name / "grid.png").is_file()
+        else None
+    )
+    label = f"@{alias}" if promotion.promoted else f"/{version}"
+    with mlflow_registry.talking() as client:
+        verdict = mlflow_registry.verdict(client, name, version)
+        card = mlflow_card.model_card(
+            result.readme, result.metrics, _usage(result, name, label), verdict, run_id, grid
+        )
+        client.log_text(run_id, card, "model_card.md")
+        client.update_model_version(name, version, mlflow_versions.shorten(card))
 
 
-def _rollback(model: str, alias: str, reason: str) -> None:
-    from domainstudio.integrations import mlflow_registry
+def _usage(result: Result, model: str, label: str) -> Usage:
+    from domainstudio.integrations.mlflow_card import Usage
 
-    before, now = mlflow_registry.rollback(model, alias, reason)
-    print(f"{model}@{alias} is version {now}, before it was {before}")
+    return Usage(
+        model,
+        label,
+        result.adaptation.name,
+        result.kind,
+        result.lora,
+        result.example,
+        result.guidance_scale,
+    )
+
+
+def _said(promotion: Promotion, alias: str, name: str) -> str:
+    """Return what became of a version, for people."""
+    model, version, previous = promotion.model, promotion.version, promotion.previous
+    if promotion.promoted:
+        before = f", before it was {previous}" if promotion.changed and previous else ""
+        return f"{model}@{alias} is version {version}{before}: {promotion.reason}"
+    stays = f"{model}@{alias} stays version {previous}" if previous else f"{model} has no {alias}"
+    by_hand = f"python -m stages.register --promote {version} --reason WHY {name}"
+    return f"{stays}; version {version}: {promotion.reason}\ntake it all the same: {by_hand}"
+
+
+def _table(events: list[Event], alias: str) -> str:
+    """Return one line per decision, in columns; `champion` is who had the alias afterwards."""
+    rows = [("when (UTC)", "version", "what", alias, "by", "why")]
+    rows += [
+        (e.at[:19].replace("T", " "), e.version, e.what, e.aliases.get(alias, "none"), e.by, e.why)
+        for e in events
+    ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(map(str.ljust, row, widths)) for row in rows)
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def _write(name: str, content: dict[str, str]) -> None:
