@@ -24,7 +24,6 @@ from domainstudio.errors import ConfigError
 from domainstudio.integrations import s3 as transfers
 from domainstudio.integrations import s3_mirror
 from domainstudio.integrations.s3_mirror import VARIABLE, mirrored
-from stages import finetune
 from tests.integration.conftest import S3Server
 from tests.integration.mlflow_parts import environment, rows, use_local_store
 from tests.integration.s3_parts import Proxy, proxy_of, wait_until
@@ -102,10 +101,19 @@ def make_project(root: Path) -> Path:
     return root
 
 
-def run_finetune(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(root)
-    monkeypatch.setattr(sys, "argv", ["finetune", NAME])
-    finetune.main()
+def run_finetune(root: Path, **changes: str | None) -> str:
+    """Run the stage in a process of its own, as alike as the killed one's; return what it printed."""
+    variables = {**environment(), **changes}
+    done = subprocess.run(
+        [sys.executable, "-m", "stages.finetune", NAME],
+        cwd=root,
+        env={name: value for name, value in variables.items() if value is not None},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
 
 
 SLOW = """
@@ -128,7 +136,6 @@ def test_a_killed_run_goes_on_in_another_folder(
     place: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
 ) -> None:
     undisturbed = make_project(tmp_path / "undisturbed")
     here, there = (shutil.copytree(undisturbed, tmp_path / name) for name in ("here", "there"))
@@ -158,16 +165,12 @@ def test_a_killed_run_goes_on_in_another_folder(
     ((last,),) = rows(database, "select max(step) from metrics")
     assert 0 < int(older[5:]) < last < STEPS
 
-    run_finetune(there, monkeypatch)
-    assert f"{older}: fetched from s3://{s3.bucket}/{place}/{run}" in capsys.readouterr().out
+    assert f"{older}: fetched from s3://{s3.bucket}/{place}/{run}" in run_finetune(there)
     assert rows(database, "select name, status from runs") == [(NAME, "FINISHED")]
     steps = rows(database, "select key, count(*), count(distinct step), max(step) from metrics group by key")
     assert {row[1:] for row in steps} == {(STEPS, STEPS, STEPS)}
 
-    monkeypatch.delenv(VARIABLE)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    use_local_store(undisturbed, monkeypatch)
-    run_finetune(undisturbed, monkeypatch)
+    run_finetune(undisturbed, **{VARIABLE: None, "MLFLOW_TRACKING_URI": None})
     network = f"models/adapted/{NAME}/unet/diffusion_pytorch_model.safetensors"
     one, other = load_file(undisturbed / network), load_file(there / network)
     assert all(torch.equal(one[name], other[name]) for name in one)
