@@ -19,6 +19,9 @@ from domainstudio.errors import ConfigError
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=64)]
 """A name that is safe as a folder, a DVC stage, an MLflow model and a URL."""
 
+Style = Literal["grey", "sepia", "blueprint", "negative", "pastel", "stencil"]
+"""A style that `domainstudio.datasets.styles` can give to images."""
+
 MIN_PAIRED_BATCH = 3
 """With fewer images each softmax over the others has one entry, so every pairwise term is 0."""
 
@@ -270,6 +273,9 @@ class PretrainTextSettings(Section):
     """Images kept from training, to see what the model makes of prompts that it has never met."""
     held_out_seed: int = Field(default=0, ge=0)
     """Seed of that draw."""
+    styles: tuple[Style, ...] = ()
+    """Styles in which half of the images are shown, told as "… in grey style": from them the model learns
+    that such words go with every subject, as those for a new style will."""
     vae: AutoencoderSettings
     """The autoencoder, trained first."""
     model: TextModelSettings

@@ -28,6 +28,7 @@ def main() -> None:
     from domainstudio.autoencoder import train_autoencoder
     from domainstudio.config import LossWeights
     from domainstudio.datasets import ImageSet
+    from domainstudio.datasets.styles import with_styles
     from domainstudio.examples import Examples
     from domainstudio.integrations.mlflow_tracking import run_for
     from domainstudio.integrations.s3_mirror import mirrored
@@ -49,7 +50,8 @@ def main() -> None:
     with mirrored(vae_folder):
         vae = train_autoencoder(images.images, pretrain.vae, vae_folder, default_device())
 
-    texts = [paraphrases(record, PARAPHRASES) for record in images.records]
+    plain = [paraphrases(record, PARAPHRASES) for record in images.records]
+    shown, texts = with_styles(images.images, plain, pretrain.styles)
     params = pretrain.model_dump(mode="json")
     key = checkpoint.run_key(params, inputs)
     torch.manual_seed(pretrain.training.seed)
@@ -62,7 +64,7 @@ def main() -> None:
             pipeline.text_encoder,
             pipeline.tokenizer,
             texts,
-            mean_latents(vae, images.images),
+            mean_latents(vae, shown),
             pretrain.text_encoder,
             text_encoder_folder,
         )
@@ -72,7 +74,7 @@ def main() -> None:
     with mirrored(folder), run as tracker:
         trainer = Trainer(
             denoiser,
-            Examples.of(denoiser, images.images, texts),
+            Examples.of(denoiser, shown, texts),
             pretrain.training,
             LossWeights(),
             folder,
