@@ -544,7 +544,7 @@ class LaunchSettings(Section):
     processes: int = Field(default=1, ge=1)
     """Processes, and GPUs, of such a stage on this machine. A training's batch is `batch_size` of each."""
     accelerate_config: str | None = None
-    """A file that `accelerate config` wrote, for FSDP, DeepSpeed or several nodes; its own number of
+    """A file that `accelerate config` wrote, for FSDP (version 2) or several nodes; its own number of
     processes then counts."""
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import cached_property
 from itertools import chain
@@ -26,6 +27,7 @@ from domainstudio.models.conditions import join
 from domainstudio.objective import Objective, noisy_batch
 from domainstudio.optimization import lower_frozen, make_lr_scheduler, make_optimizer
 from domainstudio.seeding import generator
+from domainstudio.sharding import is_sharded, sharded_like, sharded_moments, whole
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -97,6 +99,8 @@ class Trainer:
             raise TrainingError("the method's prior weight is above 0: give images of the source domain")
         self.settings, self.checkpoints, self.tracker, self.preview = settings, checkpoints, tracker, preview
         self.accelerator = Accelerator(mixed_precision=settings.mixed_precision)
+        # Processes that hold shards keep a whole copy beside, to draw with and to save.
+        self._whole = copy.deepcopy(denoiser) if is_sharded(self.accelerator) else None
         self.denoiser = denoiser.to(self.accelerator.device)
         self.buckets = [
             [Feed(each, denoiser, settings, latents) for each in bucket]
@@ -104,19 +108,19 @@ class Trainer:
         ]
         if settings.gradient_checkpointing:
             denoiser.enable_gradient_checkpointing()
-        self.parameters = [p for p in denoiser.network.parameters() if p.requires_grad]
-        _check_full_precision(self.parameters)
+        _check_full_precision(self._trained(denoiser.network).values())
         optimizer = make_optimizer(denoiser.network, settings)
         self.lr_scheduler = make_lr_scheduler(optimizer, settings)
-        self.ema = None
-        if settings.ema_decay > 0:
-            self.ema = EMAModel(self.parameters, decay=settings.ema_decay, foreach=True)
         for model in (denoiser, source):
             if model is not None and settings.frozen_precision != "no":
                 lower_frozen(model.network, settings.frozen_precision)
         if settings.compile:
             denoiser.network.compile()
         denoiser.network, self.optimizer = self.accelerator.prepare(denoiser.network, optimizer)
+        self.parameters = list(self._trained(self._network).values())
+        self.ema = None
+        if settings.ema_decay > 0:
+            self.ema = EMAModel(self.parameters, decay=settings.ema_decay, foreach=self._whole is None)
         if source is not None:
             source.to(self.accelerator.device)
         self.objective = Objective(
@@ -158,8 +162,21 @@ class Trainer:
                 if self._due(settings.checkpoint_every):
                     self._checkpoint()
         self._use_average()
-        self.denoiser.network = self.accelerator.unwrap_model(self.denoiser.network, keep_fp32_wrapper=False)
+        if self._whole is not None:
+            self.denoiser = self._with_weights(self._whole)
+        else:
+            unwrapped = self.accelerator.unwrap_model(self.denoiser.network, keep_fp32_wrapper=False)
+            self.denoiser.network = unwrapped
         return self.history
+
+    @staticmethod
+    def _trained(network: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+        return {name: p for name, p in network.named_parameters() if p.requires_grad}
+
+    def _with_weights(self, copied: Denoiser) -> Denoiser:
+        """Return a whole copy of the model with the weights as they are now. All processes must take part."""
+        copied.network.load_state_dict(whole(self._trained(self._network)), strict=False)
+        return copied
 
     @cached_property
     def _network(self) -> torch.nn.Module:
@@ -177,7 +194,7 @@ class Trainer:
                 terms = self._micro_step(micro)
             for name, value in terms.items():
                 sums[name] = sums.get(name, 0.0) + value / settings.gradient_accumulation_steps
-        norm = float(self.accelerator.clip_grad_norm_(self.parameters, settings.max_grad_norm))
+        norm = float(whole(self.accelerator.clip_grad_norm_(self.parameters, settings.max_grad_norm)))
         if not math.isfinite(norm) and settings.mixed_precision != "fp16":  # fp16's scaler skips such steps
             raise TrainingError(self._not_finite("gradient norm", norm))
         learning_rate = float(self.lr_scheduler.get_last_lr()[0])
@@ -241,7 +258,7 @@ class Trainer:
 
     def _state(self) -> dict[str, Any]:
         return {
-            "network": {name: p for name, p in self._network.named_parameters() if p.requires_grad},
+            "network": self._trained(self._network),
             "optimizer": self.optimizer.state_dict(),
             "lr_scheduler": self.lr_scheduler.state_dict(),
             "ema": self.ema.state_dict() if self.ema is not None else {},
@@ -251,8 +268,9 @@ class Trainer:
 
     def _checkpoint(self) -> None:
         """Make the state durable; only then may a tracker see the steps that led to it."""
+        state = whole(self._state())
         if self.accelerator.is_main_process:
-            checkpoint.save(self.checkpoints, self.step, self._state())
+            checkpoint.save(self.checkpoints, self.step, state)
             if self.tracker is not None:
                 self.tracker.log_history(self.history[self._logged :])
             self._logged = self.step
@@ -268,11 +286,15 @@ class Trainer:
                 f"{self.checkpoints} is at step {self.step}, beyond the {self.settings.steps} asked for. "
                 "Delete that folder, or ask for more steps"
             )
-        self._network.load_state_dict(state["network"], strict=False)
-        self.optimizer.load_state_dict(state["optimizer"])
+        trained = self._trained(self._network)
+        weights = {name: sharded_like(value, trained[name]) for name, value in state["network"].items()}
+        self._network.load_state_dict(weights, strict=False)
+        self.optimizer.load_state_dict(sharded_moments(state["optimizer"], self.optimizer))
         self.lr_scheduler.load_state_dict(state["lr_scheduler"])
         if self.ema is not None:
-            self.ema.load_state_dict(state["ema"])
+            averages = zip(state["ema"]["shadow_params"], self.parameters, strict=True)
+            average = [sharded_like(value, parameter) for value, parameter in averages]
+            self.ema.load_state_dict({**state["ema"], "shadow_params": average})
             self.ema.to(self.accelerator.device)
         if self.accelerator.scaler and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
@@ -284,23 +306,36 @@ class Trainer:
                 self.tracker.log_history(self.history)
 
     def _log_preview(self) -> None:
-        if self.preview is None or not self.accelerator.is_main_process:
+        main = self.accelerator.is_main_process
+        if self.preview is None or not (main or self._whole is not None):
             return
-        if self.ema is not None:
-            self.ema.store(self.parameters)
-        self._use_average()
-        wrapped, self.denoiser.network = self.denoiser.network, self._network  # other processes do not draw
-        with torch.random.fork_rng():
-            image = self.preview(self.denoiser)
-        self.denoiser.network = wrapped
-        if self.ema is not None:
-            self.ema.restore(self.parameters)
+        with self._averaged() as denoiser, torch.random.fork_rng():
+            image = self.preview(denoiser) if main else None
+        if image is None:
+            return
         name = f"previews/step-{self.step:06d}.png"
         path = self.checkpoints / name
         path.parent.mkdir(parents=True, exist_ok=True)
         image.save(path)
         if self.tracker is not None:
             self.tracker.log_image(image, name)
+
+    @contextmanager
+    def _averaged(self) -> Iterator[Denoiser]:
+        """Give the model with its averaged weights, such that one process alone can draw with it."""
+        if self.ema is not None:
+            self.ema.store(self.parameters)
+        self._use_average()
+        wrapped = self.denoiser.network
+        if self._whole is None:
+            self.denoiser.network = self._network
+            yield self.denoiser
+        else:
+            yield self._with_weights(self._whole).to(self.accelerator.device)
+            self._whole.to("cpu")
+        self.denoiser.network = wrapped
+        if self.ema is not None:
+            self.ema.restore(self.parameters)
 
     def _use_average(self) -> None:
         if self.ema is not None:
@@ -343,7 +378,7 @@ def _check_images(examples: Examples, denoiser: Denoiser) -> None:
         )
 
 
-def _check_full_precision(parameters: Sequence[Tensor]) -> None:
+def _check_full_precision(parameters: Iterable[Tensor]) -> None:
     if any(p.dtype != torch.float32 for p in parameters):
         raise TrainingError(
             "trainable parameters must be float32: load the model in float32 and choose "

@@ -6,6 +6,7 @@ DVC alone decides what has to run. Prefect starts it, queues for GPUs, watches a
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -14,7 +15,12 @@ from typing import Any, cast
 from uuid import UUID
 
 from prefect import flow, get_run_logger, runtime
-from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
+from prefect.artifacts import (
+    create_image_artifact,
+    create_markdown_artifact,
+    create_progress_artifact,
+    update_progress_artifact,
+)
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State, TaskRun
@@ -25,10 +31,11 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.tasks import Task
 
 from domainstudio.integrations.mlflow_audit import FLOW_RUN_VARIABLE
+from domainstudio.integrations.mlflow_runs import PARENT_RUN_VARIABLE
 from flows import events, graph
 from flows import gpus as gpu_slots
 from flows.commands import Commands, Outcome, StageFailedError, StoppedError
-from flows.summary import Row, markdown
+from flows.summary import Row, markdown, picture
 
 RETRIES = 1
 RETRY_DELAY_SECONDS = 10.0
@@ -243,12 +250,16 @@ def _close_unstarted(
 def _finish(run: _Run, states: Mapping[str, State[Any]], cancelled: bool) -> State[Any]:
     rows = [run.row(address, state) for address, state in states.items()]
     with unimportant("summary"):
-        text = markdown(run.root, rows)
+        # Under a run of the pipeline in MLflow, this is a workspace.
+        text = markdown(run.root, rows, temporary=PARENT_RUN_VARIABLE in os.environ)
         create_markdown_artifact(text, key="adapt-summary", description="Metrics and stages")
-    for row in rows:
-        if row.state == "run" and row.address.startswith("register@"):
+    for stage, _, name in (row.address.partition("@") for row in rows if row.state == "run"):
+        if stage == "sample":
+            with unimportant("samples"):
+                _show_samples(run.root, name)
+        elif stage == "register":
             with unimportant("new model"):
-                events.tell_of_stage(run.root, row.address.partition("@")[2])
+                events.tell_of_stage(run.root, name)
     counts = Counter(row.state for row in rows)
     text = ", ".join(f"{number} {state}" for state, number in counts.items()) or "no stages"
     if cancelled:
@@ -257,6 +268,12 @@ def _finish(run: _Run, states: Mapping[str, State[Any]], cancelled: bool) -> Sta
         details = "\n".join(str(run.failures[name]) for name in failed if name in run.failures)
         return Failed(message=f"{', '.join(failed)} failed ({text})\n{details}")
     return Completed(message=text)
+
+
+def _show_samples(root: Path, adaptation: str) -> None:
+    address = picture(root / "samples" / "adapted" / adaptation / "grid.png")
+    key = f"samples-{adaptation.replace('_', '-')}"
+    create_image_artifact(address, key=key, description=f"Samples of {adaptation}")
 
 
 @contextlib.contextmanager

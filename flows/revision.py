@@ -112,6 +112,9 @@ def _pipeline_run(where: Workspace) -> Iterator[dict[str, str]]:
             get_run_logger().warning("MLflow did not take dvc.lock: %s", error)
         if run.url:
             create_link_artifact(run.url, key="adapt-mlflow", description="The run in MLflow")
+            if (where.root / "report.html").is_file():
+                report = f"{run.url}/artifacts/report.html"
+                create_link_artifact(report, key="adapt-report", description="The report, in MLflow")
 
 
 @contextlib.contextmanager

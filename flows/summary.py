@@ -1,12 +1,17 @@
-"""The table that a flow run leaves behind: what ran, for how long, and how good the models are."""
+"""What a flow run leaves behind: what ran, for how long, how good the models are, and their pictures."""
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+PICTURE_SIZE = 640, 640
+"""Largest width and height of a picture, in pixels: it is kept in Prefect's database."""
 
 
 @dataclass(frozen=True)
@@ -20,20 +25,36 @@ class Row:
     """Wall time, None if it did not start."""
 
 
-def markdown(root: str | Path, rows: Sequence[Row]) -> str:
+def markdown(root: str | Path, rows: Sequence[Row], *, temporary: bool = False) -> str:
     """Return the summary of a run as Markdown: metrics, the report's place and the stages.
 
     Args:
         root: Folder that holds `evaluation/*/metrics.json` and `report.html`, as far as they exist.
         rows: The stages, in the order in which they are to be listed.
+        temporary: The folder is removed after the run, so there is no place to name.
     """
     parts = ["## Metrics", _metrics_table(Path(root))]
     report = (Path(root) / "report.html").resolve()
-    if report.exists():
+    if report.exists() and not temporary:
         parts += ["## Report", f"[report.html]({report.as_uri()}) with pictures and curves: `{report}`"]
     lines = ["| stage | state | seconds |", "| --- | --- | ---: |"]
     lines += [f"| {_cell(row.address)} | {row.state} | {_seconds(row.seconds)} |" for row in rows]
     return "\n\n".join([*parts, "## Stages", "\n".join(lines)]) + "\n"
+
+
+def picture(path: Path) -> str:
+    """Return a picture as the address of itself (`data:image/jpeg;base64,…`), made smaller where it is large.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    from PIL import Image
+
+    with Image.open(path) as image:
+        image.thumbnail(PICTURE_SIZE)
+        buffer = io.BytesIO()
+        image.convert("RGB").save(buffer, "JPEG", quality=85)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def _metrics_table(root: Path) -> str:

@@ -1,12 +1,15 @@
 """What a stage prints, as the flow's log shows it; and the summary at the end."""
 
+import base64
 import io
 import json
 from collections import deque
 from pathlib import Path
 
+from PIL import Image
+
 from flows.commands import StageFailedError, _stream, environment
-from flows.summary import Row, markdown
+from flows.summary import Row, markdown, picture
 
 
 def streamed(output: bytes) -> tuple[list[str], list[str]]:
@@ -62,3 +65,12 @@ def test_the_summary_lists_metrics_side_by_side(tmp_path: Path) -> None:
     assert "report.html" not in text
     (tmp_path / "report.html").write_text("")
     assert (tmp_path / "report.html").as_uri() in markdown(tmp_path, [])
+    assert "report.html" not in markdown(tmp_path, [], temporary=True)
+
+
+def test_a_picture_is_its_own_address(tmp_path: Path) -> None:
+    Image.new("RGBA", (1280, 320), "red").save(tmp_path / "grid.png")
+    kind, _, data = picture(tmp_path / "grid.png").partition(",")
+    assert kind == "data:image/jpeg;base64"
+    with Image.open(io.BytesIO(base64.b64decode(data))) as image:
+        assert image.size == (640, 160) and image.getpixel((9, 9))[0] > 250
