@@ -35,7 +35,7 @@ def is_sharded(accelerator: Accelerator) -> bool:
 def whole(value: Any) -> Any:
     """Return nested dicts and lists with every sharded tensor whole. All processes must take part."""
     if isinstance(value, DTensor):
-        return value.detach().full_tensor()
+        return value.full_tensor().detach()
     if isinstance(value, Mapping):
         return {key: whole(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
