@@ -15,12 +15,7 @@ from typing import Any, cast
 from uuid import UUID
 
 from prefect import flow, get_run_logger, runtime
-from prefect.artifacts import (
-    create_image_artifact,
-    create_markdown_artifact,
-    create_progress_artifact,
-    update_progress_artifact,
-)
+from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State, TaskRun
@@ -273,7 +268,8 @@ def _finish(run: _Run, states: Mapping[str, State[Any]], cancelled: bool) -> Sta
 def _show_samples(root: Path, adaptation: str) -> None:
     address = picture(root / "samples" / "adapted" / adaptation / "grid.png")
     key = f"samples-{adaptation.replace('_', '-')}"
-    create_image_artifact(address, key=key, description=f"Samples of {adaptation}")
+    # An image artifact would print the address beside the picture, all of it.
+    create_markdown_artifact(f"![{adaptation}]({address})", key=key, description=f"Samples of {adaptation}")
 
 
 @contextlib.contextmanager
