@@ -15,23 +15,32 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import TextIOWrapper
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 
-from domainstudio.errors import DomainStudioError
+from domainstudio.errors import (
+    UNAVAILABLE_STATUS,
+    USER_ERROR_STATUS,
+    DomainStudioError,
+    UnavailableError,
+)
 
 Log = Callable[[str], None]
+T = TypeVar("T")
 
 GRACE_SECONDS = 10.0
 """What a stage gets after SIGTERM, to end by itself before SIGKILL."""
 PROGRESS_SECONDS = 10.0
 """A progress bar redraws many times a second; one of its lines per this time is logged."""
-LOCK_DELAYS = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0, 60.0)
-"""Seconds between attempts while another DVC process holds a lock."""
-USER_ERROR_STATUS = 2
-"""Exit status of a stage (and of argparse) for a mistake that no retry mends."""
+DELAYS = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0, 60.0)
+"""Seconds between attempts while another DVC process holds a lock, or a server is away."""
 
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
-_LOCKED = ("Unable to acquire lock", "is busy, it is being blocked by")
+_PASSING = {
+    "Unable to acquire lock": "another DVC process holds a lock",
+    "is busy, it is being blocked by": "another DVC process holds a lock",
+    "endpoint URL": "the DVC remote does not answer",
+}
+"""Signs in DVC's errors of what passes by itself, and how to tell of it."""
 _UNCHANGED = re.compile(r"^Stage '.*' (didn't change, skipping|is cached - skipping run)")
 _HINTS = re.compile(
     r"To track the changes with git|\s+git add |To enable auto staging|\s+dvc config core.autostage"
@@ -99,6 +108,8 @@ class Commands:
     def run(self, command: Sequence[str], log: Log, name: str) -> None:
         """Run a command that is no stage, such as `dvc pull`, so that it ends with the others.
 
+        A lock or a server that is away is waited for as in `repro`.
+
         Args:
             command: The program and its arguments.
             log: Gets each line of output as it comes, from another thread.
@@ -108,10 +119,7 @@ class Commands:
             StageFailedError: It failed.
             StoppedError: `stop` was called, before or meanwhile.
         """
-        start = time.monotonic()
-        status, tail = self._run(command, log, {})
-        if status:
-            raise StageFailedError(name, status, _telling(tail), time.monotonic() - start)
+        self._patiently(command, log, name, {})
 
     def repro(
         self,
@@ -124,7 +132,8 @@ class Commands:
     ) -> Outcome:
         """Bring one stage up to date: `dvc repro --single-item`.
 
-        Only a lock held by another DVC process is waited for and tried again, see `LOCK_DELAYS`.
+        Only a lock held by another DVC process, or a server that does not answer, is waited for and tried
+        again, see `DELAYS`.
 
         Args:
             address: The stage.
@@ -134,7 +143,7 @@ class Commands:
             devices: Environment variables that name its GPUs.
 
         Raises:
-            StageFailedError: DVC or the stage's command failed, or the lock stayed taken.
+            StageFailedError: DVC or the stage's command failed, the lock stayed taken, or the server away.
             StoppedError: `stop` was called, before or meanwhile.
         """
         command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", address]
@@ -142,18 +151,24 @@ class Commands:
             if wanted:
                 command.insert(-1, option)
         start = time.monotonic()
-        for delay in (*LOCK_DELAYS, None):
-            status, tail = self._run(command, log, devices or {})
+        tail = self._patiently(command, log, address, devices or {})
+        return Outcome(any(_UNCHANGED.match(line) for line in tail), time.monotonic() - start)
+
+    def _patiently(
+        self, command: Sequence[str], log: Log, name: str, devices: Mapping[str, str]
+    ) -> Sequence[str]:
+        start = time.monotonic()
+        for delay in (*DELAYS, None):
+            status, tail = self._run(command, log, devices)
             if status == 0:
-                cached = any(_UNCHANGED.match(line) for line in tail)
-                return Outcome(cached, time.monotonic() - start)
-            locked = any(line.startswith("ERROR") and sign in line for line in tail for sign in _LOCKED)
-            if delay is None or not locked:
-                seconds = time.monotonic() - start
-                raise StageFailedError(address, _stage_status(status, tail), _telling(tail), seconds)
-            log(f"Another DVC process holds a lock that {address} needs; next attempt in {delay:g} s")
+                return tail
+            status = _stage_status(status, tail)
+            reason = _passing(status, tail)
+            if delay is None or reason is None:
+                raise StageFailedError(name, status, _telling(tail), time.monotonic() - start)
+            log(_waiting(name, reason, delay))
             if self._stopping.wait(delay):
-                raise StoppedError(f"{address} was not run: the flow is being stopped")
+                raise StoppedError(f"{name} was not run: the flow is being stopped")
         raise AssertionError("unreachable")
 
     def _run(self, command: Sequence[str], log: Log, devices: Mapping[str, str]) -> tuple[int, Sequence[str]]:
@@ -199,6 +214,27 @@ class Commands:
                 self._running.discard(process)
 
 
+def patiently(action: Callable[[], T], log: Log, name: str, delays: Sequence[float] = DELAYS) -> T:
+    """Call something, and again later while a server does not answer.
+
+    Args:
+        action: What to call; it must be safe to call twice.
+        log: Is told of each wait.
+        name: What it does, for messages.
+        delays: Seconds between attempts.
+
+    Raises:
+        UnavailableError: The server stayed away.
+    """
+    for delay in delays:
+        try:
+            return action()
+        except UnavailableError as error:
+            log(_waiting(name, str(error), delay))
+        time.sleep(delay)
+    return action()
+
+
 def environment(base: Mapping[str, str]) -> dict[str, str]:
     """Return a stage's environment: this Python first on the path, unbuffered lines, no statistics sent."""
     folders = [str(Path(sys.executable).parent), *filter(None, base.get("PATH", "").split(os.pathsep))]
@@ -231,6 +267,18 @@ def _stream(pipe: IO[bytes], log: Log, tail: deque[str]) -> None:
 def _stage_status(status: int, tail: Sequence[str]) -> int:
     found = [int(match[1]) for line in tail if (match := _EXITED.search(line))]
     return found[-1] if found else status
+
+
+def _passing(status: int, tail: Sequence[str]) -> str | None:
+    """Return what kept a command from its work if that passes by itself."""
+    if status == UNAVAILABLE_STATUS:
+        return "a server does not answer"
+    errors = [line for line in tail if line.startswith("ERROR")]
+    return next((told for sign, told in _PASSING.items() if any(sign in line for line in errors)), None)
+
+
+def _waiting(name: str, reason: str, delay: float) -> str:
+    return f"{name} waits: {reason}; next attempt in {delay:g} s"
 
 
 def _telling(tail: Sequence[str]) -> Sequence[str]:

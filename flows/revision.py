@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,8 @@ from domainstudio.errors import ConfigError, DomainStudioError
 from domainstudio.integrations import mlflow_pipeline
 from domainstudio.integrations.mlflow_runs import PARENT_RUN_VARIABLE
 from flows import graph, workspace
-from flows.commands import Commands
-from flows.pipeline import RETRIES, RETRY_DELAY_SECONDS, adapt
+from flows.commands import DELAYS, Commands, patiently
+from flows.pipeline import RETRIES, RETRY_DELAY_SECONDS, adapt, unimportant
 from flows.workspace import REPOSITORY_VARIABLE, WORKSPACES_VARIABLE, Workspace
 
 ATTEMPTS = 5
@@ -89,13 +90,14 @@ def _run(where: Workspace, adaptations: list[str], options: Mapping[str, Any]) -
 @contextlib.contextmanager
 def _pipeline_run(where: Workspace) -> Iterator[dict[str, str]]:
     """Nest the trainings of this block under a run of MLflow, which keeps `dvc.lock` in the end."""
-    outcome = {"status": "KILLED"}
+    outcome, log = {"status": "KILLED"}, get_run_logger().info
     name = runtime.flow_run.name or where.commit[:12]
     key = str(runtime.flow_run.id or where.commit)
     tags = {"git.commit": where.commit, "prefect.flow_run": key}
     try:
         experiment = config.load().registry.experiment
-        run = mlflow_pipeline.start(name, key, experiment, tags, where.root)
+        start = partial(mlflow_pipeline.start, name, key, experiment, tags, where.root)
+        run = patiently(start, log, "MLflow's run")
     except DomainStudioError as error:
         get_run_logger().warning("The run is not shown in MLflow: %s", error)
         yield outcome
@@ -107,14 +109,21 @@ def _pipeline_run(where: Workspace) -> Iterator[dict[str, str]]:
         del os.environ[PARENT_RUN_VARIABLE]
         try:
             files = [where.root / name for name in KEPT]
-            mlflow_pipeline.finish(run, files, outcome["status"], where.root)
+            finish = partial(mlflow_pipeline.finish, run, files, outcome["status"], where.root)
+            delays = () if outcome["status"] == "KILLED" else DELAYS  # what is being ended has no time
+            patiently(finish, log, "MLflow's run", delays)
         except DomainStudioError as error:
             get_run_logger().warning("MLflow did not take dvc.lock: %s", error)
         if run.url:
-            create_link_artifact(run.url, key="adapt-mlflow", description="The run in MLflow")
-            if (where.root / "report.html").is_file():
-                report = f"{run.url}/artifacts/report.html"
-                create_link_artifact(report, key="adapt-report", description="The report, in MLflow")
+            with unimportant("links"):
+                _link(run.url, where.root)
+
+
+def _link(run: str, root: Path) -> None:
+    create_link_artifact(run, key="adapt-mlflow", description="The run in MLflow")
+    if (root / "report.html").is_file():
+        report = f"{run}/artifacts/report.html"
+        create_link_artifact(report, key="adapt-report", description="The report, in MLflow")
 
 
 @contextlib.contextmanager

@@ -8,19 +8,26 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from domainstudio.errors import DomainStudioError
+from domainstudio.errors import (
+    UNAVAILABLE_STATUS,
+    USER_ERROR_STATUS,
+    DomainStudioError,
+    UnavailableError,
+)
 
 
 def run(main: Callable[[], None]) -> None:
-    """Call a stage's `main`; a `DomainStudioError` becomes `error: ...` on stderr and exit status 2.
+    """Call a stage's `main`; a `DomainStudioError` becomes `error: ...` on stderr and an exit status.
 
-    Other exceptions are defects and keep their traceback.
+    It is `UNAVAILABLE_STATUS` where the same may succeed later, else `USER_ERROR_STATUS`. Other exceptions
+    are defects and keep their traceback.
     """
     try:
         main()
     except DomainStudioError as error:
         print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        away = isinstance(error, UnavailableError)
+        raise SystemExit(UNAVAILABLE_STATUS if away else USER_ERROR_STATUS) from None
 
 
 @contextmanager

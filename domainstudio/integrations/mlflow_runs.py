@@ -158,12 +158,6 @@ def log_records(
         client.log_batch(run_id, metrics=metrics[start : start + METRICS_PER_BATCH], synchronous=True)
 
 
-def is_refusal(error: Exception) -> bool:
-    """Whether MLflow answered and said no, so that asking again is of no use."""
-    status = getattr(error, "get_http_status_code", None)
-    return status is not None and 400 <= int(status()) < 500 and int(status()) not in (401, 403, 408, 429)
-
-
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """Return nested values as text by dotted name: `{"a": {"b": 1}}` becomes `{"a.b": "1"}`."""
     flat: dict[str, str] = {}

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from domainstudio.errors import ConfigError, DomainStudioError, MissingExtraError
+from domainstudio.errors import ConfigError, DomainStudioError, MissingExtraError, UnavailableError
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -34,6 +34,10 @@ PATIENT = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "120", "MLFLOW_HTTP_REQUEST_MAX_RETRIE
 
 class TrackingError(DomainStudioError):
     """MLflow cannot be reached, or refused a request."""
+
+
+class TrackingUnavailableError(TrackingError, UnavailableError):
+    """MLflow, or its database or its file store, does not answer."""
 
 
 def tracking_uri(root: str | Path = ".") -> str:
@@ -95,20 +99,44 @@ def calling(defaults: Mapping[str, str]) -> Iterator[None]:
 
 @contextmanager
 def talking(root: str | Path = ".") -> Iterator[MlflowClient]:
-    """Yield a client for work that may take long; MLflow's exceptions become TrackingError."""
+    """Yield a client for work that may take long; MLflow's exceptions become TrackingError.
+
+    Raises:
+        TrackingUnavailableError: the same may succeed later.
+        TrackingError: MLflow refused.
+    """
     # Model.log knows the tracking server by this variable alone.
     uri = {"MLFLOW_TRACKING_URI": tracking_uri(root)}
     with calling({**PATIENT, **uri}):
         connected = client(root)
         from mlflow.exceptions import MlflowException
+        from requests.exceptions import RequestException
 
         try:
             yield connected
-        except MlflowException as error:
+        except (MlflowException, RequestException) as error:  # files travel without MLflow's exceptions
             said = without_secrets(str(error))
-            raise TrackingError(
+            kind = TrackingUnavailableError if is_away(error) else TrackingError
+            raise kind(
                 f"MLflow at {shown_uri(root)}: {said}. Check MLFLOW_TRACKING_URI and the server"
             ) from error
+
+
+def is_away(error: Exception) -> bool:
+    """Whether MLflow did not answer, or could not do its work, so that the same may succeed later."""
+    return not 400 <= _status(error) < 500 or _status(error) in (408, 429)
+
+
+def is_refusal(error: Exception) -> bool:
+    """Whether MLflow said no to what was asked, whoever asks, so that asking again is of no use."""
+    return not is_away(error) and _status(error) not in (401, 403)
+
+
+def _status(error: Exception) -> int:
+    """Return the HTTP status of an error of MLflow or requests; 503 where nobody answered."""
+    if (status := getattr(error, "get_http_status_code", None)) is not None:
+        return int(status())
+    return int(getattr(getattr(error, "response", None), "status_code", 503))
 
 
 def experiment_id(client: MlflowClient, name: str, root: str | Path = ".") -> str:

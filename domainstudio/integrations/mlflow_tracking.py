@@ -21,7 +21,6 @@ from domainstudio.config import Section
 from domainstudio.integrations import mlflow_store
 from domainstudio.integrations.mlflow_runs import (
     RunPlan,
-    is_refusal,
     log_records,
     open_run,
     plan_for,
@@ -111,6 +110,7 @@ class RunTracker:
                     self._times = times_of(self._client, run_id)
                     self._run_id = run_id
                 while self._pending:
+                    started = time.monotonic()  # what was sent before a failure is no part of it
                     self._do(self._client, self._run_id, self._pending[0])
                     self._pending.popleft()
         except Exception as error:
@@ -121,7 +121,7 @@ class RunTracker:
         try:
             operation(client, run_id)
         except Exception as error:
-            if not is_refusal(error):
+            if not mlflow_store.is_refusal(error):
                 raise
             # It would be refused each time, and hold up all that follows.
             logger.warning("MLflow refused a record of run %s, which is left out: %s", run_id, error)

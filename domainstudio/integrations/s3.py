@@ -20,7 +20,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import IO, Any
 
-from domainstudio.errors import DataError, MissingExtraError
+from domainstudio.errors import DataError, MissingExtraError, UnavailableError
 
 CACHE = Path(".cache/s3")
 """Copies of objects that were read; it can be deleted whenever nothing runs."""
@@ -48,7 +48,7 @@ _REMEDIES = {
 }
 
 
-class UnreachableError(DataError):
+class UnreachableError(DataError, UnavailableError):
     """The server does not answer, or stopped answering."""
 
 

@@ -9,12 +9,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from flows.services import ServiceError, Team, free_ports, postgres
 from flows.services.supervision import leftovers
+
+if TYPE_CHECKING:
+    from tests.integration.team_parts import Company
 
 BUCKET = "test-bucket"
 PATIENCE = 500.0
@@ -67,6 +70,18 @@ def team() -> Iterator[Team]:
     """
     with servers() as services:
         yield services
+
+
+@pytest.fixture(scope="module")
+def company(
+    team: Team, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[Company]:
+    """A team at work on `team`, named after the test's module: what others did there is not its own."""
+    from tests.integration.team_parts import founded
+
+    name = request.module.__name__.rpartition("test_")[2]
+    with founded(team, tmp_path_factory.mktemp(name), name) as found:
+        yield found
 
 
 @pytest.fixture

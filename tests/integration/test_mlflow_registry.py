@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from domainstudio.integrations import mlflow_registry, mlflow_versions
-from domainstudio.integrations.mlflow_store import TrackingError
+from domainstudio.integrations.mlflow_store import TrackingUnavailableError
 from tests.integration.mlflow_parts import (
     KEY,
     METRICS,
@@ -262,7 +262,7 @@ def test_mlflow_serves_the_model_over_http(database: Path, monkeypatch: pytest.M
 def test_a_server_that_is_down_is_one_clear_error(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://user:secret@127.0.0.1:{free_port()}")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with pytest.raises(TrackingError, match="MLFLOW_TRACKING_URI") as caught:
+    with pytest.raises(TrackingUnavailableError, match="MLFLOW_TRACKING_URI") as caught:
         run_stage(monkeypatch, NAME)
     assert "secret" not in str(caught.value)
     assert not Path("registry").exists()

@@ -235,6 +235,27 @@ def test_a_server_that_goes_down_gets_everything_later(
     assert "secret" not in caplog.text
 
 
+def test_a_failure_after_a_long_replay_is_tried_again_soon(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_local_store(tmp_path, monkeypatch)
+
+    def fail(client: object, run_id: str) -> None:
+        raise OSError("the server is away")
+
+    with run_for(NAME, KEY, ADAPTATION) as tracker:
+        assert isinstance(tracker, RunTracker)
+        tracker._retry_at = time.monotonic() + 60
+        tracker.submit(lambda client, run_id: time.sleep(1))
+        tracker.submit(fail)
+        tracker._retry_at = 0.0
+        tracker.log_history(history(1, 1))
+        assert tracker.pending == 2
+        assert tracker._retry_at - time.monotonic() <= 15
+        tracker._pending.popleft()
+    assert tracker.pending == 0
+
+
 def test_a_server_that_hangs_costs_little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     use_local_store(tmp_path, monkeypatch)
     with socket.create_server(("127.0.0.1", 0)) as silent:

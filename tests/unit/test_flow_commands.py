@@ -3,13 +3,19 @@
 import base64
 import io
 import json
+import sys
 from collections import deque
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
-from flows.commands import StageFailedError, _stream, environment
+from domainstudio.errors import DataError
+from domainstudio.integrations.mlflow_store import TrackingError, TrackingUnavailableError
+from domainstudio.integrations.s3 import UnreachableError
+from flows.commands import Commands, StageFailedError, _stream, environment, patiently
 from flows.summary import Row, markdown, picture
+from stages import cli
 
 
 def streamed(output: bytes) -> tuple[list[str], list[str]]:
@@ -46,6 +52,58 @@ def test_the_stages_find_this_python_first() -> None:
 def test_a_refusal_is_not_worth_a_retry() -> None:
     assert not StageFailedError("a", 2, ["ConfigError: x"], 1.0).retryable
     assert StageFailedError("a", 137, ["Killed"], 1.0).retryable
+
+
+AWAY = ["sys.exit(75)", "sys.exit('ERROR: unexpected error - Could not connect to the endpoint URL')"]
+
+
+@pytest.mark.parametrize("away", AWAY)
+def test_a_server_that_is_away_is_waited_for(
+    away: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flows.commands.DELAYS", (0.01, 0.02, 0.03))
+    code = f"import sys; tries = open('tries', 'a'); tries.write('x'); {away} if tries.tell() < 3 else 0"
+    lines: list[str] = []
+    Commands(tmp_path).run([sys.executable, "-c", code], lines.append, "a")
+    waits = [line.rpartition(" in ")[2] for line in lines if line.startswith("a waits: ")]
+    assert waits == ["0.01 s", "0.02 s"]
+
+
+def test_a_server_that_stays_away_fails_the_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flows.commands.DELAYS", (0.01,))
+    for status, waits in ((75, 1), (1, 0)):
+        lines: list[str] = []
+        with pytest.raises(StageFailedError, match=f"exit status {status}") as caught:
+            Commands(tmp_path).run([sys.executable, "-c", f"raise SystemExit({status})"], lines.append, "a")
+        assert caught.value.retryable and len(lines) == waits
+
+
+def test_a_call_waits_for_its_server() -> None:
+    answers = iter([UnreachableError("away"), UnreachableError("away"), None, UnreachableError("gone")])
+
+    def call() -> str:
+        if (error := next(answers)) is not None:
+            raise error
+        return "here"
+
+    lines: list[str] = []
+    assert patiently(call, lines.append, "a", (0.0, 0.0, 0.0)) == "here"
+    assert lines == ["a waits: away; next attempt in 0 s"] * 2
+    with pytest.raises(UnreachableError, match="gone"):
+        patiently(call, lines.append, "a", ())
+
+
+ERRORS = [(UnreachableError(), 75), (TrackingUnavailableError(), 75), (TrackingError(), 2), (DataError(), 2)]
+
+
+@pytest.mark.parametrize(("error", "status"), ERRORS)
+def test_a_stage_tells_a_server_that_is_away_from_a_mistake(error: Exception, status: int) -> None:
+    def main() -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as caught:
+        cli.run(main)
+    assert caught.value.code == status
 
 
 def test_the_summary_lists_metrics_side_by_side(tmp_path: Path) -> None:

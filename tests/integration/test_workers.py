@@ -1,0 +1,293 @@
+"""Nodes of a team, each with its worker: one is lost while it trains; many runs share two GPUs."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+
+from flows.gpus import LEASE_SECONDS
+from flows.services.layout import POOL
+from tests.integration.s3_parts import wait_until
+from tests.integration.team_parts import NAME, PATIENCE, Company, wait_for
+from tests.project import run
+
+pytest.importorskip("prefect")
+
+pytestmark = [pytest.mark.slow, pytest.mark.team, pytest.mark.timeout(1800)]
+STAGE, MODEL = f"finetune@{NAME}", f"models/adapted/{NAME}"
+STEPS, EVERY = 240, 40
+LOST_AFTER = 60
+"""Seconds; Prefect sends no more than one heartbeat in 30."""
+RUNS = 8
+TRACE = '''
+
+def _trace():
+    """Note when this stage's process began and ended, by the machine's clock, and its devices."""
+    import atexit, json, os, time
+
+    if path := os.environ.get("TRACES"):
+        began = time.monotonic()
+
+        def note():
+            span = {"stage": os.environ["DVC_STAGE"], "began": began, "ended": time.monotonic()}
+            with open(path, "a") as file:
+                print(json.dumps({**span, "device": os.environ["CUDA_VISIBLE_DEVICES"]}), file=file)
+
+        atexit.register(note)
+
+
+_trace()
+'''
+
+
+class Node:
+    """A machine with a worker: its processes, and a folder that no other node sees."""
+
+    def __init__(self, company: Company, folder: Path, variables: dict[str, str]) -> None:
+        folder.mkdir()
+        self.log = folder / "worker.log"
+        own = {
+            "DOMAINSTUDIO_CHECKPOINTS": f"s3://checkpoints/{company.name}",
+            "DOMAINSTUDIO_WORKSPACES": str(folder / "workspaces"),
+            "OMP_NUM_THREADS": "1",
+            "PREFECT_HOME": str(folder / "prefect"),
+        }
+        command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--name", folder.name]
+        with self.log.open("wb") as log:
+            self._worker = psutil.Popen(
+                command, env={**company.environment, **own, **variables}, stdout=log, stderr=log
+            )
+
+    def lose(self) -> None:
+        """End all its processes at once, as when the power fails."""
+        found: list[psutil.Process] = []
+        while new := [each for each in self._processes() if each not in found]:
+            for process in new:
+                process.suspend()  # what stands still starts no other
+            found += new
+        for process in found:
+            process.kill()
+        psutil.wait_procs(found)
+
+    def _processes(self) -> list[psutil.Process]:
+        return [self._worker, *self._worker.children(recursive=True)] if self._worker.is_running() else []
+
+
+@contextmanager
+def node(company: Company, folder: Path, **variables: str) -> Iterator[Node]:
+    found = Node(company, folder, variables)
+    try:
+        yield found
+    finally:
+        found.lose()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def prepared(company: Company) -> Iterator[None]:
+    """Prepare the images, make the training longer, and leave the work to the tests' own workers."""
+    source = company.source
+    values = yaml.safe_load((source / "params.yaml").read_text())
+    values["finetune"] |= {"steps": STEPS, "checkpoint_every": EVERY, "preview_every": 0}
+    (source / "params.yaml").write_text(yaml.safe_dump(values))
+    with (source / "stages/__init__.py").open("a") as file:
+        file.write(TRACE)
+    run(source, "dvc", "repro", "prepare_source", "prepare_target@ink")
+    run(source, "dvc", "push")
+    company.push("a longer training of prepared images")
+    company.team.stop("worker")
+    yield
+    company.team.start("worker", timeout=PATIENCE)
+
+
+def start(company: Company, revision: str, name: str | None = None) -> Any:
+    with company.client() as client:
+        found = client.read_deployment_by_name("adapt-revision/adapt")
+        parameters = {"adaptations": [STAGE], "revision": revision}
+        return client.create_flow_run_from_deployment(found.id, name=name, parameters=parameters)
+
+
+def completed(company: Company, flow_run: Any, seconds: float = PATIENCE) -> Any:
+    """Wait until a flow run has ended, and well; return it as it is then."""
+    with company.client() as client:
+
+        def ended() -> Any:
+            found = client.read_flow_run(flow_run.id)
+            return found if found.state.is_final() else None
+
+        found = wait_for(ended, f"the end of {flow_run.name}", seconds)
+    assert found.state.is_completed(), found.state.message
+    return found
+
+
+def with_inner(company: Company, flow_run: Any) -> list[Any]:
+    """Return the ids of a flow run and of the flows inside it."""
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterParentFlowRunId
+
+    inner = FlowRunFilter(parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[flow_run.id]))
+    with company.client() as client:
+        return [flow_run.id, *(each.id for each in client.read_flow_runs(flow_run_filter=inner))]
+
+
+def logs(company: Company, flow_run: Any) -> list[Any]:
+    from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
+    from prefect.client.schemas.sorting import LogSort
+
+    chosen = LogFilter(flow_run_id=LogFilterFlowRunId(any_=with_inner(company, flow_run)))
+    found: list[Any] = []
+    with company.client() as client:
+        while more := client.read_logs(chosen, limit=200, offset=len(found), sort=LogSort.TIMESTAMP_ASC):
+            found += more
+    return found
+
+
+def tasks(company: Company, flow_run: Any) -> Counter[tuple[str, str]]:
+    """Return how often there is a task of a name in a state."""
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+
+    chosen = FlowRunFilter(id=FlowRunFilterId(any_=with_inner(company, flow_run)))
+    with company.client() as client:
+        return Counter((task.name, task.state.name) for task in client.read_task_runs(flow_run_filter=chosen))
+
+
+def states(company: Company) -> list[str]:
+    """Return the manifests of the nodes' training states in S3, of older ones first."""
+    import boto3
+
+    found = boto3.client("s3").list_objects_v2(Bucket="checkpoints", Prefix=f"{company.name}/")
+    return [item["Key"] for item in found.get("Contents", []) if item["Key"].endswith("/MANIFEST.json")]
+
+
+def trainings(company: Company) -> list[Any]:
+    client = company.mlflow()
+    experiment = client.get_experiment_by_name(company.name)
+    return list(client.search_runs([experiment.experiment_id], "tags.`domainstudio.kind` = 'finetune'"))
+
+
+def steps(company: Company, training: Any, metric: str = "total") -> list[int]:
+    """Return the steps of which MLflow has a value, each as often as it has one."""
+    return sorted(value.step for value in company.mlflow().get_metric_history(training.info.run_id, metric))
+
+
+def step_of(manifest: str) -> int:
+    return int(manifest.split("/step-")[1].partition("/")[0])
+
+
+def half_way(company: Company) -> bool:
+    """Tell whether there are two states, and MLflow has the steps up to the newest one."""
+    found = states(company)
+    return len(found) > 1 and step_of(found[-1]) in steps(company, trainings(company)[0])
+
+
+def md5_of_model(lock: str) -> str:
+    (found,) = [out["md5"] for out in yaml.safe_load(lock)["stages"][STAGE]["outs"] if out["path"] == MODEL]
+    return str(found)
+
+
+def lock_of(company: Company, branch: str) -> str:
+    return run(company.origin, "git", "show", f"{branch}:dvc.lock")
+
+
+def active_slots(company: Company) -> int:
+    with company.client() as client:
+        return int(client.read_global_concurrency_limit_by_name("gpu").active_slots)
+
+
+def undisturbed(company: Company, folder: Path) -> str:
+    """Train the same commit at one go, by DVC alone; return its `dvc.lock`."""
+    run(folder.parent, "git", "clone", "-q", "--branch", "main", str(company.origin), str(folder))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("DOMAINSTUDIO_CHECKPOINTS")
+        patch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")  # nobody listens there
+        run(folder, "dvc", "pull", "prepare_source", "prepare_target@ink")
+        run(folder, "dvc", "repro", "--single-item", STAGE)
+    return (folder / "dvc.lock").read_text()
+
+
+def test_another_worker_finishes_what_a_lost_one_began(company: Company, tmp_path: Path) -> None:
+    import boto3
+
+    company.command("flows.setup", "--gpus", "2", "--lost-after", str(LOST_AFTER))
+    flow_run = start(company, "main")
+    with node(company, tmp_path / "here") as here:
+        wait_until(lambda: half_way(company), PATIENCE)
+        here.lose()
+    (training,) = trainings(company)
+    last = steps(company, training)[-1]
+    # As if the last copy had not been finished: MLflow knows more steps than the states.
+    for newer in [state for state in states(company) if step_of(state) >= last]:
+        boto3.client("s3").delete_object(Bucket="checkpoints", Key=newer)
+    step = step_of(states(company)[-1])
+    assert training.info.status == "RUNNING"
+    assert 0 < step < last < STEPS
+    assert active_slots(company) == 1
+
+    wait_for(lambda: active_slots(company) == 0, "the slot of the lost node", LEASE_SECONDS + 30)
+    with node(company, tmp_path / "there"):
+        wanted = md5_of_model(undisturbed(company, tmp_path / "undisturbed"))
+        ended = completed(company, flow_run)
+    assert ended.run_count == 2
+    found = tasks(company, flow_run)
+    assert found[(STAGE, "Crashed")] == found[(STAGE, "Completed")] == 1
+    assert not any(state in ("Running", "Pending", "NotReady") for _, state in found), found
+    said = [line.message for line in logs(company, flow_run)]
+    assert any("fetched from s3://checkpoints" in line and f"step-{step:07d}" in line for line in said)
+    (training,) = trainings(company)
+    assert training.info.status == "FINISHED"
+    for name in training.data.metrics:
+        assert steps(company, training, name) == list(range(1, STEPS + 1)), name
+    assert md5_of_model(lock_of(company, f"runs/{flow_run.name}")) == wanted
+
+
+def beside(span: dict[str, Any], spans: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the other spans in which a span begins."""
+    return [each for each in spans if each is not span and each["began"] <= span["began"] < each["ended"]]
+
+
+def test_eight_runs_share_two_gpus(company: Company, tmp_path: Path) -> None:
+    company.command("flows.setup", "--gpus", "2")
+    values = yaml.safe_load((company.source / "params.yaml").read_text())
+    for seed in range(RUNS):
+        values["finetune"] |= {"seed": seed, "steps": 30}
+        (company.source / "params.yaml").write_text(yaml.safe_dump(values))
+        run(company.source, "git", "commit", "-qam", f"seed {seed}")
+        run(company.source, "git", "push", "-q", str(company.origin), f"HEAD:seed-{seed}")
+    flow_runs = [start(company, f"seed-{seed}", "warm start" if seed < 2 else None) for seed in range(RUNS)]
+    machine = {
+        "CUDA_VISIBLE_DEVICES": "0,1,2,3",  # twice as many as the team has slots
+        "DOMAINSTUDIO_DVC_CACHE": str(tmp_path / "cache"),
+        "TRACES": str(tmp_path / "traces"),
+    }
+    with node(company, tmp_path / "node", **machine) as found:
+        ended = [completed(company, flow_run, 2.5 * PATIENCE) for flow_run in flow_runs]
+
+    # What Prefect promises: runs are given to workers by the time for which they were scheduled.
+    given = re.findall(r"submitting flow run '([0-9a-f-]{36})'", found.log.read_text())
+    assert given == [str(flow_run.id) for flow_run in flow_runs]
+    spans = [json.loads(line) for line in (tmp_path / "traces").read_text().splitlines()]
+    assert [span["stage"] for span in spans] == [STAGE] * RUNS
+    assert max(len(beside(span, spans)) for span in spans) == 1
+    assert not [span for span in spans for other in beside(span, spans) if other["device"] == span["device"]]
+    for line in (line for flow_run in flow_runs for line in logs(company, flow_run)):
+        assert line.level < 30 and "lock" not in line.message, line.message
+
+    branches = [re.search(r"on branch (\S+)", each.state.message)[1] for each in ended]
+    assert len({*branches}) == RUNS
+    for seed, branch in enumerate(branches):
+        locked = yaml.safe_load(lock_of(company, branch))["stages"][STAGE]["params"]["params.yaml"]
+        assert locked["finetune"]["seed"] == seed
+    for branch in (branches[0], branches[-1]):
+        clone = tmp_path / branch
+        run(tmp_path, "git", "clone", "-q", "--branch", branch, str(company.origin), str(clone))
+        run(clone, "dvc", "pull", STAGE, "prepare_source", "prepare_target@ink")
+        assert "up to date" in run(clone, "dvc", "repro", "--dry", STAGE)
