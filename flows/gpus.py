@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import itertools
 import os
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 
 from domainstudio.errors import ConfigError
 from flows.commands import StoppedError
@@ -16,6 +20,11 @@ LIMIT_NAME = "gpu"
 """Name of the global concurrency limit on a Prefect server."""
 CLASS_VARIABLE = "DOMAINSTUDIO_GPU_CLASS"
 """Class of this node's GPUs, such as `h100`: its limit on the server is then `gpu-h100`."""
+LEASE_SECONDS = 120.0
+"""A slot of the server comes back so long after its holder was lost. Prefect renews the lease after three
+quarters of it: the rest must be longer than a restart of the server."""
+CLAIMS = Path(tempfile.gettempdir()) / f"domainstudio-gpus-{os.getuid()}"
+"""Folder with a file per GPU: who holds its lock has the GPU. Each flow run of this machine is a process."""
 _POLL_SECONDS = 5.0
 
 
@@ -81,26 +90,48 @@ class GpuSlots:
         if number == 0:
             yield {}
             return
-        devices = self._take(number, stopping)
-        try:
-            with contextlib.ExitStack() as stack:
-                if self._server_limit is not None:
-                    _queue_at_server(number, stopping, stack)
-                named = [device for device in devices if device is not None]
-                yield {"CUDA_VISIBLE_DEVICES": ",".join(named)} if named else {}
-        finally:
-            with self._changed:
-                self._free += devices
-                self._changed.notify_all()
+        with contextlib.ExitStack() as stack:
+            devices = self._take(number, stopping, stack)
+            if self._server_limit is not None:
+                _queue_at_server(number, stopping, stack)
+            named = [device for device in devices if device is not None]
+            yield {"CUDA_VISIBLE_DEVICES": ",".join(named)} if named else {}
 
-    def _take(self, number: int, stopping: Callable[[], bool]) -> list[str | None]:
+    def _take(
+        self, number: int, stopping: Callable[[], bool], stack: contextlib.ExitStack
+    ) -> list[str | None]:
         with self._changed:
-            while len(self._free) < number:
+            while True:
+                with contextlib.ExitStack() as claims:
+                    claimed = (device for device in self._free if _claim(device, claims))
+                    if len(taken := list(itertools.islice(claimed, number))) == number:
+                        stack.enter_context(claims.pop_all())
+                        break
                 if stopping():
                     raise StoppedError("the flow is being stopped")
                 self._changed.wait(0.5)
-            taken, self._free = self._free[:number], self._free[number:]
-            return taken
+            for device in taken:
+                self._free.remove(device)
+        stack.callback(self._give_back, taken)
+        return taken
+
+    def _give_back(self, devices: list[str | None]) -> None:
+        with self._changed:
+            self._free += devices
+            self._changed.notify_all()
+
+
+def _claim(device: str | None, stack: contextlib.ExitStack) -> bool:
+    """Lock a device against the other flow runs of this machine, for as long as `stack` or this process."""
+    if device is None:
+        return True
+    CLAIMS.mkdir(exist_ok=True)
+    file = stack.enter_context((CLAIMS / device.replace("/", "-")).open("w"))
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _queue_at_server(number: int, stopping: Callable[[], bool], stack: contextlib.ExitStack) -> None:
@@ -116,6 +147,7 @@ def _queue_at_server(number: int, stopping: Callable[[], bool], stack: contextli
                 name,
                 occupy=number,
                 timeout_seconds=_POLL_SECONDS,
+                lease_duration=LEASE_SECONDS,
                 strict=True,
                 # A server that is away for a while must not kill hours of training.
                 raise_on_lease_renewal_failure=False,

@@ -18,10 +18,11 @@ from prefect import flow, get_run_logger, runtime
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.context import FlowRunContext
 from prefect.futures import PrefectFuture, wait
-from prefect.states import Cancelled, Completed, Failed
+from prefect.states import Cancelled, Completed, Crashed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.tasks import Task
 
@@ -145,6 +146,9 @@ def adapt(
         retries: Further attempts at a stage that failed, unless it refused its settings.
         retry_delay: Seconds before each.
     """
+    if (runtime.flow_run.run_count or 1) > 1:
+        with unimportant("tasks of the earlier start"):
+            _close_lost()
     root = Path.cwd()
     known = graph.read()
     stages = graph.select(known, adaptations or ())
@@ -225,6 +229,15 @@ def cancel_requested() -> bool:
         state = get_client(sync_client=True).read_flow_run(context.flow_run.id).state
         return state is not None and (state.is_cancelling() or state.is_cancelled())
     return False
+
+
+def _close_lost() -> None:
+    """End the tasks of an earlier start that was lost with its node: they are shown as running for ever."""
+    client = get_client(sync_client=True)
+    here = FlowRunFilter(id=FlowRunFilterId(any_=[UUID(runtime.flow_run.id)]))
+    for task in client.read_task_runs(flow_run_filter=here):
+        if task.state is None or not task.state.is_final():
+            client.set_task_run_state(task.id, Crashed(message="Its node was lost"), force=True)
 
 
 def _close_unstarted(

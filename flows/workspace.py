@@ -23,6 +23,8 @@ WORKSPACES_VARIABLE = "DOMAINSTUDIO_WORKSPACES"
 BRANCHES = "runs"
 """Results are published on branches of this folder: `runs/<name of the flow run>`."""
 
+_NOT_IN_NAMES = re.compile(r"[^\w-]+")
+"""What a flow run may be called, and a branch may not."""
 _IDENTITY = ("DomainStudio pipeline", "pipeline@domainstudio.invalid")
 _CREDENTIALS = re.compile(r"://[^/@\s]+@")
 
@@ -114,7 +116,7 @@ def publish(workspace: Workspace, name: str, message: str) -> str | None:
 
     Args:
         workspace: the clone.
-        name: of the branch, below `runs/`.
+        name: of the branch, below `runs/`; a number is added where another run has taken it.
         message: the commit's first line; `[skip ci]` is added, so that nobody's CI trains again.
 
     Returns:
@@ -133,8 +135,18 @@ def publish(workspace: Workspace, name: str, message: str) -> str | None:
         identity = {"GIT_AUTHOR_NAME": name_, "GIT_COMMITTER_NAME": name_}
         identity |= {"GIT_AUTHOR_EMAIL": email, "GIT_COMMITTER_EMAIL": email}
     _git(root, "commit", "--quiet", "--message", f"{message} [skip ci]", variables=identity)
-    branch = f"{BRANCHES}/{name}"
-    _git(root, "push", "--quiet", "origin", f"HEAD:refs/heads/{branch}")
+    return _push(root, f"{BRANCHES}/{_NOT_IN_NAMES.sub('-', name).strip('-') or 'run'}")
+
+
+def _push(root: Path, name: str, number: int = 1) -> str:
+    """Push to a branch of its own: runs may share a name, and one that starts again has published before."""
+    branch = name if number == 1 else f"{name}-{number}"
+    try:
+        _git(root, "push", "--quiet", "origin", f"HEAD:refs/heads/{branch}")
+    except WorkspaceError:
+        if not _git(root, "ls-remote", "origin", f"refs/heads/{branch}"):
+            raise
+        return _push(root, name, number + 1)
     return branch
 
 

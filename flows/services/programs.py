@@ -165,6 +165,8 @@ def _prefect(layout: Layout, credentials: Mapping[str, str]) -> Program:
         {
             "PREFECT_HOME": str(layout.data("prefect")),
             "PREFECT_SERVER_API_AUTH_STRING": credentials["PREFECT_API_AUTH_STRING"],
+            # In memory, as by default, a restart forgets who holds a GPU slot: nobody gets it again.
+            "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
             "PREFECT_SERVER_UI_API_URL": layout.address("prefect"),
             "PREFECT_SERVER_DATABASE_CONNECTION_URL": _database(
                 layout, "prefect", "postgresql+asyncpg", "sqlite+aiosqlite"
