@@ -51,6 +51,7 @@ class RunTracker:
         self._run_id: str | None = None
         self._times: Mapping[int, int] = {}
         self._pending: deque[Operation] = deque()
+        self._records: list[dict[str, float]] | None = None  # of the last one that is pending
         self._retry_at = 0.0
         self._warned = False
         self._flush()
@@ -72,7 +73,12 @@ class RunTracker:
             records: each has `step`, `timestamp` (ms since 1970) and any number of named values.
         """
         copies = [dict(record) for record in records]
+        if self._pending and self._records is not None:  # sent together, not in a request for each
+            self._records += copies
+            self._flush()
+            return
         self.submit(lambda client, run_id: log_records(client, run_id, copies, self._times))
+        self._records = copies
 
     def log_image(self, image: Image, name: str) -> None:
         """Log a picture as the run's artifact `name`, such as `previews/step-000100.png`."""
@@ -81,6 +87,7 @@ class RunTracker:
 
     def submit(self, operation: Operation) -> None:
         """Do something with the run, now or once MLflow answers again, after all that came before."""
+        self._records = None
         self._pending.append(operation)
         self._flush()
 

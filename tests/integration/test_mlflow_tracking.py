@@ -217,17 +217,18 @@ def test_a_server_that_goes_down_gets_everything_later(
             assert logged(folder / "mlflow.db") == list(range(1, 21))
         started = time.monotonic()
         for step in range(21, 31):
-            tracker.log_history(history(step, step))
+            tracker.log_history(history(2 * step - 21, 2 * step - 21))
+            tracker.log_history(history(2 * step - 20, 2 * step - 20))  # joins the one before
             tracker.log_image(Image.new("RGB", (8, 8)), f"previews/step-{step:06d}.png")
         assert time.monotonic() - started < 10, "a training must not wait for a server that is down"
         assert tracker.pending == 20
         with tracking_server(folder, port):
             tracker._retry_at = 0.0
-            tracker.log_history(history(31, 40))
+            tracker.log_history(history(41, 50))
             assert tracker.pending == 0
             tracker.close("FINISHED")
 
-    assert logged(folder / "mlflow.db") == list(range(1, 41))
+    assert logged(folder / "mlflow.db") == list(range(1, 51))
     assert runs(folder / "mlflow.db") == [(NAME, "FINISHED")]
     assert len(list(folder.glob("artifacts/**/previews/*.png"))) == 10
     warnings = [r for r in caplog.records if r.levelno == logging.WARNING and "training goes on" in r.message]

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ pytest.importorskip("prefect")
 pytestmark = [pytest.mark.slow, pytest.mark.team, pytest.mark.timeout(3600)]
 AWAY = 60.0
 """Seconds of an outage, at least."""
-STEPS, EVERY, PREVIEWS = 600, 5, 60
+STEPS, EVERY, PREVIEWS = 480, 5, 120
 """More steps than the outages take at a step per second; the last ones are made without pauses."""
 PACED = """
 def paced() -> None:
@@ -200,6 +201,8 @@ def assert_everything_once(training: Training, clone: Path) -> None:
         json.loads(line) for line in (clone / f"training/{NAME}/history.jsonl").read_text().splitlines()
     ]
     assert [record["step"] for record in records] == [*range(1, STEPS + 1)]
+    pauses = [later["timestamp"] - earlier["timestamp"] for earlier, later in pairwise(records)]
+    assert max(pauses) < 1000 * AWAY, "the training stood still, as long as an outage"
     for name in records[0].keys() - {"step", "timestamp"}:
         points = training.history(name)
         expected = [(record["step"], record["timestamp"], record[name]) for record in records]

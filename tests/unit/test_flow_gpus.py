@@ -1,13 +1,24 @@
 """GPU slots of one machine: devices are never shared, and nobody waits for what does not exist."""
 
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
 from domainstudio.errors import ConfigError
+from flows import gpus
 from flows.commands import StoppedError
 from flows.gpus import GpuSlots, visible_devices
+
+
+@pytest.fixture(autouse=True)
+def claims(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Leave the machine's own GPUs alone."""
+    monkeypatch.setattr(gpus, "CLAIMS", tmp_path / "claims")
+    return tmp_path / "claims"
 
 
 def never() -> bool:
@@ -40,6 +51,44 @@ def test_devices_are_never_given_twice() -> None:
         thread.join()
     assert clashes == [False] * 12
     assert most > 1
+
+
+def test_flow_runs_of_one_machine_get_different_devices() -> None:
+    one, other = GpuSlots(("0", "1")), GpuSlots(("0", "1"))
+    with one.hold(1, never) as first, other.hold(1, never) as second:
+        assert first == {"CUDA_VISIBLE_DEVICES": "0"} and second == {"CUDA_VISIBLE_DEVICES": "1"}
+        with pytest.raises(StoppedError), other.hold(1, lambda: True):
+            pass
+    with one.hold(1, never) as first:
+        with pytest.raises(StoppedError), other.hold(2, lambda: True):
+            pass
+        with other.hold(1, never) as second:  # of which the attempt to get both has kept nothing
+            assert first != second
+    with other.hold(2, never) as both:
+        assert {*both["CUDA_VISIBLE_DEVICES"].split(",")} == {"0", "1"}
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from flows import gpus
+gpus.CLAIMS = Path(sys.argv[1])
+with gpus.GpuSlots(("MIG-a/1/0",)).hold(1, lambda: False):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_the_device_of_a_process_that_was_killed_is_free(claims: Path) -> None:
+    command = [sys.executable, "-c", HOLD, str(claims)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "held\n"
+        slots = GpuSlots(("MIG-a/1/0",))
+        with pytest.raises(StoppedError), slots.hold(1, lambda: True):
+            pass
+        process.kill()
+    with slots.hold(1, never) as environment:
+        assert environment == {"CUDA_VISIBLE_DEVICES": "MIG-a/1/0"}
 
 
 def test_a_machine_without_gpus_runs_one_stage_at_a_time_and_names_no_device() -> None:

@@ -1,0 +1,64 @@
+"""Where a run's results go: to a branch of its own in a real repository, whatever the run is called."""
+
+from pathlib import Path
+
+import pytest
+
+from flows import workspace
+from flows.workspace import WorkspaceError
+from tests.project import run
+
+
+@pytest.fixture
+def origin(tmp_path: Path) -> Path:
+    run(tmp_path, "git", "init", "-q", "--bare", "-b", "main", "origin")
+    run(tmp_path, "git", "clone", "-q", "origin", "first")
+    identity = ("-c", "user.name=t", "-c", "user.email=t@localhost")
+    run(tmp_path / "first", "git", *identity, "commit", "-q", "--allow-empty", "-m", "start")
+    run(tmp_path / "first", "git", "push", "-q", "origin", "HEAD:main")
+    return tmp_path / "origin"
+
+
+def publish(origin: Path, name: str, result: str) -> str | None:
+    """Publish a run's result from a clone of its own."""
+    clone = origin.parent / result
+    found = workspace.checkout(str(origin), "main", clone)
+    (clone / "dvc.lock").write_text(result)
+    return workspace.publish(found, name, f"Results of flow run {name}")
+
+
+def branches(origin: Path) -> set[str]:
+    return {*run(origin, "git", "branch", "--format=%(refname:short)").split()} - {"main"}
+
+
+def test_runs_of_one_name_publish_on_branches_of_their_own(origin: Path) -> None:
+    names = [publish(origin, "red-fox", result) for result in ("one", "two", "three")]
+    assert names == ["runs/red-fox", "runs/red-fox-2", "runs/red-fox-3"]
+    assert branches(origin) == {*names}
+    shown = [run(origin, "git", "show", f"{name}:dvc.lock") for name in names]
+    assert shown == ["one", "two", "three"]
+
+
+@pytest.mark.parametrize(
+    ("name", "branch"),
+    [
+        ("ink: warm start", "runs/ink-warm-start"),
+        ("a..b/.lock", "runs/a-b-lock"),
+        ("Grün_1", "runs/Grün_1"),
+        ("?", "runs/run"),
+    ],
+)
+def test_a_name_becomes_one_that_git_takes(origin: Path, name: str, branch: str) -> None:
+    assert publish(origin, name, "result") == branch
+    assert run(origin, "git", "show", f"{branch}:dvc.lock") == "result"
+
+
+def test_a_repository_that_takes_nothing_is_an_error(origin: Path) -> None:
+    publish(origin, "red-fox", "before")
+    hook = origin / "hooks/pre-receive"
+    hook.parent.mkdir(exist_ok=True)
+    hook.write_text("#!/bin/sh\necho closed for today >&2\nexit 1\n")
+    hook.chmod(0o755)
+    with pytest.raises(WorkspaceError, match="closed for today"):
+        publish(origin, "red-fox", "result")
+    assert branches(origin) == {"runs/red-fox"}
