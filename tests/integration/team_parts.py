@@ -58,7 +58,7 @@ class Company:
         done = subprocess.run(
             [sys.executable, "-m", *arguments],
             cwd=folder,
-            env=self.environment,
+            env=self.environment | {"PWD": str(folder)},  # as a shell there sets it; prefect.yaml reads it
             text=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -106,7 +106,13 @@ def test_a_teams_day(company: Company) -> None:
 def answer(company: Company, flow_run: Any, **values: Any) -> None:
     """Fill in the form of a paused run, as its page does."""
     with company.client() as client:
-        wait_for(lambda: client.read_flow_run(flow_run.id).state.is_paused(), "the question")
+
+        def asked() -> bool:
+            state = client.read_flow_run(flow_run.id).state
+            assert not state.is_final(), state.message
+            return bool(state.is_paused())
+
+        wait_for(asked, "the question")
         client.resume_flow_run(flow_run.id, run_input=values)
 
 
