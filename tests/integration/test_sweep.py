@@ -38,19 +38,19 @@ PATIENCE = 300
 ROOT, NAME = Path(__file__).parents[2], "ink-domainstudio"
 
 CLUSTER = """
-import sys, time
+import sys
 from ray.cluster_utils import Cluster
 node = {"num_cpus": 2, "num_gpus": 1, "object_store_memory": 10**8}
 for attempt in range(5):
     cluster = Cluster()
     try:
-        cluster.add_node(**node, include_dashboard=False, temp_dir=sys.argv[1])
+        cluster.add_node(**node, include_dashboard=False)
         cluster.add_node(**node)
         break
     except Exception as error:  # Ray gives a node 30 s, which is little on a busy machine
         print(error, file=sys.stderr)
         cluster.shutdown()
-print(cluster.address, flush=True)
+print(cluster.address or "", flush=True)
 sys.stdin.read()
 cluster.shutdown()
 """
@@ -132,10 +132,15 @@ def ray_cluster() -> Iterator[dict[str, str]]:
     """A cluster of two nodes with a GPU each, in name only; yields the variables that lead to it."""
     folder = tempfile.mkdtemp(prefix="ray-")  # sockets lie in it, whose paths must be short
     variables = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    quiet = {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
+    quiet = {
+        "RAY_TMPDIR": folder,
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "PYTHONWARNINGS": "ignore",
+        "OMP_NUM_THREADS": "1",
+    }
     with (Path(folder) / "cluster.log").open("w") as log:
         process = subprocess.Popen(
-            [sys.executable, "-c", CLUSTER, folder],
+            [sys.executable, "-c", CLUSTER],
             cwd=folder,
             env={**os.environ, **variables, **quiet},
             text=True,
