@@ -67,9 +67,7 @@ class Training:
 
     def step(self) -> int:
         """Return the step of the newest state on the disk of who trains."""
-        return max(
-            (int(path.name[5:]) for path in self.workspaces.glob("*/.checkpoints/*/step-*")), default=0
-        )
+        return max((int(path.name[5:]) for path in self._states()), default=0)
 
     def mirrored(self) -> int:
         """Return the step of the newest whole state in S3."""
@@ -80,11 +78,12 @@ class Training:
         return max(self._manifests()).parent
 
     def logged(self) -> int:
-        """Return the newest step in MLflow."""
+        """Return the last step in MLflow before the first that it lacks or has twice."""
         if self.run is None:
             kinds = {each.data.tags["domainstudio.kind"]: each for each in self.runs()}
             self.run = kinds.get("finetune")
-        return max((point.step for point in self.history("seconds")), default=0) if self.run else 0
+        points = self.history("seconds") if self.run else []
+        return max((point.step for number, point in enumerate(points, 1) if point.step == number), default=0)
 
     def runs(self) -> list[Any]:
         """Return the company's runs in MLflow."""

@@ -219,6 +219,7 @@ def test_another_worker_finishes_what_a_lost_one_began(company: Company, tmp_pat
     import boto3
 
     company.command("flows.setup", "--gpus", "2", "--lost-after", str(LOST_AFTER))
+    wait_for(lambda: active_slots(company) == 0, "the slots that others held")
     flow_run = start(company, "main")
     with node(company, tmp_path / "here") as here:
         wait_until(lambda: half_way(company), PATIENCE)
