@@ -25,7 +25,7 @@ TITLES = {
 HIGHER_IS_BETTER = frozenset({"intra_distance", "top_1"})
 SHARES = frozenset({"top_1", "memorized_share"})
 
-REMEDY = ". Evaluate the champion again in the same way, or promote by hand"
+REMEDY = ". Promote by hand, or register again where the champion can be drawn and measured in the same way"
 
 ROUNDING = 1e-9
 """What the last bits of a float may take from a figure that stands exactly on a limit, as a share of it."""

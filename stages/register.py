@@ -1,7 +1,8 @@
 """Stage `register`: log an adaptation's results to MLflow, register its model, let the gate judge it.
 
 `python -m stages.register <adaptation>` makes one version per result. Where it is better than the version
-with the alias of `registry.alias`, by the rules of `registry.gate`, it gets that alias, else `challenger`.
+with the alias of `registry.alias`, by the rules of `registry.gate`, it gets that alias, else `challenger`. A
+champion that was measured in another way, or against other images, is drawn and measured again for that.
 
 `--rollback <adaptation>` gives the alias back to the version that had it before. `--promote VERSION --reason
 TEXT <adaptation>` gives it to any version. `--history <adaptation>` shows who decided what, when and why.
@@ -18,6 +19,7 @@ from domainstudio import config
 from stages.cli import run
 
 if TYPE_CHECKING:
+    from domainstudio.gate import Measurement
     from domainstudio.integrations.mlflow_audit import Event
     from domainstudio.integrations.mlflow_card import Usage
     from domainstudio.integrations.mlflow_model import Entry
@@ -57,14 +59,14 @@ def main() -> None:
         promotion = mlflow_registry.promote(model, arguments.promote, arguments.reason, alias)
         print(_said(promotion, alias, name))
     else:
-        _register(name, settings.registry)
+        _register(name, settings)
 
 
-def _register(name: str, registry: config.RegistrySettings) -> None:
+def _register(name: str, settings: config.Settings) -> None:
     from domainstudio.integrations import mlflow_registry, mlflow_versions
     from domainstudio.integrations.mlflow_results import Result, ensure_run, log_results
 
-    result = Result.load(name)
+    result, registry = Result.load(name), settings.registry
     model, alias = registry.model_prefix + name, registry.alias
     with mlflow_registry.talking() as client:
         run_id = ensure_run(client, result, registry.experiment)
@@ -73,7 +75,13 @@ def _register(name: str, registry: config.RegistrySettings) -> None:
     registered = mlflow_versions.register(_entry(result, model, alias, run_id, commit))
     version = registered.version
     print(f"{model}: version {version} {'registered' if registered.created else 'is this result already'}")
-    promotion = mlflow_registry.judge(model, version, registry.gate, alias)
+
+    def measure(rival: str) -> Measurement | None:
+        from domainstudio.integrations.mlflow_champion import measure_again  # imports torch
+
+        return measure_again(model, rival, result, settings.sample, settings.evaluate)
+
+    promotion = mlflow_registry.judge(model, version, registry.gate, alias, measure=measure)
     print(_said(promotion, alias, name))
     _describe(result, promotion, alias, run_id)
     _write(name, {"model": model, "alias": alias, "key": result.key, "digest": registered.digest})

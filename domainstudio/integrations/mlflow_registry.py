@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -53,7 +54,12 @@ class Promotion:
 
 
 def judge(
-    name: str, version: str, gate: GateSettings | None, alias: str = "champion", root: str | Path = "."
+    name: str,
+    version: str,
+    gate: GateSettings | None,
+    alias: str = "champion",
+    root: str | Path = ".",
+    measure: Callable[[str], Measurement | None] | None = None,
 ) -> Promotion:
     """Let the gate decide whether a version takes the place of the one with the alias, and move the alias.
 
@@ -67,21 +73,32 @@ def judge(
         gate: the rules; None promotes whatever is new.
         alias: the alias.
         root: the project's root.
+        measure: measures the version of a number as the judged one was, or returns None; called where the
+            two were measured in different ways and the verdict depends on it.
 
     Raises:
         TrackingError: MLflow cannot be reached or refused.
     """
+    again: dict[str, Measurement | None] = {}
     with talking(root) as client:
-        _await_turn(client, name, version)
-        candidate = client.get_model_version(name, version)
-        aliases = _aliases(client, name)
-        holder = aliases.get(alias)
-        if (standing := _standing(candidate, holder, alias)) is not None:
-            return standing
-        # Of a registration that was killed after the alias had moved, the rival is the version before.
-        rival = holder if holder != version else aliases.get(f"previous_{alias}")
-        there = None if rival is None else _measured(client.get_model_version(name, rival))
-        verdict = decide(_measured(candidate), there, gate)
+        while True:
+            _await_turn(client, name, version)
+            candidate = client.get_model_version(name, version)
+            aliases = _aliases(client, name)
+            holder = aliases.get(alias)
+            if (standing := _standing(candidate, holder, alias)) is not None:
+                return standing
+            # Of a registration that was killed after the alias had moved, the rival is the version before.
+            rival = holder if holder != version else aliases.get(f"previous_{alias}")
+            there = None if rival is None else _measured(client.get_model_version(name, rival))
+            if rival is not None and (anew := again.get(rival)) is not None:
+                there = anew
+            verdict = decide(_measured(candidate), there, gate)
+            if verdict.outcome != "not comparable" or measure is None or rival is None or rival in again:
+                break
+            again[rival] = measure(rival)  # that may take long: then look again who has the alias
+        if rival is not None and again.get(rival) is not None:
+            verdict = replace(verdict, reason=f"{verdict.reason}; version {rival} measured again")
         if verdict.promoted:
             _crown(client, name, version, alias, "promoted", verdict.reason)
             holder = version
@@ -180,11 +197,11 @@ def version_of(name: str, version: str, root: str | Path = ".") -> str:
     """Return the number of a version that is named by its number or by an alias.
 
     Raises:
-        TrackingError: MLflow cannot be reached, or there is no such model or alias.
+        TrackingError: MLflow cannot be reached, or there is no such model, version or alias.
     """
-    if version.isdigit():
-        return version
     with talking(root) as client:
+        if version.isdigit():
+            return str(client.get_model_version(name, version).version)
         if (found := _aliases(client, name).get(version)) is None:
             raise TrackingError(f"{name} has no version with alias {version!r}: give a version's number")
         return found

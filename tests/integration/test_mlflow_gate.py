@@ -10,10 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from domainstudio import config
+from domainstudio.datasets import ImageRecord, ImageSet
+from domainstudio.gate import Measurement
 from domainstudio.integrations import mlflow_registry, mlflow_versions
 from domainstudio.integrations.mlflow_store import TrackingError
-from stages import register
+from stages import evaluate, register, sample
 from tests.integration.mlflow_parts import (
     MODEL,
     NAME,
@@ -24,10 +28,12 @@ from tests.integration.mlflow_parts import (
     other_result,
     rows,
     run_stage,
+    save_pipeline,
     use_local_store,
     version_tags,
     versions,
 )
+from tests.models import tiny_images
 
 Patch = pytest.MonkeyPatch
 
@@ -194,6 +200,73 @@ def test_a_champion_that_was_measured_otherwise_is_measured_again(
         *(("registered", "1"), ("promoted", "1"), ("registered", "2"), ("not comparable", "2")),
         *(("promoted", "2"), ("promoted", "1")),
     ]
+
+
+def make_result(monkeypatch: Patch, seed: int, shots: int) -> None:
+    """Leave what the stages leave of a model, its training images beginning with that of a number."""
+    if not (folder := Path("models/sources/noto")).is_dir():
+        save_pipeline(folder, 9)
+    other_result(seed)
+    records = tuple(ImageRecord(str(i), "0", 8, 8, f"{i}.png") for i in range(12))
+    domain = ImageSet(tiny_images(12), records, origin="images")
+    domain.save(Path("data/targets/ink/domain"))
+    domain.take(range(shots, shots + 5)).save(Path("data/targets/ink/shots"))
+    for stage, *arguments in (sample, "source", "noto"), (sample, "adapted", NAME), (evaluate, NAME):
+        monkeypatch.setattr(sys, "argv", ["stage", *arguments])
+        stage.main()
+
+
+def test_a_champion_of_other_training_images_is_drawn_and_measured_again(
+    database: Path, monkeypatch: Patch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = yaml.safe_load(Path("params.yaml").read_text())
+    values["sample"] |= {"number": 8, "batch_size": 8, "steps": 2}
+    values["evaluate"] |= {"kid_subset_size": 4, "kid_subsets": 2, "memorized_below": 0.0}
+    values["sources"]["noto"]["subjects"] = "subjects.txt"
+    Path("subjects.txt").write_text("a house\n")
+    Path("params.yaml").write_text(yaml.safe_dump(values))
+    make_result(monkeypatch, 0, shots=0)
+    run_stage(monkeypatch, NAME)
+    make_result(monkeypatch, 1, shots=6)
+    run_stage(monkeypatch, NAME)
+    tags = version_tags(database, 2)
+    assert tags["gate"] in ("promoted", "refused")
+    assert tags["gate.reason"].endswith("; version 1 measured again")
+    assert tags["gate.reason"] in capsys.readouterr().out
+    verdicts = [json.loads(path.read_text()) for path in Path("mlartifacts").rglob("gate.json")]
+    (verdict,) = [each for each in verdicts if each["against"] == "1"]
+    assert verdict["champion"]["conditions"] == verdict["candidate"]["conditions"]
+    assert not list(Path(".checkpoints").glob("champion-*"))
+
+    make_result(monkeypatch, 0, shots=6)  # as if the champion had been sampled and evaluated here
+    measured = json.loads(Path("evaluation", NAME, "metrics.json").read_text())["samples"]
+    for name in ("frechet_distance", "kid", "intra_distance", "memorized_share"):
+        assert verdict["champion"]["figures"][name] == pytest.approx(measured[name], rel=1e-6), name
+
+
+def test_who_became_champion_meanwhile_is_measured_too(database: Path, monkeypatch: Patch) -> None:
+    for seed in range(3):
+        other_result(seed, frechet_distance=12.5 - seed)
+        manifest = Path("samples/adapted", NAME, "manifest.json")
+        manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "steps": 4 + seed}))
+        run_stage(monkeypatch, NAME)
+    assert aliases(database) == {"champion": 1, "challenger": 3}  # whose files cannot be drawn here
+    asked = []
+
+    def measure_again(rival: str) -> Measurement:
+        asked.append(rival)
+        if rival == "1":
+            mlflow_registry.promote(MODEL, "2", "meanwhile")
+        own = Measurement.from_json(version_tags(database, 3)[mlflow_registry.MEASURED])
+        return Measurement(
+            {**own.figures, "frechet_distance": 11.0 if rival == "1" else 10.4}, own.conditions
+        )
+
+    gate = config.load().registry.gate
+    promotion = mlflow_registry.judge(MODEL, "3", gate, measure=measure_again)
+    assert asked == ["1", "2"]
+    assert not promotion.promoted and promotion.reason.endswith("; version 2 measured again")
+    assert version_tags(database, 3)["gate"] == "refused"  # better than 1 by the margin, not than 2
 
 
 @pytest.mark.parametrize("killed", ["decide", "_note"])

@@ -127,8 +127,8 @@ def test_other_conditions_cannot_be_compared():
     assert verdict.outcome == "not comparable"
     assert verdict.reason == (
         "not comparable with the champion (number of samples 200, there 100): Fréchet distance 1; intra "
-        "distance 0.5; memorised 2% (allowed 5%). Evaluate the champion again in the same way, or promote by "
-        "hand"
+        "distance 0.5; memorised 2% (allowed 5%). Promote by hand, or register again where the champion can "
+        "be drawn and measured in the same way"
     )
     unknown = decide(better, Measurement({}, {}), GATE)
     assert unknown.outcome == "not comparable"
