@@ -48,8 +48,12 @@ _REMEDIES = {
 }
 
 
+_BUSY = {"RequestTimeout", "SlowDown", "Throttling", "ThrottlingException", "TooManyRequests"}
+"""Codes of errors that pass by themselves, whatever their HTTP status."""
+
+
 class UnreachableError(DataError, UnavailableError):
-    """The server does not answer, or stopped answering."""
+    """The server does not answer, stopped answering, or says that it cannot now."""
 
 
 @dataclass(frozen=True)
@@ -332,6 +336,11 @@ def _crc32(path: Path) -> str:
     return base64.b64encode(value.to_bytes(4, "big")).decode()
 
 
+def _passes(status: int) -> bool:
+    """Tell whether an HTTP status is of a busy or failing server; 501 is of one that lacks something."""
+    return status == 429 or (status >= 500 and status != 501)
+
+
 def _explained(url: str, call: Callable[[], Any]) -> Any:
     """Call; what boto3 raises becomes a DataError that names the URL and the remedy."""
     from botocore import exceptions
@@ -344,6 +353,9 @@ def _explained(url: str, call: Callable[[], Any]) -> Any:
         ) from error
     except exceptions.ClientError as error:
         code = error.response.get("Error", {}).get("Code", "")
+        if code in _BUSY or _passes(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)):
+            message = f"{url}: the server cannot answer now ({error}). Try again later"
+            raise UnreachableError(message) from error
         raise DataError(f"{url}: {_REMEDIES.get(code, error)}") from error
     except (exceptions.ConnectionError, exceptions.HTTPClientError, exceptions.IncompleteReadError) as error:
         raise UnreachableError(

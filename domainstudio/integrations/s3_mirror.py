@@ -4,7 +4,7 @@
 which is written last and names every file with its size and SHA-256: a state is there whole or not at all.
 
 The checkpoint folder is watched: whoever trains knows nothing of S3, never waits for it and cannot fail
-because of it.
+because of it. Only a training that has no state of its own does not begin while S3 is away.
 """
 
 from __future__ import annotations
@@ -65,13 +65,15 @@ def mirrored(folder: Path) -> Iterator[None]:
     """Train in this block: from the newest state, here or in S3; each new one is copied there.
 
     Without `DOMAINSTUDIO_CHECKPOINTS` nothing is done. Of several processes the main one talks to S3, and
-    the others wait until it has fetched the state. S3 that is away, or refuses, costs one warning.
+    the others wait until it has fetched the state. S3 that is away, or refuses, costs one warning; but
+    without a state in the folder, S3 that is away may hold hours of training, so it has to come back first.
 
     Args:
         folder: the run's checkpoint folder, named after the run's key.
 
     Raises:
         ConfigError: `DOMAINSTUDIO_CHECKPOINTS` is no `s3://bucket/prefix`.
+        UnreachableError: S3 is away, and the folder has no state.
     """
     if not (place := os.environ.get(VARIABLE)):
         yield
@@ -109,10 +111,17 @@ class Mirror:
         self._thread = threading.Thread(target=self._watch, name="s3-mirror", daemon=True)
 
     def fetch(self) -> None:
-        """Bring the newest state into the folder, unless it is there; a failure is a warning."""
+        """Bring the newest state into the folder, unless it is there; a failure is a warning.
+
+        Raises:
+            UnreachableError: S3 is away, and the folder has no state.
+        """
         try:
             self._fetch_newest()
         except Exception as error:
+            begins = not any(_is_readable(state) for state in self.folder.glob("step-*"))
+            if begins and isinstance(error, s3.UnreachableError):
+                raise
             self._warn(error)
 
     def start(self) -> None:

@@ -22,6 +22,8 @@ class Proxy:
         received: Bytes that the server has sent.
         cut_after: Bytes after which the server is gone.
         change: What becomes of the bytes that clients send.
+        refused: How requests begin that the server never sees, with the HTTP status and the S3 error code
+            that answer them.
         flowing: Nothing passes while it is cleared.
     """
 
@@ -31,6 +33,7 @@ class Proxy:
         self.received = 0
         self.cut_after: int | None = None
         self.change: Callable[[bytes], bytes] = bytes
+        self.refused: tuple[str, int, str] | None = None
         self.flowing = threading.Event()
         self.flowing.set()
         self._open: list[socket.socket] = []
@@ -87,7 +90,11 @@ class Proxy:
             while content := source.recv(65536):
                 self.flowing.wait()
                 if from_client:
-                    self.requests += [found.decode() for found in REQUEST.findall(content)]
+                    requests = [found.decode() for found in REQUEST.findall(content)]
+                    self.requests += requests
+                    if self.refused and any(each.startswith(self.refused[0]) for each in requests):
+                        source.sendall(_refusal(*self.refused[1:]))
+                        break
                     content = self.change(content)
                 else:
                     self.received += len(content)
@@ -97,6 +104,12 @@ class Proxy:
         for each in (source, target):
             with suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)
+
+
+def _refusal(status: int, code: str) -> bytes:
+    body = f"<Error><Code>{code}</Code><Message>as the test wants</Message></Error>"
+    headers = f"Content-Type: application/xml\r\nContent-Length: {len(body)}\r\nConnection: close"
+    return f"HTTP/1.1 {status} Refused\r\n{headers}\r\n\r\n{body}".encode()
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from domainstudio import checkpoint
 from domainstudio.datasets.image_set import ImageRecord, ImageSet
-from domainstudio.errors import ConfigError
+from domainstudio.errors import UNAVAILABLE_STATUS, ConfigError
 from domainstudio.integrations import s3 as transfers
 from domainstudio.integrations import s3_mirror
 from domainstudio.integrations.s3_mirror import VARIABLE, mirrored
@@ -101,7 +101,7 @@ def make_project(root: Path) -> Path:
     return root
 
 
-def run_finetune(root: Path, **changes: str | None) -> str:
+def run_finetune(root: Path, status: int = 0, **changes: str | None) -> str:
     """Run the stage in a process of its own, as alike as the killed one's; return what it printed."""
     variables = {**environment(), **changes}
     done = subprocess.run(
@@ -112,7 +112,7 @@ def run_finetune(root: Path, **changes: str | None) -> str:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     )
-    assert done.returncode == 0, done.stdout
+    assert done.returncode == status, done.stdout
     return done.stdout
 
 
@@ -295,6 +295,38 @@ def test_training_goes_on_without_the_server_and_states_catch_up(
     assert max(whole(s3, prefix)) == "step-0000016"
 
 
+def test_a_training_without_a_state_waits_for_the_server(
+    s3: S3Server, proxy: Proxy, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = make_project(tmp_path / "project")
+    use_local_store(root, monkeypatch)
+    proxy.shut()
+    said = run_finetune(root, UNAVAILABLE_STATUS)
+    assert f"error: s3://{s3.bucket}/{place}/" in said and "cannot be reached" in said
+    assert not list(root.glob(".checkpoints/*/*"))
+
+
+def test_a_busy_server_damages_no_state(
+    s3: S3Server, proxy: Proxy, place: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with mirrored(tmp_path / "run"):
+        save_and_wait(s3, place, tmp_path / "run", 1, 2)
+    newest = f"GET /{s3.bucket}/{place}/run/step-0000002/state.safetensors"
+    proxy.refused = (newest, 503, "SlowDown")
+    other = tmp_path / "other/run"
+    with pytest.raises(transfers.UnreachableError, match="SlowDown"), mirrored(other):
+        pytest.fail("it began anew")
+    assert latest(other) is None and not caplog.records
+    save(other, 1)
+    with mirrored(other):  # which is not as good, but a state
+        assert latest(other) == (1, 1.0)
+    (warning,) = caplog.messages
+    assert "training goes on" in warning and "SlowDown" in warning
+    proxy.refused = None
+    with mirrored(other):
+        assert latest(other) == (2, 2.0)
+
+
 @pytest.mark.parametrize("fault", ["down", "no credentials", "wrong secret", "no bucket"])
 def test_a_bucket_that_cannot_be_used_costs_one_warning(
     s3: S3Server,
@@ -321,6 +353,8 @@ def test_a_bucket_that_cannot_be_used_costs_one_warning(
     else:
         monkeypatch.setenv(VARIABLE, f"s3://key:{secret}@bucket/prefix")
     folder = tmp_path / "run"
+    if fault == "down":
+        save(folder, 0)  # without any state it would not begin
     with mirrored(folder):
         for step in (1, 2, 3):
             save(folder, step)
@@ -383,12 +417,7 @@ def test_training_never_waits_and_only_the_newest_state_follows(
 
 
 def test_a_fetch_that_broke_off_goes_on(
-    s3: S3Server,
-    proxy: Proxy,
-    place: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    s3: S3Server, proxy: Proxy, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(transfers, "PART", 2**20)
     monkeypatch.setattr(transfers, "PARALLEL", 2)
@@ -398,10 +427,8 @@ def test_a_fetch_that_broke_off_goes_on(
     other = tmp_path / "other/run"
     proxy.forget()
     proxy.cut_after = 5 * 2**20
-    with mirrored(other):
-        assert latest(other) is None
-    (warning,) = caplog.messages
-    assert "cannot be reached" in warning
+    with pytest.raises(transfers.UnreachableError, match="cannot be reached"), mirrored(other):
+        pytest.fail("it began anew")
     proxy.cut_after = None
     proxy.listen()
     proxy.forget()

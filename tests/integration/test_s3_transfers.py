@@ -13,7 +13,7 @@ from PIL import Image
 
 from domainstudio.config import PrepareSettings
 from domainstudio.datasets.packing import prepare
-from domainstudio.errors import DataError
+from domainstudio.errors import DataError, UnavailableError
 from domainstudio.integrations import s3 as transfers
 from domainstudio.integrations.model_import import import_model
 from tests.integration.conftest import S3Server
@@ -125,6 +125,37 @@ def test_what_the_network_damages_is_not_taken(s3: S3Server, proxy: Proxy, tmp_p
     with pytest.raises(DataError, match="network/a"):
         transfers.upload(tmp_path / "a", f"s3://{s3.bucket}/network/a")
     assert transfers.find_objects(f"s3://{s3.bucket}/network") == []
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "passes"),
+    [
+        (503, "SlowDown", True),
+        (500, "InternalError", True),
+        (400, "RequestTimeout", True),
+        (501, "NotImplemented", False),
+        (403, "AccessDenied", False),
+    ],
+)
+def test_a_server_that_cannot_now_is_away(
+    s3: S3Server, proxy: Proxy, tmp_path: Path, status: int, code: str, passes: bool
+) -> None:
+    item = only(put(s3, "busy/a", b"small"))
+    (tmp_path / "new").write_bytes(b"new")
+    calls = {
+        "GET /test-bucket?": lambda: transfers.find_objects(f"s3://{s3.bucket}/busy"),
+        "GET /test-bucket/busy/a": lambda: transfers.download(item, tmp_path / "a"),
+        "PUT /test-bucket/busy/b": lambda: transfers.upload(tmp_path / "new", f"s3://{s3.bucket}/busy/b"),
+    }
+    for start, call in calls.items():
+        proxy.refused = (start, status, code)
+        with pytest.raises(DataError) as caught:
+            call()
+        assert isinstance(caught.value, UnavailableError) == passes, start
+        assert proxy.count(start)
+    proxy.refused = None
+    transfers.download(item, tmp_path / "a")
+    assert (tmp_path / "a").read_bytes() == b"small"
 
 
 def test_an_upload_can_be_cancelled(s3: S3Server, proxy: Proxy, tmp_path: Path) -> None:
