@@ -48,6 +48,8 @@ _HINTS = re.compile(
 )
 """What DVC tells a person at a terminal after every stage."""
 _EXITED = re.compile(r"exited with (-?\d+)$")
+_LAUNCHED = re.compile(r"^\s*exitcode\s*: (\d+) ")
+"""What the launcher of several processes says of one that failed; it exits with 1 itself."""
 _LINE_LIMIT = 2000
 
 
@@ -265,8 +267,10 @@ def _stream(pipe: IO[bytes], log: Log, tail: deque[str]) -> None:
 
 
 def _stage_status(status: int, tail: Sequence[str]) -> int:
-    found = [int(match[1]) for line in tail if (match := _EXITED.search(line))]
-    return found[-1] if found else status
+    if found := [int(match[1]) for line in tail if (match := _EXITED.search(line))]:
+        status = found[-1]
+    launched = [int(match[1]) for line in tail if (match := _LAUNCHED.search(line))]
+    return launched[-1] if launched and status == 1 else status
 
 
 def _passing(status: int, tail: Sequence[str]) -> str | None:

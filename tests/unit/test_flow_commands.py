@@ -96,6 +96,17 @@ def test_a_call_waits_for_its_server() -> None:
 ERRORS = [(UnreachableError(), 75), (TrackingUnavailableError(), 75), (TrackingError(), 2), (DataError(), 2)]
 
 
+def test_the_status_of_a_process_is_seen_through_its_launcher(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flows.commands.DELAYS", ())
+    (tmp_path / "away.py").write_text("raise SystemExit(75)")
+    launcher = ("torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    with pytest.raises(StageFailedError) as caught:
+        Commands(tmp_path).run([sys.executable, "-m", *launcher, "away.py"], lambda _: None, "a")
+    assert caught.value.status == 75
+
+
 @pytest.mark.parametrize(("error", "status"), ERRORS)
 def test_a_stage_tells_a_server_that_is_away_from_a_mistake(error: Exception, status: int) -> None:
     def main() -> None:
