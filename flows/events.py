@@ -13,8 +13,8 @@ REGISTERED, PROMOTED = "domainstudio.model.registered", "domainstudio.model.prom
 
 
 def tell(done: Promotion) -> None:
-    """Emit what became of a version: `registered` always, `promoted` where it got the alias."""
-    for event, happened in ((REGISTERED, True), (PROMOTED, done.promoted)):
+    """Emit what became of a version: `registered` always, `promoted` where it got the alias by this call."""
+    for event, happened in ((REGISTERED, True), (PROMOTED, done.promoted and done.changed)):
         if happened:
             emit_event(
                 event,
@@ -43,4 +43,6 @@ def tell_of_stage(root: Path, adaptation: str) -> None:
             return
         holder = client.get_registered_model(model).aliases.get(alias)
         number, reason = str(version.version), version.tags.get(REASON, "")
-    tell(Promotion(model, number, str(holder) == number, reason, holder and str(holder), changed=False))
+    has = str(holder) == number
+    # Whether the stage moved the alias is not known here, but it ran: it did, or said again who has it.
+    tell(Promotion(model, number, has, reason, holder and str(holder), changed=has))

@@ -77,7 +77,7 @@ class GpuSlots:
             if capacity is not None and number > capacity:
                 raise ConfigError(
                     f"dvc.yaml: {address} wants meta.gpu {number}, but {place} has {capacity}. Lower "
-                    "meta.gpu, or give more with --gpus"
+                    "meta.gpu, or give more with --gpus (of flows.setup for the server's limit)"
                 )
 
     @contextlib.contextmanager
@@ -160,7 +160,7 @@ def _queue_at_server(number: int, stopping: Callable[[], bool], stack: contextli
 
 
 def from_server(count: int | None) -> GpuSlots:
-    """Return this run's slots; with `count` and a lasting server, set the server's limit to it first.
+    """Return this run's slots; a lasting server that has no limit yet gets one of `count`.
 
     A temporary server's limit is not used: its leases die with it, and slots held then never come back.
     """
@@ -171,10 +171,11 @@ def from_server(count: int | None) -> GpuSlots:
     if not PREFECT_API_URL.value():
         return GpuSlots(visible_devices(), count)
     client = get_client(sync_client=True)
-    if count is not None:
-        client.upsert_global_concurrency_limit_by_name(limit_name(), count)
     try:
         limit = client.read_global_concurrency_limit_by_name(limit_name())
     except ObjectNotFound:
-        return GpuSlots(visible_devices(), count)
+        if count is None:
+            return GpuSlots(visible_devices())
+        client.upsert_global_concurrency_limit_by_name(limit_name(), count)
+        limit = client.read_global_concurrency_limit_by_name(limit_name())
     return GpuSlots(visible_devices(), count, limit.limit if limit.active else None)

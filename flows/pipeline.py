@@ -142,7 +142,7 @@ def adapt(
             stages if none is given.
         force: Run the stages even if nothing changed.
         pull: Take from the DVC remote what was made before, here or elsewhere.
-        gpus: Stages' GPU slots on this machine; with a Prefect server also the server's limit `gpu`.
+        gpus: Stages' GPU slots on this machine; also the limit `gpu` of a Prefect server that has none.
         retries: Further attempts at a stage that failed, unless it refused its settings.
         retry_delay: Seconds before each.
     """

@@ -7,7 +7,7 @@ from typing import Any
 from prefect import flow, get_run_logger, runtime
 from prefect.flow_runs import pause_flow_run
 from prefect.input import RunInput
-from prefect.states import Cancelled
+from prefect.states import Completed
 
 from domainstudio import config
 from domainstudio.integrations import mlflow_registry
@@ -36,13 +36,16 @@ def promote(adaptation: str, version: str = "challenger", reason: str = "", appr
         approval: Wait until a person approves on the flow run's page.
     """
     model, alias = _model(adaptation)
+    if (before := _done_before(model)) is not None:
+        return before
     version = mlflow_registry.version_of(model, version)
-    by = f"Prefect flow run {runtime.flow_run.name}"
+    by = _this_run()
     if approval:
         get_run_logger().info("waiting for approval: %s version %s becomes %s", model, version, alias)
         answer = pause_flow_run(wait_for_input=Approval, timeout=APPROVAL_SECONDS)
         if not answer.approve:
-            return Cancelled(message=f"{answer.by or 'nobody'} did not approve. {answer.comment}".strip())
+            message = f"{answer.by or 'nobody'} did not approve. {answer.comment}".strip()
+            return Completed(name="Declined", message=message)
         by = f"{answer.by or 'unnamed'}, {by}"
         reason = " ".join(filter(None, (reason, answer.comment)))
     done = mlflow_registry.promote(model, version, reason or "promoted by hand", alias, by=by)
@@ -59,8 +62,9 @@ def rollback(adaptation: str, reason: str = "") -> Any:
         reason: Why, for the audit trail.
     """
     model, alias = _model(adaptation)
-    by = f"Prefect flow run {runtime.flow_run.name}"
-    done = mlflow_registry.rollback(model, reason, alias, by=by)
+    if (before := _done_before(model)) is not None:
+        return before
+    done = mlflow_registry.rollback(model, reason, alias, by=_this_run())
     events.tell(done)
     return _state(done)
 
@@ -70,7 +74,23 @@ def _model(adaptation: str) -> tuple[str, str]:
     return settings.registry.model_prefix + settings.adaptation(adaptation).name, settings.registry.alias
 
 
-def _state(done: mlflow_registry.Promotion) -> Any:
-    from prefect.states import Completed
+def _this_run() -> str:
+    """Return what the audit trail calls this flow run; names alone may repeat."""
+    return f"Prefect flow run {runtime.flow_run.name} ({runtime.flow_run.id})"
 
+
+def _done_before(model: str) -> Any:
+    """Return the state of a run that had done its work when its node was lost; None where it has to work.
+
+    A resumed pause counts as a start too, so the audit trail decides.
+    """
+    if (runtime.flow_run.run_count or 1) == 1:
+        return None
+    for event in mlflow_registry.history(model):
+        if event.by.endswith(_this_run()):
+            return Completed(message=f"{model}: done already at {event.at}: {event.what} {event.version}")
+    return None
+
+
+def _state(done: mlflow_registry.Promotion) -> Any:
     return Completed(message=f"{done.model}: version {done.version}, before {done.previous}. {done.reason}")

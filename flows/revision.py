@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -23,12 +24,16 @@ from domainstudio.integrations.mlflow_runs import PARENT_RUN_VARIABLE
 from flows import graph, workspace
 from flows.commands import DELAYS, Commands, patiently
 from flows.pipeline import RETRIES, RETRY_DELAY_SECONDS, adapt, unimportant
-from flows.workspace import REPOSITORY_VARIABLE, WORKSPACES_VARIABLE, Workspace
+from flows.workspace import REPOSITORY_VARIABLE, WORKSPACES_VARIABLE, Workspace, WorkspaceError
 
 ATTEMPTS = 5
 """Starts of one flow run, after nodes that were lost, before it counts as failed."""
 KEPT = ("dvc.lock", "params.yaml", "report.html")
 """Files that MLflow's run of the pipeline keeps."""
+
+
+class NotGivenBackError(WorkspaceError):
+    """The DVC remote or the repository did not take the results."""
 
 
 @flow(name="adapt-revision", persist_result=False)
@@ -41,7 +46,7 @@ def adapt_revision(
     retries: int = RETRIES,
     retry_delay: float = RETRY_DELAY_SECONDS,
 ) -> Any:
-    """Bring adaptations up to date on any node, in a fresh clone that is removed afterwards.
+    """Bring adaptations up to date on any node, in a fresh clone that is removed when its results are stored.
 
     What is up to date already comes from the DVC remote, and a training that was cut off goes on from its
     mirrored checkpoint. Results go to the remote, to a branch `runs/<flow run>` and to MLflow.
@@ -79,10 +84,13 @@ def _run(where: Workspace, adaptations: list[str], options: Mapping[str, Any]) -
         state: State[Any] = adapt(adaptations, pull=stored, **options, return_state=True)
         # What succeeded is given back even where something else failed.
         if stored:
-            workspace.push(where, commands, log, needed)
+            with _giving_back(where):
+                workspace.push(where, commands, log, needed)
         kept["status"] = "FINISHED" if state.is_completed() else "FAILED"
     name = runtime.flow_run.name or where.commit[:12]
-    branch = workspace.publish(where, name, f"Results of flow run {name}: {', '.join(adaptations) or 'all'}")
+    with _giving_back(where):
+        message = f"Results of flow run {name}: {', '.join(adaptations) or 'all'}"
+        branch = workspace.publish(where, name, message)
     told = f"{state.message}; " + (f"results are on branch {branch}" if branch else "no result changed")
     return State(type=state.type, name=state.name, message=told)
 
@@ -105,6 +113,9 @@ def _pipeline_run(where: Workspace) -> Iterator[dict[str, str]]:
     os.environ[PARENT_RUN_VARIABLE] = run.run_id
     try:
         yield outcome
+    except Exception:
+        outcome["status"] = "FAILED"
+        raise
     finally:
         del os.environ[PARENT_RUN_VARIABLE]
         try:
@@ -131,11 +142,27 @@ def _folder() -> Iterator[Path]:
     base = os.environ.get(WORKSPACES_VARIABLE)
     if base:
         Path(base).mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix="domainstudio-", dir=base))
+    folder, kept = Path(tempfile.mkdtemp(prefix="domainstudio-", dir=base)), False
     try:
         yield folder
+    except NotGivenBackError:
+        kept = True
+        raise
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        if not kept:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _giving_back(where: Workspace) -> Iterator[None]:
+    """Keep the clone where its results cannot be given back: it is the only place that has them."""
+    try:
+        yield
+    except Exception as error:
+        raise NotGivenBackError(
+            f"{error}\nThe results are kept in {where.root} on {platform.node()}: run `dvc push` there, "
+            "commit and push `dvc.lock`, and remove the folder"
+        ) from error
 
 
 def repository_of(given: str | None) -> str:

@@ -12,9 +12,11 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import yaml
 
 from domainstudio.errors import ConfigError, DomainStudioError
+from domainstudio.integrations.mlflow_store import without_secrets
 from flows.gpus import LIMIT_NAME
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ TEMPLATE = Path(__file__).parents[1] / "deploy" / "kubernetes-pool.yaml"
 LOST_AFTER_SECONDS = 540
 """A run whose last heartbeat is older was lost with its node; prefect.yaml asks for one every 30 s."""
 HEARTBEAT, ENDED = "prefect.flow-run.heartbeat", ("Completed", "Failed", "Cancelled", "Crashed")
+FAILED = ("prefect.flow-run.Failed", "prefect.flow-run.Crashed")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,6 +40,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(line)
     except DomainStudioError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except (httpx.HTTPError, httpx.InvalidURL) as error:  # Prefect's own are among them
+        said = without_secrets(str(error) or type(error).__name__)
+        check = "check PREFECT_API_URL, PREFECT_API_AUTH_STRING and the server"
+        print(f"error: the Prefect server did not do as asked: {said}\n{check}", file=sys.stderr)
         return 2
     return 0
 
@@ -182,7 +190,7 @@ def automations(lost_after: int, notify: str | None) -> list[AutomationCore]:
             AutomationCore(
                 name="domainstudio: tell of failed runs",
                 trigger=EventTrigger(
-                    expect={"prefect.flow-run.Failed", "domainstudio.model.promoted"},
+                    expect={*FAILED, "domainstudio.model.promoted"},
                     match={"prefect.resource.id": ["prefect.flow-run.*", "domainstudio.model.*"]},
                     posture=Posture.Reactive,
                     threshold=1,

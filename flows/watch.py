@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import tempfile
+import time
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,7 +30,7 @@ def watch_targets(
     """Start `deployment` for the adaptations of every target whose images on S3 are not those of last time.
 
     Contents are compared by what S3 says of each object: key, size and ETag. What was seen is remembered in
-    the Prefect variable `domainstudio_<target>`, after the run was asked for: a watch that is cut off asks
+    the Prefect variable that `variable` names, after the run was asked for: a watch that is cut off asks
     again, and DVC finds nothing to do.
 
     Args:
@@ -42,31 +43,44 @@ def watch_targets(
     """
     logger = get_run_logger()
     with tempfile.TemporaryDirectory(prefix="domainstudio-") as folder:
-        where = workspace.checkout(repository_of(repository), revision, Path(folder, "clone"))
+        cloned = repository_of(repository)
+        where = workspace.checkout(cloned, revision, Path(folder, "clone"))
         with contextlib.chdir(where.root):
             settings = config.load()
     started: dict[str, list[str]] = {}
     for target, prefixes in watched(settings).items():
         adaptations = sorted(name for name, each in settings.adaptations.items() if each.target == target)
-        name = f"domainstudio_{target}".lower().replace("-", "_")
+        name = variable(target, cloned, revision)
         digest = contents(prefixes)
-        seen = cast(dict[str, Any], Variable.get(name) or {"digest": "", "changes": 0})
-        if not adaptations or seen["digest"] == digest:
+        seen = cast(dict[str, Any], Variable.get(name))
+        if not adaptations or (seen and seen["digest"] == digest):
             logger.info("%s: nothing new", target)
             continue
+        if not seen:  # counted from a start of its own, so that keys do not repeat after it was deleted
+            seen = {"digest": "", "changes": int(time.time())}
+            Variable.set(name, seen)
         changes = seen["changes"] + 1
         run_deployment(
             deployment,
             parameters={"adaptations": adaptations, "revision": revision, "repository": repository},
             timeout=0,
             as_subflow=False,
-            idempotency_key=f"{target}-{changes}-{digest}",
+            idempotency_key=f"{name}-{changes}-{digest}",
             tags=[f"target:{target}"],
         )
         Variable.set(name, {"digest": digest, "changes": changes}, overwrite=True)
         logger.info("%s changed: %s", target, ", ".join(adaptations))
         started[target] = adaptations
     return started
+
+
+def variable(target: str, repository: str, revision: str) -> str:
+    """Return the name of the Prefect variable that remembers a target of a revision.
+
+    It holds a hash of them: a repository's URL may hold a token, and names know no capitals and no hyphens.
+    """
+    which = hashlib.sha256(json.dumps([target, repository, revision]).encode()).hexdigest()[:12]
+    return f"domainstudio_{target}_{which}".lower().replace("-", "_")
 
 
 def watched(settings: config.Settings) -> dict[str, list[str]]:

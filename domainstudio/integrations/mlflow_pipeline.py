@@ -8,7 +8,7 @@ from pathlib import Path
 
 from domainstudio.integrations.mlflow_registry import talking
 from domainstudio.integrations.mlflow_runs import RunPlan, open_run
-from domainstudio.integrations.mlflow_store import tracking_uri
+from domainstudio.integrations.mlflow_store import shown_uri
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,14 @@ def start(
     with talking(root) as client:
         run_id = open_run(client, plan, root)
         experiment_id = client.get_run(run_id).info.experiment_id
-    server = tracking_uri(root)
+    return PipelineRun(run_id, page(experiment_id, run_id, root))
+
+
+def page(experiment_id: str, run_id: str, root: Path) -> str | None:
+    """Return the address of a run's page, without a password; None where no server shows it."""
+    server = shown_uri(root).replace("://***@", "://")
     served = server.startswith(("http://", "https://"))
-    page = f"{server.rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}"
-    return PipelineRun(run_id, page if served else None)
+    return f"{server.rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}" if served else None
 
 
 def finish(run: PipelineRun, files: Sequence[Path], status: str, root: Path) -> None:

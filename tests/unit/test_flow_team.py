@@ -1,0 +1,164 @@
+"""What keeps a team's flows from doing harm: work done twice, results lost, secrets shown."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("prefect")
+pytest.importorskip("mlflow")
+
+from domainstudio.integrations import mlflow_pipeline, mlflow_registry
+from domainstudio.integrations.mlflow_registry import Promotion, TrackingError, talking
+from flows import events, registry, revision, setup, watch
+from flows.workspace import WORKSPACES_VARIABLE, Workspace, WorkspaceError
+from tests.integration.mlflow_parts import use_local_store
+from tests.project import ROOT
+
+Patch = pytest.MonkeyPatch
+MODEL = "m"
+
+
+@pytest.fixture
+def emitted(monkeypatch: Patch) -> list[str]:
+    """The events that would have gone to the server."""
+    seen: list[str] = []
+    monkeypatch.setattr(events, "emit_event", lambda event, **_: seen.append(event))
+    return seen
+
+
+@pytest.fixture
+def versions(tmp_path: Path, monkeypatch: Patch) -> None:
+    """A model with three versions, of which each was the champion in its turn."""
+    use_local_store(tmp_path, monkeypatch)
+    with talking() as client:
+        client.create_registered_model(MODEL)
+        for number in "123":
+            client.create_model_version(MODEL, str(tmp_path))
+            mlflow_registry.promote(MODEL, number, "first", by="ada")
+    monkeypatch.setattr(registry, "_model", lambda adaptation: (MODEL, "champion"))
+
+
+def champion() -> str:
+    with talking() as client:
+        return str(client.get_registered_model(MODEL).aliases["champion"])
+
+
+def start(monkeypatch: Patch, run_id: str, count: int) -> None:
+    """Be the start of a flow run, as Prefect's runtime tells of it."""
+    for name, value in (("NAME", "red-fox"), ("ID", run_id), ("RUN_COUNT", str(count))):
+        monkeypatch.setenv(f"PREFECT__RUNTIME__FLOW_RUN__{name}", value)
+
+
+@pytest.mark.usefixtures("versions", "emitted")
+def test_a_lost_run_does_not_roll_back_once_more(monkeypatch: Patch) -> None:
+    start(monkeypatch, "a", 1)
+    registry.rollback.fn("ink")
+    assert champion() == "2"
+    start(monkeypatch, "a", 2)
+    assert "done already" in registry.rollback.fn("ink").message
+    assert champion() == "2"
+    start(monkeypatch, "b", 2)  # another run of that name, which was lost before it began
+    registry.rollback.fn("ink")
+    assert champion() == "1"
+
+
+@pytest.mark.usefixtures("versions", "emitted")
+def test_a_lost_run_does_not_miss_the_challenger_that_it_promoted(monkeypatch: Patch) -> None:
+    with talking() as client:
+        client.set_registered_model_alias(MODEL, "challenger", "1")
+    start(monkeypatch, "a", 1)
+    registry.promote.fn("ink")
+    start(monkeypatch, "a", 2)
+    assert "done already" in registry.promote.fn("ink").message
+    assert champion() == "1"
+
+
+@pytest.mark.usefixtures("versions")
+def test_a_declined_approval_changes_nothing_and_is_no_error(monkeypatch: Patch) -> None:
+    from prefect.logging import disable_run_logger
+
+    answer = registry.Approval(by="ada", comment="too coarse")
+    monkeypatch.setattr(registry, "pause_flow_run", lambda **_: answer)
+    with disable_run_logger():
+        state = registry.promote.fn("ink", "1", approval=True)
+    assert (state.type.value, state.name) == ("COMPLETED", "Declined")
+    assert state.message == "ada did not approve. too coarse"
+    assert champion() == "3"
+
+
+@pytest.mark.usefixtures("versions")
+def test_a_version_that_is_not_there_is_refused_before_anybody_is_asked() -> None:
+    assert mlflow_registry.version_of(MODEL, "2") == "2"
+    with pytest.raises(TrackingError, match="4"):
+        mlflow_registry.version_of(MODEL, "4")
+
+
+@pytest.mark.parametrize(("changed", "number"), [(True, 2), (False, 1)])
+def test_a_promotion_is_told_where_the_alias_moved(emitted: list[str], changed: bool, number: int) -> None:
+    events.tell(Promotion(MODEL, "1", True, "", None, changed))
+    assert emitted == [events.REGISTERED, events.PROMOTED][:number]
+
+
+def test_results_that_were_not_given_back_are_kept(tmp_path: Path, monkeypatch: Patch) -> None:
+    monkeypatch.setenv(WORKSPACES_VARIABLE, str(tmp_path))
+    with (
+        pytest.raises(revision.NotGivenBackError, match=r"(?s)the remote is full.*kept in .*dvc push"),
+        revision._folder() as folder,
+        revision._giving_back(Workspace(folder, "")),
+    ):
+        raise WorkspaceError("the remote is full")
+    assert [*tmp_path.iterdir()] == [folder]
+    with pytest.raises(WorkspaceError), revision._folder() as other:
+        raise WorkspaceError("cloning failed")
+    assert not other.exists()
+
+
+@pytest.mark.parametrize(("error", "status"), [(WorkspaceError, "FAILED"), (KeyboardInterrupt, "KILLED")])
+def test_the_pipelines_run_says_whether_it_failed_or_was_ended(
+    tmp_path: Path, monkeypatch: Patch, error: type[BaseException], status: str
+) -> None:
+    from prefect.logging import disable_run_logger
+
+    use_local_store(tmp_path, monkeypatch)
+    (tmp_path / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
+    with pytest.raises(error), disable_run_logger(), revision._pipeline_run(Workspace(tmp_path, "c" * 40)):
+        run_id = os.environ[revision.PARENT_RUN_VARIABLE]
+        raise error
+    with talking() as client:
+        assert client.get_run(run_id).info.status == status
+
+
+def test_the_runs_page_does_not_show_the_password(monkeypatch: Patch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://ada:secret@mlflow.example/base/")
+    shown = mlflow_pipeline.page("7", "r", Path())
+    assert shown == "https://mlflow.example/base/#/experiments/7/runs/r"
+
+
+def test_what_was_seen_is_remembered_for_each_repository_and_revision() -> None:
+    wanted = [("Ink-2", "https://x:token@host/r", "main"), ("Ink-2", "https://x:token@host/r", "next")]
+    wanted += [("Ink-2", "/r", "main"), ("ink_2", "/r", "main")]
+    names = [watch.variable(*each) for each in wanted]
+    assert len({*names}) == 4 and names == [watch.variable(*each) for each in wanted]
+    assert all(re.fullmatch(r"domainstudio_ink_2_[0-9a-f]{12}", name) for name in names)
+
+
+def test_crashed_runs_are_told_of() -> None:
+    _, notify = setup.automations(540, "00000000-0000-0000-0000-000000000000")
+    assert {"prefect.flow-run.Crashed", "prefect.flow-run.Failed"} <= notify.trigger.expect
+
+
+def test_a_wrong_address_of_the_server_is_said_without_a_traceback() -> None:
+    url = "http://ada:secret@127.0.0.1:1/api"
+    environment = {**os.environ, "PREFECT_API_URL": url, "PREFECT_CLIENT_MAX_RETRIES": "0"}
+    command = [sys.executable, "-m", "flows.setup"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ") and "Traceback" not in done.stderr
+    assert "PREFECT_API_URL" in done.stderr and "PREFECT_API_AUTH_STRING" in done.stderr
+    assert "secret" not in done.stderr
