@@ -7,7 +7,7 @@ import io
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,8 @@ from domainstudio import config, models, provenance
 from domainstudio.config import LoraSettings
 from domainstudio.datasets.image_set import ImageRecord, ImageSet
 from domainstudio.errors import CheckpointError
-from domainstudio.integrations import mlflow_model, mlflow_registry, mlflow_versions
+from domainstudio.integrations import mlflow_champion, mlflow_model, mlflow_registry, mlflow_versions
+from domainstudio.integrations.mlflow_results import Result
 from domainstudio.models import lora
 from domainstudio.models.class_conditional import ClassConditionalDenoiser
 from domainstudio.models.kinds import kind_of
@@ -304,6 +305,30 @@ def test_adapters_are_registered_as_a_whole_pipeline_and_beside_it(project: Proj
 def test_registering_twice_is_one_version(project: Project) -> None:
     found = rows(project.database, "select name, version from model_versions order by name")
     assert found == [(f"domainstudio-{name}", 1) for name in sorted(TOLD)]
+
+
+@pytest.mark.parametrize("name", TOLD)
+def test_a_version_that_is_measured_again_is_told_what_its_model_was(
+    project: Project, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Path] = []
+    monkeypatch.setattr(mlflow_champion, "_measure", lambda samples, *_: drawn.append(samples))
+    settings = config.load(project.root / "params.yaml")
+    subject = "face" if name == "ink-class" else "a red house"
+    images = [{"seed": 7, "subject": subject}]
+    result = replace(Result.load(name, project.root), samples={"images": images})
+    sampling = settings.sample.model_copy(
+        update={"number": 1, "seed": 7, "steps": 3, "mixed_precision": "no"}
+    )
+    mlflow_champion.measure_again(f"domainstudio-{name}", "1", result, sampling, settings.evaluate)
+    (folder,) = drawn
+    (entry,) = json.loads((folder / "manifest.json").read_text())["images"]
+    told = "face" if name == "ink-class" else "a red house in [V] style"
+    assert (entry["seed"], entry["prompt"], entry["subject"]) == (7, told, subject)
+    denoiser = models.load(project.root / "models/adapted" / name)
+    (own,) = sample(denoiser, [7], [told], guidance_scale=sampling.guidance_scale, steps=3)
+    picture = np.asarray(Image.open(folder / entry["file"])).transpose(2, 0, 1).astype(int)
+    assert np.abs(picture - own).max() <= 2  # adapters are fused there
 
 
 def test_runs_and_versions_say_what_kind_of_model_it_is(project: Project) -> None:
