@@ -15,7 +15,7 @@ from domainstudio import checkpoint, models, prompts
 from domainstudio.config import Adaptation, EvaluateSettings, SampleSettings
 from domainstudio.errors import CheckpointError, ConfigError, DataError
 from domainstudio.gate import Measurement
-from domainstudio.integrations.mlflow_store import talking
+from domainstudio.integrations.mlflow_store import TrackingError, TrackingUnavailableError, talking
 from domainstudio.metrics.measure import measure_folders
 from domainstudio.sampling import default_device, sample_to_folder
 
@@ -45,18 +45,21 @@ def measure_again(
         What was measured; None where the version's files cannot be used here, which is told on stderr.
 
     Raises:
-        TrackingError: MLflow cannot be reached or refused.
+        TrackingUnavailableError: MLflow cannot be reached.
     """
     title = f"{name} version {version}"
     print(f"{title} was measured in another way: it is drawn and measured again, to compare", flush=True)
-    with talking(result.root) as client, TemporaryDirectory() as place:
-        try:
-            folder = _download(client, name, version, Path(place))
-            samples = _draw(folder, _adaptation(client, name, version), result, sampling, title)
-            return _measure(samples, result, evaluation)
-        except (CheckpointError, ConfigError, DataError) as error:
-            print(f"{title} cannot be measured again: {error}", file=sys.stderr)
-            return None
+    try:
+        with TemporaryDirectory() as place:
+            with talking(result.root) as client:
+                folder = _download(client, name, version, Path(place))
+                told = _adaptation(client, name, version)
+            return _measure(_draw(folder, told, result, sampling, title), result, evaluation)
+    except TrackingUnavailableError:
+        raise
+    except (CheckpointError, ConfigError, DataError, TrackingError, OSError) as error:
+        print(f"{title} cannot be measured again: {error}", file=sys.stderr)
+        return None
 
 
 def _download(client: MlflowClient, name: str, version: str, place: Path) -> Path:

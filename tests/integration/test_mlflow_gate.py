@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -242,6 +243,26 @@ def test_a_champion_of_other_training_images_is_drawn_and_measured_again(
     measured = json.loads(Path("evaluation", NAME, "metrics.json").read_text())["samples"]
     for name in ("frechet_distance", "kid", "intra_distance", "memorized_share"):
         assert verdict["champion"]["figures"][name] == pytest.approx(measured[name], rel=1e-6), name
+
+
+def test_a_champion_whose_files_are_gone_is_not_compared(
+    database: Path, monkeypatch: Patch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_stage(monkeypatch, NAME)
+    for file in Path("mlartifacts").rglob("*.safetensors"):
+        file.parent.joinpath("lost").touch()
+        file.unlink()
+    other_result(1, frechet_distance=5.0)
+    manifest = Path("samples/adapted", NAME, "manifest.json")
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "steps": 5}))
+    run_stage(monkeypatch, NAME)
+    assert f"{MODEL} version 1 cannot be measured again: " in capsys.readouterr().err
+    shutil.rmtree(next(path.parent for path in Path("mlartifacts").rglob("lost")).parents[1])
+    other_result(2, frechet_distance=5.0)
+    run_stage(monkeypatch, NAME)
+    assert f"{MODEL} version 1 cannot be measured again: " in capsys.readouterr().err
+    assert aliases(database) == {"champion": 1, "challenger": 3}
+    assert version_tags(database, 3)["gate"] == "not comparable"
 
 
 def test_who_became_champion_meanwhile_is_measured_too(database: Path, monkeypatch: Patch) -> None:
