@@ -170,6 +170,8 @@ def adapt(
         # KeyboardInterrupt, and Prefect's TerminationSignal for SIGTERM, arrive in this thread.
         run.commands.stop()
         raise
+    for future in futures.values():
+        future.wait()  # it is done: this keeps its own end, where the server's may be of a moment ago
     states = {address: future.state for address, future in futures.items()}
     _close_unstarted(stages, run, futures, states)
     return _finish(run, states, cancelled)
