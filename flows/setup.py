@@ -28,6 +28,9 @@ LOST_AFTER_SECONDS = 540
 """A run whose last heartbeat is older was lost with its node; prefect.yaml asks for one every 30 s."""
 HEARTBEAT, ENDED = "prefect.flow-run.heartbeat", ("Completed", "Failed", "Cancelled", "Crashed")
 FAILED = ("prefect.flow-run.Failed", "prefect.flow-run.Crashed")
+FLOWS = ("adapt", "adapt-revision", "promote", "rollback", "sweep", "watch-targets")
+OF_OUR_FLOWS = {"prefect.resource.role": "flow", "prefect.resource.name": list(FLOWS)}
+"""What events of this project's runs are related to: a server may have runs of others too."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -153,58 +156,70 @@ def _automation(wanted: AutomationCore) -> str:
 
 
 def automations(lost_after: int, notify: str | None) -> list[AutomationCore]:
-    """Return what the server does by itself: start lost runs again, and tell of failed ones.
+    """Return what the server does by itself: start this project's lost runs again, and tell of failed ones.
 
     `retries` of a flow do not see runs that crashed with their node; this automation does.
     """
+    found = [_lost_runs(lost_after)]
+    if notify:
+        runs, models = "prefect.flow-run.*", "domainstudio.model.*"
+        found.append(_message("tell of failed runs", FAILED, runs, notify, OF_OUR_FLOWS))
+        found.append(_message("tell of promotions", ("domainstudio.model.promoted",), models, notify))
+    return found
+
+
+def _lost_runs(lost_after: int) -> AutomationCore:
     from prefect.automations import AutomationCore, EventTrigger, Posture
     from prefect.client.schemas.objects import StateType
-    from prefect.events.actions import ChangeFlowRunState, SendNotification
+    from prefect.events.actions import ChangeFlowRunState
 
-    ended = {f"prefect.flow-run.{state}" for state in ENDED}
-    found = [
-        AutomationCore(
-            name="domainstudio: start lost runs again",
-            description="A run without heartbeats goes on where its checkpoints end.",
-            trigger=EventTrigger(
-                after={HEARTBEAT},
-                expect={HEARTBEAT, *ended},
-                match={"prefect.resource.id": ["prefect.flow-run.*"]},
-                for_each={"prefect.resource.id"},
-                posture=Posture.Proactive,
-                threshold=1,
-                within=timedelta(seconds=lost_after),
-            ),
-            actions=[
-                ChangeFlowRunState(
-                    state=StateType.SCHEDULED,
-                    name="AwaitingRetry",
-                    force=True,
-                    message=f"No heartbeat for {lost_after} s: its node was lost",
-                )
-            ],
-        )
-    ]
-    if notify:
-        found.append(
-            AutomationCore(
-                name="domainstudio: tell of failed runs",
-                trigger=EventTrigger(
-                    expect={*FAILED, "domainstudio.model.promoted"},
-                    match={"prefect.resource.id": ["prefect.flow-run.*", "domainstudio.model.*"]},
-                    posture=Posture.Reactive,
-                    threshold=1,
-                ),
-                actions=[
-                    SendNotification(
-                        block_document_id=notify,  # type: ignore[arg-type]
-                        subject="{{ event.event }}",
-                        body="{{ event.resource.name }}: {{ event.payload }}",
-                    )
-                ],
+    return AutomationCore(
+        name="domainstudio: start lost runs again",
+        description="A run without heartbeats goes on where its checkpoints end.",
+        trigger=EventTrigger(
+            after={HEARTBEAT},
+            expect={HEARTBEAT, *(f"prefect.flow-run.{state}" for state in ENDED)},
+            match={"prefect.resource.id": ["prefect.flow-run.*"]},
+            match_related=OF_OUR_FLOWS,
+            for_each={"prefect.resource.id"},
+            posture=Posture.Proactive,
+            threshold=1,
+            within=timedelta(seconds=lost_after),
+        ),
+        actions=[
+            ChangeFlowRunState(
+                state=StateType.SCHEDULED,
+                name="AwaitingRetry",
+                force=True,
+                message=f"No heartbeat for {lost_after} s: its node was lost",
             )
-        )
-    return found
+        ],
+    )
+
+
+def _message(
+    name: str, events: Sequence[str], about: str, block: str, related: Mapping[str, Any] | None = None
+) -> AutomationCore:
+    from prefect.automations import AutomationCore, EventTrigger, Posture
+    from prefect.events.actions import SendNotification
+
+    return AutomationCore(
+        name=f"domainstudio: {name}",
+        trigger=EventTrigger(
+            expect={*events},
+            match={"prefect.resource.id": [about]},
+            match_related=related or {},
+            posture=Posture.Reactive,
+            threshold=1,
+        ),
+        actions=[
+            SendNotification(
+                block_document_id=block,  # type: ignore[arg-type]
+                subject="{{ event.event }}",
+                body="{{ event.resource.name }}: {{ event.payload }}",
+            )
+        ],
+    )
 
 
 if __name__ == "__main__":

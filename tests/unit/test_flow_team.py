@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import pkgutil
 import re
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
 pytest.importorskip("prefect")
 pytest.importorskip("mlflow")
 
+from prefect.events.schemas.automations import AutomationCore
+from prefect.server.events.schemas.automations import EventTrigger as ServerTrigger
+from prefect.server.events.schemas.events import ReceivedEvent
+
+import flows
 from domainstudio.integrations import mlflow_pipeline, mlflow_registry
 from domainstudio.integrations.mlflow_registry import Promotion, TrackingError, talking
 from flows import events, registry, revision, setup, watch
@@ -148,9 +157,44 @@ def test_what_was_seen_is_remembered_for_each_repository_and_revision() -> None:
     assert all(re.fullmatch(r"domainstudio_ink_2_[0-9a-f]{12}", name) for name in names)
 
 
-def test_crashed_runs_are_told_of() -> None:
-    _, notify = setup.automations(540, "00000000-0000-0000-0000-000000000000")
-    assert {"prefect.flow-run.Crashed", "prefect.flow-run.Failed"} <= notify.trigger.expect
+def event(name: str, flow: str) -> ReceivedEvent:
+    """Return an event of a flow run, as the engine and the server send them."""
+    resource = {"prefect.resource.id": f"prefect.flow-run.{uuid4()}", "prefect.resource.name": "ink"}
+    related = {
+        "prefect.resource.id": f"prefect.flow.{uuid4()}",
+        "prefect.resource.role": "flow",
+        "prefect.resource.name": flow,
+    }
+    now = datetime.now(UTC)
+    return ReceivedEvent(occurred=now, event=name, resource=resource, related=[related], id=uuid4())
+
+
+def covers(automation: AutomationCore, name: str, flow: str) -> bool:
+    """Tell whether the server would count an event for an automation's trigger."""
+    trigger = ServerTrigger.model_validate(automation.trigger.model_dump(mode="json"))
+    return trigger.covers(event(name, flow))
+
+
+@pytest.mark.parametrize("name", ["prefect.flow-run.Crashed", "prefect.flow-run.Failed"])
+def test_failed_and_crashed_runs_of_our_flows_are_told_of(name: str) -> None:
+    _, failed, _ = setup.automations(540, str(uuid4()))
+    assert all(name in failed.trigger.expect and covers(failed, name, flow) for flow in setup.FLOWS)
+    assert not covers(failed, name, "somebody-elses")
+
+
+@pytest.mark.parametrize("name", ["prefect.flow-run.heartbeat", "prefect.flow-run.Completed"])
+def test_only_our_lost_runs_are_started_again(name: str) -> None:
+    (lost,) = setup.automations(540, None)
+    assert all(name in lost.trigger.expect and covers(lost, name, flow) for flow in setup.FLOWS)
+    assert not covers(lost, name, "somebody-elses")
+
+
+def test_the_automations_know_every_flow() -> None:
+    from prefect import Flow
+
+    modules = [importlib.import_module(f"flows.{each.name}") for each in pkgutil.iter_modules(flows.__path__)]
+    found = {value.name for module in modules for value in vars(module).values() if isinstance(value, Flow)}
+    assert found == {*setup.FLOWS}
 
 
 def test_a_wrong_address_of_the_server_is_said_without_a_traceback() -> None:
