@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from domainstudio.errors import ConfigError
-from flows import graph
+from flows import gpus, graph
 from flows.commands import Commands, StoppedError
 
 pytest.importorskip("prefect")
@@ -263,6 +263,38 @@ def test_the_graph_is_run_side_by_side_and_the_second_run_is_cached(server: Serv
     assert "7 cached" in output
     assert server.tasks(server.last_run()) == dict.fromkeys(ADDRESSES, "Cached")
     assert traces(repository) == before
+
+
+def test_the_first_run_sets_the_servers_limit_and_later_ones_keep_it(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.actions import GlobalConcurrencyLimitUpdate
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    monkeypatch.setenv(gpus.CLASS_VARIABLE, "a100")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3,4,5")
+
+    def most(count: int | None) -> int:
+        """Return the largest number of GPUs that a stage of a run may want."""
+        slots = gpus.from_server(count)
+        for number in range(1, 8):
+            try:
+                slots.check("train", number)
+            except ConfigError:
+                return number - 1
+        raise AssertionError("nothing is too much")
+
+    with temporary_settings({PREFECT_API_URL: server.url}), get_client(sync_client=True) as client:
+        assert most(None) == 6  # there is no limit, and none is made
+        assert most(3) == 3
+        assert client.read_global_concurrency_limit_by_name("gpu-a100").limit == 3
+        assert most(None) == 3
+        assert (most(2), most(5)) == (2, 3)
+        assert client.read_global_concurrency_limit_by_name("gpu-a100").limit == 3
+        client.update_global_concurrency_limit("gpu-a100", GlobalConcurrencyLimitUpdate(active=False))
+        assert most(None) == 6
+        client.delete_global_concurrency_limit_by_name("gpu-a100")
 
 
 def test_a_failure_stops_its_branch_only(server: Server, repository: Path) -> None:
