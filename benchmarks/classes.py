@@ -27,7 +27,7 @@ from domainstudio.config import Adaptation, Settings
 from domainstudio.datasets import ImageSet
 from domainstudio.metrics.diversity import intra_distance
 from domainstudio.metrics.evaluation import held_out
-from domainstudio.metrics.features import Features, extract, load_network
+from domainstudio.metrics.features import FEATURES, Features, extract, load_network
 from domainstudio.metrics.frechet import frechet_distance
 from domainstudio.metrics.memorization import memorization
 from domainstudio.sampling import load_samples
@@ -175,7 +175,7 @@ def _copies(samples: Features, shots: ImageSet, settings: Settings) -> dict[str,
 
 def _features(images: np.ndarray, settings: Settings) -> Features:
     network = load_network(settings.evaluate.features)
-    return extract(images, network, settings.evaluate.batch_size, trial.FEATURES)
+    return extract(images, network, settings.evaluate.batch_size, FEATURES)
 
 
 def _spread(values: list[float | None]) -> str:

@@ -20,14 +20,13 @@ from domainstudio import config, models
 from domainstudio.config import SampleSettings, Settings
 from domainstudio.datasets import ImageSet, grid
 from domainstudio.errors import ConfigError
-from domainstudio.metrics.features import extract, load_network
+from domainstudio.metrics.features import FEATURES, extract, load_network
 from domainstudio.metrics.pairing import TOP, Retrieval, drawing_names, retrieval
 from domainstudio.models.denoiser import Denoiser
 from domainstudio.prompts import read_subjects
 from domainstudio.sampling import default_device, draw
 from stages.cli import run
 
-CACHE = Path(".cache/features")
 SHOWN, COLUMNS = 64, 8
 
 
@@ -78,7 +77,8 @@ def measure(drawn: np.ndarray, subjects: list[str], drawings: ImageSet, settings
     """
     network = load_network(settings.evaluate.features)
     ours, theirs = (
-        extract(images, network, settings.evaluate.batch_size, CACHE) for images in (drawn, drawings.images)
+        extract(images, network, settings.evaluate.batch_size, FEATURES)
+        for images in (drawn, drawings.images)
     )
     names = drawing_names(drawings.images, [record.caption for record in drawings.records])
     found: Retrieval = retrieval(ours.perceptual, subjects, theirs.perceptual, names)

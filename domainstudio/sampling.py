@@ -159,6 +159,7 @@ def sample_to_folder(
         folder: where to write.
         settings: number, seed, scheduler, steps, guidance and batch size.
         conditions: what the model is told, a prompt or class for each image in turn; `None`: nothing.
+            Ignored, as `subjects` are, where the model cannot be told anything.
         subjects: what each of them is about, for the manifest.
         manifest: further entries of the manifest.
     """
@@ -168,6 +169,8 @@ def sample_to_folder(
     from domainstudio.processes import this_process
 
     process = this_process()
+    if not denoiser.conditional:
+        conditions = subjects = None
     seeds = [settings.seed + i for i in range(settings.number)]
     paths = [folder / "images" / f"{i:06d}.png" for i in range(settings.number)]
     told = list(islice(cycle(conditions), settings.number)) if conditions else None

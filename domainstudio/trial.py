@@ -14,8 +14,6 @@ from domainstudio.metrics.measure import measure_folders
 from domainstudio.models.denoiser import Denoiser
 from domainstudio.sampling import default_device, sample_to_folder
 
-FEATURES = Path(".cache/features")
-
 
 def draw_source(settings: Settings, source: str, work: Path) -> Path:
     """Draw the source model's samples, where they are missing; return their folder.
@@ -29,8 +27,8 @@ def draw_source(settings: Settings, source: str, work: Path) -> Path:
     params = {**settings.sample.model_dump(mode="json"), "subjects": _subjects(settings, source)}
     folder = work / f"source-{checkpoint.run_key(params, {'model': models.digest(location)})}"
     if not (folder / "manifest.json").is_file():
-        subjects = params["subjects"]
-        _draw(models.load(location), folder, settings, subjects, subjects)
+        denoiser, subjects = models.load(location).to(default_device()), params["subjects"]
+        sample_to_folder(denoiser, folder, settings.sample, subjects, subjects, model=source)
     return folder
 
 
@@ -45,7 +43,10 @@ def draw_adapted(denoiser: Denoiser, adaptation: Adaptation, settings: Settings,
     """
     if not (folder / "manifest.json").is_file():
         subjects = _subjects(settings, adaptation.source)
-        _draw(denoiser, folder, settings, prompts.sample_prompts(adaptation, subjects), subjects)
+        told = prompts.sample_prompts(adaptation, subjects)
+        sample_to_folder(
+            denoiser.to(default_device()), folder, settings.sample, told, subjects, model=adaptation.name
+        )
 
 
 def measure(samples: Path, source: Path, adaptation: Adaptation, settings: Settings) -> dict[str, Any]:
@@ -58,13 +59,8 @@ def measure(samples: Path, source: Path, adaptation: Adaptation, settings: Setti
         settings: how to measure.
     """
     target = Path("data/targets") / adaptation.target
-    return measure_folders(samples, source, target, settings.evaluate, FEATURES)[0]
+    return measure_folders(samples, source, target, settings.evaluate)[0]
 
 
 def _subjects(settings: Settings, source: str) -> list[str]:
     return prompts.read_subjects(settings.sources[source].subjects)
-
-
-def _draw(denoiser: Denoiser, folder: Path, settings: Settings, told: list[str], subjects: list[str]) -> None:
-    conditions = (told, subjects) if denoiser.conditional else (None, None)
-    sample_to_folder(denoiser.to(default_device()), folder, settings.sample, *conditions, model=folder.name)

@@ -1,8 +1,7 @@
 """Measure an adaptation's samples: `python -m stages.evaluate <adaptation>`.
 
 Reads its samples, its source model's samples and its target's image sets; writes
-evaluation/<adaptation>/metrics.json and nearest.json. Features are kept in .cache/features, so that the
-domain and the source are encoded once for all adaptations.
+evaluation/<adaptation>/metrics.json and nearest.json.
 """
 
 from __future__ import annotations
@@ -15,8 +14,6 @@ from typing import Any
 from domainstudio import config
 from stages.cli import run
 from stages.launch import launch
-
-CACHE = Path(".cache/features")
 
 
 def main() -> None:
@@ -37,7 +34,6 @@ def main() -> None:
         Path("samples/sources", adaptation.source),
         Path("data/targets", adaptation.target),
         settings.evaluate,
-        CACHE,
     )
     if not process.is_main_process:
         return

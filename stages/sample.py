@@ -36,9 +36,8 @@ def main() -> None:
     partial = Path(".checkpoints") / f"samples-{checkpoint.run_key(params, {'model': digest})}"
     process = this_process()
     denoiser = models.load(model_folder).to(process.device)
-    conditions = (told, subjects) if denoiser.conditional else (None, None)
     manifest = {"model": model_folder.as_posix(), "model_digest": digest}
-    sample_to_folder(denoiser, partial, settings.sample, *conditions, **manifest)
+    sample_to_folder(denoiser, partial, settings.sample, told, subjects, **manifest)
     if not process.is_main_process:
         return
     final = Path("samples") / place

@@ -16,6 +16,7 @@ from domainstudio.config import Adaptation, EvaluateSettings, SampleSettings
 from domainstudio.errors import CheckpointError, ConfigError, DataError
 from domainstudio.gate import Measurement
 from domainstudio.integrations.mlflow_store import TrackingError, TrackingUnavailableError, talking
+from domainstudio.metrics.features import FEATURES
 from domainstudio.metrics.measure import measure_folders
 from domainstudio.sampling import default_device, sample_to_folder
 
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
     from domainstudio.integrations.mlflow_results import Result
-
-FEATURES = Path(".cache/features")
 
 
 def measure_again(
@@ -94,9 +93,8 @@ def _draw(folder: Path, told: Adaptation, result: Result, sampling: SampleSettin
     params = {"sample": sampling.model_dump(mode="json"), "told": conditions}
     key = checkpoint.run_key(params, {"model": models.digest(folder)})
     samples = result.root / ".checkpoints" / f"champion-{key}"
-    denoiser = models.load(folder)
-    both = (conditions, subjects) if denoiser.conditional else (None, None)
-    sample_to_folder(denoiser.to(default_device()), samples, sampling, *both, model=title)
+    denoiser = models.load(folder).to(default_device())
+    sample_to_folder(denoiser, samples, sampling, conditions, subjects, model=title)
     return samples
 
 

@@ -90,24 +90,47 @@ def judge(
                 return standing
             # Of a registration that was killed after the alias had moved, the rival is the version before.
             rival = holder if holder != version else aliases.get(f"previous_{alias}")
-            there = None if rival is None else _measured(client.get_model_version(name, rival))
-            if rival is not None and (anew := again.get(rival)) is not None:
-                there = anew
-            verdict = decide(_measured(candidate), there, gate)
+            verdict = _compare(client, candidate, rival, gate, again)
             if verdict.outcome != "not comparable" or measure is None or rival is None or rival in again:
-                break
+                return _enact(client, candidate, verdict, alias, holder, rival)
             again[rival] = measure(rival)  # that may take long: then look again who has the alias
-        if rival is not None and again.get(rival) is not None:
-            verdict = replace(verdict, reason=f"{verdict.reason}; version {rival} measured again")
-        if verdict.promoted:
-            _crown(client, name, version, alias, "promoted", verdict.reason)
-            holder = version
-        elif candidate.tags.get(REASON) != verdict.reason:
-            if holder != version:
-                challenge(client, name, version)
-            mlflow_audit.record(client, name, verdict.outcome, version, alias, verdict.reason)
-        _note(client, candidate, verdict, rival)
-        return Promotion(name, version, holder == version, verdict.reason, rival, changed=verdict.promoted)
+
+
+def _compare(
+    client: MlflowClient,
+    candidate: ModelVersion,
+    rival: str | None,
+    gate: GateSettings | None,
+    again: dict[str, Measurement | None],
+) -> Verdict:
+    """Return the gate's verdict on a version, by what was measured again of its rival where there is that."""
+    if rival is None:
+        return decide(_measured(candidate), None, gate)
+    if (anew := again.get(rival)) is None:
+        return decide(_measured(candidate), _measured(client.get_model_version(candidate.name, rival)), gate)
+    verdict = decide(_measured(candidate), anew, gate)
+    return replace(verdict, reason=f"{verdict.reason}; version {rival} measured again")
+
+
+def _enact(
+    client: MlflowClient,
+    candidate: ModelVersion,
+    verdict: Verdict,
+    alias: str,
+    holder: str | None,
+    rival: str | None,
+) -> Promotion:
+    """Move the aliases as a verdict says, and write it down."""
+    name, version = candidate.name, str(candidate.version)
+    if verdict.promoted:
+        _crown(client, name, version, alias, "promoted", verdict.reason)
+        holder = version
+    elif candidate.tags.get(REASON) != verdict.reason:
+        if holder != version:
+            challenge(client, name, version)
+        mlflow_audit.record(client, name, verdict.outcome, version, alias, verdict.reason)
+    _note(client, candidate, verdict, rival)
+    return Promotion(name, version, holder == version, verdict.reason, rival, changed=verdict.promoted)
 
 
 def promote(

@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 Rows = NDArray[np.float32]
 logger = logging.getLogger(__name__)
 
+FEATURES = Path(".cache/features")
+"""Where a project keeps features, so that the domain and the source are encoded once for all adaptations."""
+
 
 @dataclass(frozen=True, eq=False)
 class Features:

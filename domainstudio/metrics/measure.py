@@ -15,7 +15,7 @@ from domainstudio.datasets import ImageSet
 from domainstudio.metrics.clip import ClipNetwork, ClipReport, ClipScores, clip_score, load_clip
 from domainstudio.metrics.diversity import intra_distance
 from domainstudio.metrics.evaluation import Images, MetricReport, evaluate, held_out, split_domain
-from domainstudio.metrics.features import FeatureNetwork, Features, extract, load_network
+from domainstudio.metrics.features import FEATURES, FeatureNetwork, Features, extract, load_network
 from domainstudio.metrics.pairing import PairedReport, Texts, Told, drawing_names, retrieval
 from domainstudio.sampling import load_samples
 
@@ -41,7 +41,7 @@ class _Encoded:
 
 
 def measure_folders(
-    samples: Path, source: Path, target: Path, settings: EvaluateSettings, cache: Path
+    samples: Path, source: Path, target: Path, settings: EvaluateSettings, cache: Path = FEATURES
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the contents of metrics.json and nearest.json.
 
