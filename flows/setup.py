@@ -29,7 +29,10 @@ LOST_AFTER_SECONDS = 540
 HEARTBEAT, ENDED = "prefect.flow-run.heartbeat", ("Completed", "Failed", "Cancelled", "Crashed")
 FAILED = ("prefect.flow-run.Failed", "prefect.flow-run.Crashed")
 FLOWS = ("adapt", "adapt-revision", "promote", "rollback", "sweep", "watch-targets")
-OF_OUR_FLOWS = {"prefect.resource.role": "flow", "prefect.resource.name": list(FLOWS)}
+OF_OUR_FLOWS: dict[str, str | list[str]] = {
+    "prefect.resource.role": "flow",
+    "prefect.resource.name": list(FLOWS),
+}
 """What events of this project's runs are related to: a server may have runs of others too."""
 
 
@@ -198,7 +201,11 @@ def _lost_runs(lost_after: int) -> AutomationCore:
 
 
 def _message(
-    name: str, events: Sequence[str], about: str, block: str, related: Mapping[str, Any] | None = None
+    name: str,
+    events: Sequence[str],
+    about: str,
+    block: str,
+    related: dict[str, str | list[str]] | None = None,
 ) -> AutomationCore:
     from prefect.automations import AutomationCore, EventTrigger, Posture
     from prefect.events.actions import SendNotification
