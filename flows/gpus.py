@@ -170,12 +170,12 @@ def from_server(count: int | None) -> GpuSlots:
 
     if not PREFECT_API_URL.value():
         return GpuSlots(visible_devices(), count)
-    client = get_client(sync_client=True)
-    try:
-        limit = client.read_global_concurrency_limit_by_name(limit_name())
-    except ObjectNotFound:
-        if count is None:
-            return GpuSlots(visible_devices())
-        client.upsert_global_concurrency_limit_by_name(limit_name(), count)
-        limit = client.read_global_concurrency_limit_by_name(limit_name())
+    with get_client(sync_client=True) as client:
+        try:
+            limit = client.read_global_concurrency_limit_by_name(limit_name())
+        except ObjectNotFound:
+            if count is None:
+                return GpuSlots(visible_devices())
+            client.upsert_global_concurrency_limit_by_name(limit_name(), count)
+            limit = client.read_global_concurrency_limit_by_name(limit_name())
     return GpuSlots(visible_devices(), count, limit.limit if limit.active else None)
