@@ -53,15 +53,15 @@ ui: .venv/installed  ## Open the MLflow UI on the local runs and models
 
 .PHONY: services
 services: .venv/installed  ## Start a team's servers here: S3, PostgreSQL, MLflow, Prefect; OPTIONS="--ports 9000"
-	@python -m flows.services start $(OPTIONS)
+	@python -m services start $(OPTIONS)
 
 .PHONY: services-stop
 services-stop: .venv/installed  ## Stop them; their data stays in .services
-	@python -m flows.services stop
+	@python -m services stop
 
 .PHONY: services-status
 services-status: .venv/installed  ## Show which of them answer, where, and their logs
-	@python -m flows.services status
+	@python -m services status
 
 .PHONY: flow
 flow: .venv/installed  ## The same pipeline as a Prefect flow

@@ -21,16 +21,17 @@ import numpy as np
 
 from benchmarks.compare import WORK, measure, samples_at
 from benchmarks.picture import draw
-from domainstudio import config, trial
-from domainstudio.adaptation import SOURCE_IMAGES
+from domainstudio import config
 from domainstudio.config import Adaptation, Settings
-from domainstudio.datasets import ImageSet
+from domainstudio.data import ImageSet
 from domainstudio.metrics.diversity import intra_distance
 from domainstudio.metrics.evaluation import held_out
 from domainstudio.metrics.features import FEATURES, Features, extract, load_network
 from domainstudio.metrics.frechet import frechet_distance
 from domainstudio.metrics.memorization import memorization
 from domainstudio.sampling import load_samples
+from domainstudio.sweep import measuring
+from domainstudio.training.recipe import SOURCE_IMAGES
 
 SHOWN = 5
 FIGURES = ("frechet_distance", "changed", "colourless", "intra_distance", "memorized_share")
@@ -51,7 +52,7 @@ def main() -> None:
     arguments = parser.parse_args()
     settings = config.load(*arguments.params)
     chosen = [settings.adaptation(name) for name in arguments.adaptations]
-    source, records = trial.draw_source(settings, chosen[0].source, WORK), []
+    source, records = measuring.draw_source(settings, chosen[0].source, WORK), []
     for seed in arguments.seeds:
         for adaptation in chosen:
             records += _records(adaptation, seed, sorted(arguments.steps), source, settings)

@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.memory import peak_memory, reset_peak_memory
-from domainstudio import adaptation as adapting
-from domainstudio import checkpoint, config, models, trial
+from domainstudio import config, models
 from domainstudio.config import Adaptation, Settings
-from domainstudio.processes import this_process
+from domainstudio.distributed import this_process
+from domainstudio.storage import checkpoint
+from domainstudio.sweep import measuring
+from domainstudio.training import recipe
 
 WORK = Path(".checkpoints/compare")
 
@@ -64,12 +66,12 @@ def measure(
     folder = _folder(adaptation)
     if folder.is_dir():  # an earlier call may have trained beyond the first missing step
         shutil.rmtree(folder)
-    source = trial.draw_source(settings, adaptation.source, WORK)
+    source = measuring.draw_source(settings, adaptation.source, WORK)
     for step in steps:
         samples = _samples(folder, step)
         scheduled = _with(adaptation, steps=step, checkpoint_every=step)
         seconds, peak = _train(settings, scheduled, folder, samples)
-        report = trial.measure(samples, source, adaptation, settings)
+        report = measuring.measure(samples, source, adaptation, settings)
         paired = report.get("paired", {"samples": {}, "references": {}})
         if step == steps[0]:
             for name, scores in report["references"].items():
@@ -109,11 +111,11 @@ def _samples(folder: Path, step: int) -> Path:
 
 def _train(settings: Settings, adaptation: Adaptation, folder: Path, samples: Path) -> tuple[float, int]:
     """Train to the last step and draw its samples; return the seconds so far and the peak memory in MiB."""
-    inputs = adapting.load_inputs(adaptation, settings.sample, this_process())
+    inputs = recipe.load_inputs(adaptation, settings.sample, this_process())
     reset_peak_memory()
-    trainer = adapting.make_trainer(inputs.denoiser, inputs.shots, inputs.prior, adaptation, folder)
+    trainer = recipe.make_trainer(inputs.denoiser, inputs.shots, inputs.prior, adaptation, folder)
     history, peak = trainer.train(), peak_memory()
-    trial.draw_adapted(inputs.denoiser, adaptation, settings, samples)
+    measuring.draw_adapted(inputs.denoiser, adaptation, settings, samples)
     return round(history[-1]["seconds"], 3), peak
 
 

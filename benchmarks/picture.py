@@ -17,9 +17,10 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from benchmarks.compare import WORK, samples_at
-from domainstudio import config, trial
-from domainstudio.datasets import ImageSet, find_captions
+from domainstudio import config
+from domainstudio.data import ImageSet, find_captions
 from domainstudio.sampling import load_samples
+from domainstudio.sweep import measuring
 
 SCALE, LABEL, GAP, HEADING = 2, 170, 10, 40
 
@@ -44,7 +45,7 @@ def main() -> None:
         source = Path("samples/sources") / chosen[0].source
         adapted = [Path("samples/adapted") / adaptation.name for adaptation in chosen]
     else:
-        source = trial.draw_source(settings, chosen[0].source, WORK)
+        source = measuring.draw_source(settings, chosen[0].source, WORK)
         adapted = [samples_at(adaptation, arguments.seed, arguments.step) for adaptation in chosen]
     target = Path("data/targets") / chosen[0].target
     shots = ImageSet.load(target / "shots").images

@@ -18,12 +18,12 @@ import numpy as np
 
 from domainstudio import config, models
 from domainstudio.config import SampleSettings, Settings
-from domainstudio.datasets import ImageSet, grid
+from domainstudio.data import ImageSet, grid
+from domainstudio.data.prompts import read_subjects
 from domainstudio.errors import ConfigError
 from domainstudio.metrics.features import FEATURES, extract, load_network
 from domainstudio.metrics.pairing import TOP, Retrieval, drawing_names, retrieval
 from domainstudio.models.denoiser import Denoiser
-from domainstudio.prompts import read_subjects
 from domainstudio.sampling import default_device, draw
 from stages.cli import run
 

@@ -17,12 +17,12 @@ from pathlib import Path
 
 import torch
 
-from domainstudio import adaptation as adapting
 from domainstudio import config, models
 from domainstudio.config import Settings
-from domainstudio.datasets import ImageSet
+from domainstudio.data import ImageSet
 from domainstudio.sampling import default_device
-from domainstudio.training import Trainer
+from domainstudio.training import recipe
+from domainstudio.training.trainer import Trainer
 
 WARMUP = 3
 
@@ -56,8 +56,8 @@ def trainer(settings: Settings, name: str, folder: Path) -> Trainer:
     source = Path("models/sources") / adaptation.source
     shots = ImageSet.load(Path("data/targets") / adaptation.target / "shots")
     denoiser = models.load(source).to(default_device())
-    prior = adapting.prior_images(denoiser, shots, adaptation, settings.sample, models.digest(source))
-    return adapting.make_trainer(denoiser, shots, prior, adaptation, folder)
+    prior = recipe.prior_images(denoiser, shots, adaptation, settings.sample, models.digest(source))
+    return recipe.make_trainer(denoiser, shots, prior, adaptation, folder)
 
 
 def measure(trainers: dict[str, Trainer], rounds: int) -> dict[str, list[float]]:

@@ -25,8 +25,8 @@ from torch.nn import functional
 from tqdm import tqdm, trange
 
 from domainstudio import models
-from domainstudio.autoencoder import augment
-from domainstudio.datasets import ImageSet
+from domainstudio.data import ImageSet
+from domainstudio.demo.autoencoder import augment
 from domainstudio.errors import ConfigError
 from domainstudio.models.text_to_image import TextToImageDenoiser
 from domainstudio.models.tiny_vae import load_decoder

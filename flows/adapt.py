@@ -79,14 +79,14 @@ def _positive(text: str) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from flows import graph
+    from flows.run import graph
 
     # A misspelt name is told at once, not after a server has started.
     graph.select(graph.read(), options.adaptations)
 
     start_server()
 
-    from flows.pipeline import adapt
+    from flows.run.pipeline import adapt
 
     return tell(adapt(**_parameters(options), return_state=True))
 
@@ -122,7 +122,7 @@ def _serve(options: argparse.Namespace) -> int:
             "--serve needs a Prefect server that stays: start `prefect server start`, and set "
             "PREFECT_API_URL=http://127.0.0.1:4200/api"
         )
-    from flows.pipeline import adapt
+    from flows.run.pipeline import adapt
 
     # limit: two runs in one clone would wait for each other's locks.
     adapt.serve(name="adapt", cron=options.cron, parameters=_parameters(options), limit=1)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from prefect.events import emit_event
 
-from domainstudio.integrations.mlflow_registry import REASON, Promotion, talking
+from domainstudio.registry.aliases import REASON, Promotion, talking
 
 REGISTERED, PROMOTED = "domainstudio.model.registered", "domainstudio.model.promoted"
 
@@ -33,12 +33,12 @@ def tell_of_stage(root: Path, adaptation: str) -> None:
         TrackingError: MLflow cannot be reached.
         OSError: the stage has not run.
     """
-    from domainstudio.integrations import mlflow_versions
+    from domainstudio.registry import versions
 
     entry = json.loads((root / "registry" / f"{adaptation}.json").read_text(encoding="utf-8"))
     model, alias = entry["model"], entry["alias"]
     with talking(root) as client:
-        version = mlflow_versions.find_version(client, model, entry["key"], entry["digest"])
+        version = versions.find_version(client, model, entry["key"], entry["digest"])
         if version is None:
             return
         holder = client.get_registered_model(model).aliases.get(alias)

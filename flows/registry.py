@@ -10,7 +10,7 @@ from prefect.input import RunInput
 from prefect.states import Completed
 
 from domainstudio import config
-from domainstudio.integrations import mlflow_registry
+from domainstudio.registry import aliases
 from flows import events
 
 APPROVAL_SECONDS = 24 * 3600
@@ -38,7 +38,7 @@ def promote(adaptation: str, version: str = "challenger", reason: str = "", appr
     model, alias = _model(adaptation)
     if (before := _done_before(model)) is not None:
         return before
-    version = mlflow_registry.version_of(model, version)
+    version = aliases.version_of(model, version)
     by = _this_run()
     if approval:
         get_run_logger().info("waiting for approval: %s version %s becomes %s", model, version, alias)
@@ -48,7 +48,7 @@ def promote(adaptation: str, version: str = "challenger", reason: str = "", appr
             return Completed(name="Declined", message=message)
         by = f"{answer.by or 'unnamed'}, {by}"
         reason = " ".join(filter(None, (reason, answer.comment)))
-    done = mlflow_registry.promote(model, version, reason or "promoted by hand", alias, by=by)
+    done = aliases.promote(model, version, reason or "promoted by hand", alias, by=by)
     events.tell(done)
     return _state(done)
 
@@ -64,7 +64,7 @@ def rollback(adaptation: str, reason: str = "") -> Any:
     model, alias = _model(adaptation)
     if (before := _done_before(model)) is not None:
         return before
-    done = mlflow_registry.rollback(model, reason, alias, by=_this_run())
+    done = aliases.rollback(model, reason, alias, by=_this_run())
     events.tell(done)
     return _state(done)
 
@@ -86,11 +86,11 @@ def _done_before(model: str) -> Any:
     """
     if (runtime.flow_run.run_count or 1) == 1:
         return None
-    for event in mlflow_registry.history(model):
+    for event in aliases.history(model):
         if event.by.endswith(_this_run()):
             return Completed(message=f"{model}: done already at {event.at}: {event.what} {event.version}")
     return None
 
 
-def _state(done: mlflow_registry.Promotion) -> Any:
+def _state(done: aliases.Promotion) -> Any:
     return Completed(message=f"{done.model}: version {done.version}, before {done.previous}. {done.reason}")

@@ -19,12 +19,12 @@ from prefect.states import Failed
 
 from domainstudio import config
 from domainstudio.errors import ConfigError, DomainStudioError
-from domainstudio.integrations import mlflow_pipeline
-from domainstudio.integrations.mlflow_runs import PARENT_RUN_VARIABLE
-from flows import graph, workspace
-from flows.commands import DELAYS, Commands, patiently
-from flows.pipeline import RETRIES, RETRY_DELAY_SECONDS, adapt, unimportant
-from flows.workspace import REPOSITORY_VARIABLE, WORKSPACES_VARIABLE, Workspace, WorkspaceError
+from domainstudio.tracking import pipeline_run
+from domainstudio.tracking.runs import PARENT_RUN_VARIABLE
+from flows.run import graph, workspace
+from flows.run.commands import DELAYS, Commands, patiently
+from flows.run.pipeline import RETRIES, RETRY_DELAY_SECONDS, adapt, unimportant
+from flows.run.workspace import REPOSITORY_VARIABLE, WORKSPACES_VARIABLE, Workspace, WorkspaceError
 
 ATTEMPTS = 5
 """Starts of one flow run, after nodes that were lost, before it counts as failed."""
@@ -104,7 +104,7 @@ def _pipeline_run(where: Workspace) -> Iterator[dict[str, str]]:
     tags = {"git.commit": where.commit, "prefect.flow_run": key}
     try:
         experiment = config.load().registry.experiment
-        start = partial(mlflow_pipeline.start, name, key, experiment, tags, where.root)
+        start = partial(pipeline_run.start, name, key, experiment, tags, where.root)
         run = patiently(start, log, "MLflow's run")
     except DomainStudioError as error:
         get_run_logger().warning("The run is not shown in MLflow: %s", error)
@@ -120,7 +120,7 @@ def _pipeline_run(where: Workspace) -> Iterator[dict[str, str]]:
         del os.environ[PARENT_RUN_VARIABLE]
         try:
             files = [where.root / name for name in KEPT]
-            finish = partial(mlflow_pipeline.finish, run, files, outcome["status"], where.root)
+            finish = partial(pipeline_run.finish, run, files, outcome["status"], where.root)
             delays = () if outcome["status"] == "KILLED" else DELAYS  # what is being ended has no time
             patiently(finish, log, "MLflow's run", delays)
         except DomainStudioError as error:

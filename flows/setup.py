@@ -16,8 +16,8 @@ import httpx
 import yaml
 
 from domainstudio.errors import ConfigError, DomainStudioError
-from domainstudio.integrations.mlflow_store import without_secrets
-from flows.gpus import LIMIT_NAME
+from domainstudio.tracking.server import without_secrets
+from flows.run.gpus import LIMIT_NAME
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient

@@ -15,9 +15,9 @@ from prefect.deployments import run_deployment
 from prefect.variables import Variable
 
 from domainstudio import config
-from domainstudio.integrations import s3
-from flows import workspace
+from domainstudio.storage import s3
 from flows.revision import repository_of
+from flows.run import workspace
 
 DEPLOYMENT = "adapt-revision/adapt"
 """The deployment that runs when a target's images changed."""

@@ -25,8 +25,8 @@ def main() -> None:
     launch("stages.evaluate", settings.launch)
     adaptation = settings.adaptation(name)
 
+    from domainstudio.distributed import this_process
     from domainstudio.metrics.measure import measure_folders
-    from domainstudio.processes import this_process
 
     process = this_process()  # before a network chooses its device
     metrics, nearest = measure_folders(

@@ -14,9 +14,9 @@ from stages.launch import launch
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from domainstudio.datasets import ImageSet
-    from domainstudio.provenance import Provenance
-    from domainstudio.training import Record, Trainer
+    from domainstudio.data import ImageSet
+    from domainstudio.tracking.provenance import Provenance
+    from domainstudio.training.trainer import Record, Trainer
 
 
 def main() -> None:
@@ -31,14 +31,15 @@ def main() -> None:
     launch("stages.finetune", settings.launch)
     adaptation = settings.adaptation(name)
 
-    from domainstudio import adaptation as adapting
-    from domainstudio import checkpoint, provenance
-    from domainstudio.integrations.mlflow_tracking import run_for
-    from domainstudio.integrations.s3_mirror import mirrored
-    from domainstudio.processes import this_process
+    from domainstudio.distributed import this_process
+    from domainstudio.storage import checkpoint
+    from domainstudio.storage.mirror import mirrored
+    from domainstudio.tracking import provenance
+    from domainstudio.tracking.tracker import run_for
+    from domainstudio.training import recipe
 
     process = this_process()
-    inputs = adapting.load_inputs(adaptation, settings.sample, process)
+    inputs = recipe.load_inputs(adaptation, settings.sample, process)
     params = adaptation.model_dump(mode="json")
     if process.num_processes > 1:  # the global batch is so many times larger
         params["processes"] = process.num_processes
@@ -46,7 +47,7 @@ def main() -> None:
     folder = Path(".checkpoints") / key
     run = run_for(name, key, adaptation, inputs.digests, experiment=settings.registry.experiment)
     with mirrored(folder), run as tracker:
-        trainer = adapting.make_trainer(
+        trainer = recipe.make_trainer(
             inputs.denoiser,
             inputs.shots,
             inputs.prior,
@@ -65,8 +66,8 @@ def main() -> None:
 
 
 def _write(trainer: Trainer, record: Provenance, history: Sequence[Record], shots: ImageSet) -> None:
-    from domainstudio import provenance
     from domainstudio.models.kinds import kind_of
+    from domainstudio.tracking import provenance
 
     training = Path("training") / record.adaptation
     provenance.write_history(training, history)

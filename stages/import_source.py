@@ -28,8 +28,8 @@ def main() -> None:
     parser.add_argument("location", help="folder, hub id, s3://bucket/prefix or models:/name@alias")
     arguments = parser.parse_args()
 
-    from domainstudio.integrations.model_import import import_model
     from domainstudio.models.kinds import kind_of
+    from domainstudio.registry.importing import import_model
 
     folder = Path("models/sources") / _checked(arguments.name)
     with output_folder(folder) as partial:

@@ -10,8 +10,8 @@ import argparse
 from pathlib import Path
 
 from domainstudio import config
-from domainstudio.datasets import ImageSet
-from domainstudio.datasets.packing import prepare
+from domainstudio.data import ImageSet
+from domainstudio.data.packing import prepare
 from domainstudio.errors import ConfigError
 from stages.cli import output_folder, run
 

@@ -13,15 +13,17 @@ def main() -> None:
     """Train the source model of params.yaml, or go on with it, and write it in half precision."""
     import torch
 
-    from domainstudio import checkpoint, config, provenance
+    from domainstudio import config
     from domainstudio.config import LossWeights
-    from domainstudio.datasets import ImageSet
-    from domainstudio.examples import Examples
-    from domainstudio.integrations.mlflow_tracking import run_for
-    from domainstudio.integrations.s3_mirror import mirrored
+    from domainstudio.data import ImageSet
     from domainstudio.models.unconditional import UnconditionalDenoiser
-    from domainstudio.previews import previewer
-    from domainstudio.training import Trainer
+    from domainstudio.storage import checkpoint
+    from domainstudio.storage.mirror import mirrored
+    from domainstudio.tracking import provenance
+    from domainstudio.tracking.tracker import run_for
+    from domainstudio.training.examples import Examples
+    from domainstudio.training.previews import previewer
+    from domainstudio.training.trainer import Trainer
 
     settings = config.load()
     pretrain = settings.pretrain

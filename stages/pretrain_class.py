@@ -9,7 +9,7 @@ from stages.cli import run
 
 if TYPE_CHECKING:
     from domainstudio.config import TrainingSettings
-    from domainstudio.datasets import ImageSet
+    from domainstudio.data import ImageSet
     from domainstudio.models.class_conditional import ClassConditionalDenoiser
 
 FOLDER = Path("models/sources/noto-class")
@@ -17,14 +17,16 @@ FOLDER = Path("models/sources/noto-class")
 
 def main() -> None:
     """Train the class-conditional model of params.yaml, or go on with it; write it in half precision."""
-    from domainstudio import checkpoint, config, models, provenance
+    from domainstudio import config, models
     from domainstudio.config import LossWeights
-    from domainstudio.datasets import ImageSet
-    from domainstudio.examples import Examples
-    from domainstudio.integrations.mlflow_tracking import run_for
-    from domainstudio.integrations.s3_mirror import mirrored
-    from domainstudio.previews import previewer
-    from domainstudio.training import Trainer
+    from domainstudio.data import ImageSet
+    from domainstudio.storage import checkpoint
+    from domainstudio.storage.mirror import mirrored
+    from domainstudio.tracking import provenance
+    from domainstudio.tracking.tracker import run_for
+    from domainstudio.training.examples import Examples
+    from domainstudio.training.previews import previewer
+    from domainstudio.training.trainer import Trainer
 
     settings = config.load()
     pretrain = settings.pretrain_class

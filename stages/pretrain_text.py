@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from domainstudio.datasets import ImageSet
+    from domainstudio.data import ImageSet
 
 FOLDER = Path("models/sources/noto-text")
 PARAPHRASES = 3
@@ -24,21 +24,23 @@ def main() -> None:
     """Train VAE, text encoder, and the UNet with both, or go on; write all in half precision."""
     import torch
 
-    from domainstudio import checkpoint, config, provenance
-    from domainstudio.autoencoder import train_autoencoder
+    from domainstudio import config
     from domainstudio.config import LossWeights
-    from domainstudio.datasets import ImageSet
-    from domainstudio.datasets.styles import with_styles
-    from domainstudio.examples import Examples
-    from domainstudio.integrations.mlflow_tracking import run_for
-    from domainstudio.integrations.s3_mirror import mirrored
-    from domainstudio.models.text_from_scratch import new_pipeline
+    from domainstudio.data import ImageSet
+    from domainstudio.data.prompts import paraphrases
+    from domainstudio.demo.autoencoder import train_autoencoder
+    from domainstudio.demo.styles import with_styles
+    from domainstudio.demo.text_encoder import train_text_encoder
+    from domainstudio.demo.text_model import new_pipeline
     from domainstudio.models.text_to_image import TextToImageDenoiser
-    from domainstudio.previews import previewer
-    from domainstudio.prompts import paraphrases
     from domainstudio.sampling import default_device
-    from domainstudio.text_encoder import train_text_encoder
-    from domainstudio.training import Trainer
+    from domainstudio.storage import checkpoint
+    from domainstudio.storage.mirror import mirrored
+    from domainstudio.tracking import provenance
+    from domainstudio.tracking.tracker import run_for
+    from domainstudio.training.examples import Examples
+    from domainstudio.training.previews import previewer
+    from domainstudio.training.trainer import Trainer
 
     settings = config.load()
     pretrain = settings.pretrain_text

@@ -19,12 +19,12 @@ from domainstudio import config
 from stages.cli import run
 
 if TYPE_CHECKING:
-    from domainstudio.gate import Measurement
-    from domainstudio.integrations.mlflow_audit import Event
-    from domainstudio.integrations.mlflow_card import Usage
-    from domainstudio.integrations.mlflow_model import Entry
-    from domainstudio.integrations.mlflow_registry import Promotion
-    from domainstudio.integrations.mlflow_results import Result
+    from domainstudio.registry.aliases import Promotion
+    from domainstudio.registry.artifacts import Entry
+    from domainstudio.registry.audit import Event
+    from domainstudio.registry.card import Usage
+    from domainstudio.registry.gate import Measurement
+    from domainstudio.registry.results import Result
 
 
 def main() -> None:
@@ -49,58 +49,58 @@ def main() -> None:
     name = settings.adaptation(arguments.adaptation).name
     model, alias = settings.registry.model_prefix + name, settings.registry.alias
 
-    from domainstudio.integrations import mlflow_registry
+    from domainstudio.registry import aliases
 
     if arguments.history:
-        print(_table(mlflow_registry.history(model), alias))
+        print(_table(aliases.history(model), alias))
     elif arguments.rollback:
-        print(_said(mlflow_registry.rollback(model, arguments.reason, alias), alias, name))
+        print(_said(aliases.rollback(model, arguments.reason, alias), alias, name))
     elif arguments.promote:
-        promotion = mlflow_registry.promote(model, arguments.promote, arguments.reason, alias)
+        promotion = aliases.promote(model, arguments.promote, arguments.reason, alias)
         print(_said(promotion, alias, name))
     else:
         _register(name, settings)
 
 
 def _register(name: str, settings: config.Settings) -> None:
-    from domainstudio.integrations import mlflow_registry, mlflow_versions
-    from domainstudio.integrations.mlflow_results import Result, ensure_run, log_results
+    from domainstudio.registry import aliases, versions
+    from domainstudio.registry.results import Result, ensure_run, log_results
 
     result, registry = Result.load(name), settings.registry
     model, alias = registry.model_prefix + name, registry.alias
-    with mlflow_registry.talking() as client:
+    with aliases.talking() as client:
         run_id = ensure_run(client, result, registry.experiment)
         log_results(client, run_id, result)
         commit = client.get_run(run_id).data.tags.get("git.commit")
-    registered = mlflow_versions.register(_entry(result, model, alias, run_id, commit))
+    registered = versions.register(_entry(result, model, alias, run_id, commit))
     version = registered.version
     print(f"{model}: version {version} {'registered' if registered.created else 'is this result already'}")
 
     def measure(rival: str) -> Measurement | None:
-        from domainstudio.integrations.mlflow_champion import measure_again  # imports torch
+        from domainstudio.registry.remeasure import measure_again
 
         return measure_again(model, rival, result, settings.sample, settings.evaluate)
 
-    promotion = mlflow_registry.judge(model, version, registry.gate, alias, measure=measure)
+    promotion = aliases.judge(model, version, registry.gate, alias, measure=measure)
     print(_said(promotion, alias, name))
     _describe(result, promotion, alias, run_id)
     _write(name, {"model": model, "alias": alias, "key": result.key, "digest": registered.digest})
 
 
 def _entry(result: Result, model: str, alias: str, run_id: str, commit: str | None) -> Entry:
-    from domainstudio.integrations import mlflow_card, mlflow_model
-    from domainstudio.integrations.mlflow_registry import MEASURED
+    from domainstudio.registry import artifacts, card
+    from domainstudio.registry.aliases import MEASURED
 
-    return mlflow_model.Entry(
+    return artifacts.Entry(
         name=model,
         folder=result.folder,
         key=result.key,
         run_id=run_id,
-        summary=mlflow_card.summary(result.adaptation, alias),
+        summary=card.summary(result.adaptation, alias),
         tags={
             **result.tags,
             **({"git.commit": commit} if commit else {}),
-            **mlflow_card.headline(result.metrics),
+            **card.headline(result.metrics),
             MEASURED: result.measurement.to_json(),
         },
         step=result.steps,
@@ -114,7 +114,7 @@ def _entry(result: Result, model: str, alias: str, run_id: str, commit: str | No
 
 def _describe(result: Result, promotion: Promotion, alias: str, run_id: str) -> None:
     """Write the card of a version, which states the gate's verdict, as its description and its run's file."""
-    from domainstudio.integrations import mlflow_card, mlflow_registry, mlflow_versions
+    from domainstudio.registry import aliases, card, versions
 
     name, version = promotion.model, promotion.version
     grid = (
@@ -123,17 +123,17 @@ def _describe(result: Result, promotion: Promotion, alias: str, run_id: str) -> 
         else None
     )
     label = f"@{alias}" if promotion.promoted else f"/{version}"
-    with mlflow_registry.talking() as client:
-        verdict = mlflow_registry.verdict(client, name, version)
-        card = mlflow_card.model_card(
+    with aliases.talking() as client:
+        verdict = aliases.verdict(client, name, version)
+        text = card.model_card(
             result.readme, result.metrics, _usage(result, name, label), verdict, run_id, grid
         )
-        client.log_text(run_id, card, "model_card.md")
-        client.update_model_version(name, version, mlflow_versions.shorten(card))
+        client.log_text(run_id, text, "model_card.md")
+        client.update_model_version(name, version, versions.shorten(text))
 
 
 def _usage(result: Result, model: str, label: str) -> Usage:
-    from domainstudio.integrations.mlflow_card import Usage
+    from domainstudio.registry.card import Usage
 
     return Usage(
         model,

@@ -22,9 +22,10 @@ def main() -> None:
     parser.add_argument("name", help="a key of sources or of adaptations in params.yaml")
     arguments = parser.parse_args()
 
-    from domainstudio import checkpoint, config, models
-    from domainstudio.processes import this_process
+    from domainstudio import config, models
+    from domainstudio.distributed import this_process
     from domainstudio.sampling import sample_to_folder
+    from domainstudio.storage import checkpoint
 
     settings = config.load()
     launch("stages.sample", settings.launch)
@@ -48,7 +49,7 @@ def main() -> None:
 
 def _subjects(settings: Settings, kind: str, name: str) -> tuple[list[str], list[str]]:
     """Return subjects, and what the model is told of each; an adapted model draws what its source drew."""
-    from domainstudio import prompts
+    from domainstudio.data import prompts
     from domainstudio.errors import ConfigError, DataError
 
     if kind == "source":

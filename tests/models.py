@@ -185,7 +185,7 @@ def _tiny_text_unet(kind: str):
 
 @cache
 def _tiny_tokenizer(pad: str):
-    from domainstudio.models.text_from_scratch import new_tokenizer
+    from domainstudio.demo.text_model import new_tokenizer
 
     tokenizer = new_tokenizer(PROMPTS, 600, PROMPT_LENGTH)
     tokenizer.pad_token = pad

@@ -170,7 +170,7 @@ def _share(
     """Return the features of each batch; several processes of accelerate compute a share of them each."""
     from accelerate.utils import gather_object
 
-    from domainstudio.processes import this_process
+    from domainstudio.distributed import this_process
 
     process = this_process()
     rank, processes = process.process_index, process.num_processes

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from domainstudio.config import EvaluateSettings
-from domainstudio.datasets import ImageSet
+from domainstudio.data import ImageSet
 from domainstudio.metrics.clip import ClipNetwork, ClipReport, ClipScores, clip_score, load_clip
 from domainstudio.metrics.diversity import intra_distance
 from domainstudio.metrics.evaluation import Images, MetricReport, evaluate, held_out, split_domain

@@ -12,7 +12,7 @@ from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from torch import nn
 
 from domainstudio.errors import CheckpointError
-from domainstudio.models.diffusion import check_prediction_type
+from domainstudio.models.schedule import check_prediction_type
 
 _PARTS = {
     "StableDiffusionPipeline": ("unet", "vae", "scheduler", "tokenizer", "text_encoder"),

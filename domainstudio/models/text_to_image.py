@@ -14,9 +14,9 @@ from torch import nn
 from domainstudio.errors import CheckpointError, ConfigError, MissingExtraError
 from domainstudio.models import adapter_folder, lora
 from domainstudio.models.denoiser import Prediction
-from domainstudio.models.diffusion import at_least_float32
 from domainstudio.models.location import forget_location
 from domainstudio.models.new_tokens import merged_tokens
+from domainstudio.models.schedule import at_least_float32
 from domainstudio.models.text_parts import (
     PIPELINES,
     check_folder,

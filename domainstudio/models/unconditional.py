@@ -14,8 +14,8 @@ from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
 from domainstudio.errors import CheckpointError
 from domainstudio.models import adapter_folder, lora
 from domainstudio.models.denoiser import Prediction
-from domainstudio.models.diffusion import check_prediction_type
 from domainstudio.models.location import forget_location
+from domainstudio.models.schedule import check_prediction_type
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -18,9 +18,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from domainstudio.config import Settings
-from domainstudio.datasets.image_set import Manifest
+from domainstudio.data.image_set import Manifest
 from domainstudio.report import curves, tables
-from domainstudio.report.inputs import Inputs, PackedImages, read
+from domainstudio.report.reading import Inputs, PackedImages, read
 from domainstudio.report.sections import COLUMNS, comparisons, section
 
 SCATTERS = (

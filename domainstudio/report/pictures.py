@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from domainstudio.datasets.pictures import grid
+from domainstudio.data.pictures import grid
 
 CRISP_BELOW = 104
 """Pictures of at most this many pixels a side are kept whole and enlarged by whole factors; larger ones

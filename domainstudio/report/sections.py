@@ -9,10 +9,10 @@ from functools import partial
 from markupsafe import Markup
 from PIL import ImageOps
 
-from domainstudio.datasets import find_captions
+from domainstudio.data import find_captions
 from domainstudio.report import curves
-from domainstudio.report.inputs import Inputs, PackedImages, Pair, Results, Samples, open_image
 from domainstudio.report.pictures import Picture, common_side, picture, sheet, strip
+from domainstudio.report.reading import Inputs, PackedImages, Pair, Results, Samples, open_image
 
 COLUMNS = 10
 GRID_COLUMNS, GRID_IMAGES = 8, 64

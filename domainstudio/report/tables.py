@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from domainstudio.config import Adaptation
-from domainstudio.report.inputs import Results
 from domainstudio.report.metrics import METRICS, Metric
+from domainstudio.report.reading import Results
 
 COMPARABLE = ("features", "features_digest", "number", "domain_number", "domain_is_shots")
 """Keys of `metrics.json` that must agree before figures may be compared."""

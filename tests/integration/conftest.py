@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from flows.services import ServiceError, Team, free_ports, postgres
-from flows.services.supervision import leftovers
+from services import ServiceError, Team, free_ports, postgres
+from services.supervision import leftovers
 
 if TYPE_CHECKING:
     from tests.integration.team_parts import Company

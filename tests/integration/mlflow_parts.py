@@ -155,13 +155,13 @@ def measure(**figures: float | None) -> None:
     Path("evaluation", NAME, "metrics.json").write_text(json.dumps(metrics))
 
 
-def versions(database: Path) -> list[int]:
+def versions_of(database: Path) -> list[int]:
     """Return the numbers of all versions."""
     query = "select version from model_versions where current_stage != 'Deleted_Internal' order by version"
     return [version for (version,) in rows(database, query)]
 
 
-def aliases(database: Path) -> dict[str, int]:
+def aliases_of(database: Path) -> dict[str, int]:
     """Return the version of each alias of the model."""
     query = f"select alias, version from registered_model_aliases where name = '{MODEL}'"
     return dict(rows(database, query))

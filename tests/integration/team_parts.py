@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
-from flows.services import Team
+from services import Team
 from tests.project import ROOT, make_project, params, run, write_images
 
 PATIENCE = 600
@@ -109,7 +109,7 @@ class Company:
 
         return MlflowClient(self.environment["MLFLOW_TRACKING_URI"])
 
-    def aliases(self) -> dict[str, str]:
+    def aliases_of(self) -> dict[str, str]:
         found = self.mlflow().get_registered_model(self.model).aliases
         return {alias: str(version) for alias, version in found.items()}
 

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 
-from domainstudio import adaptation as adapting
 from domainstudio.config import (
     Adaptation,
     Method,
@@ -21,11 +20,12 @@ from domainstudio.config import (
     PromptSettings,
     UNetSettings,
 )
-from domainstudio.datasets import ImageRecord, ImageSet
+from domainstudio.data import ImageRecord, ImageSet
 from domainstudio.errors import TrainingError
-from domainstudio.examples import Examples
 from domainstudio.models.unconditional import UnconditionalDenoiser
-from domainstudio.training import Trainer
+from domainstudio.training import recipe
+from domainstudio.training.examples import Examples
+from domainstudio.training.trainer import Trainer
 from tests.models import DOMAINSTUDIO, PLAIN, tiny_text_denoiser, training_settings
 
 ROOT = Path(__file__).parents[2]
@@ -65,10 +65,10 @@ def trainer(folder, kind="sd1", method=PRIOR, denoiser=None, latents=None, image
     prior = None
     if method.prior:
         pixels = np.random.default_rng(1).integers(0, 256, (5, 3, 32, 32), dtype=np.uint8)
-        prior = adapting.PriorImages(pixels, tuple(f"boat {i}" for i in range(5)))
+        prior = recipe.PriorImages(pixels, tuple(f"boat {i}" for i in range(5)))
     denoiser = text_denoiser(kind) if denoiser is None else denoiser
     images = shots() if images is None else images
-    return adapting.make_trainer(denoiser, images, prior, adaptation, folder, latents=latents)
+    return recipe.make_trainer(denoiser, images, prior, adaptation, folder, latents=latents)
 
 
 def batches(training, steps):

@@ -18,12 +18,11 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from domainstudio import checkpoint
-from domainstudio.datasets.image_set import ImageRecord, ImageSet
+from domainstudio.data.image_set import ImageRecord, ImageSet
 from domainstudio.errors import UNAVAILABLE_STATUS, ConfigError
-from domainstudio.integrations import s3 as transfers
-from domainstudio.integrations import s3_mirror
-from domainstudio.integrations.s3_mirror import VARIABLE, mirrored
+from domainstudio.storage import checkpoint, mirror
+from domainstudio.storage import s3 as transfers
+from domainstudio.storage.mirror import VARIABLE, mirrored
 from tests.integration.conftest import S3Server
 from tests.integration.mlflow_parts import environment, rows, use_local_store
 from tests.integration.s3_parts import Proxy, proxy_of, wait_until
@@ -39,7 +38,7 @@ STEPS, EVERY = 48, 8
 def proxy(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
     """A network that can fail, before an S3 server where the states go; and little patience."""
     monkeypatch.setattr(transfers, "ATTEMPTS", 2)
-    monkeypatch.setattr(s3_mirror, "POLL", 0.02)
+    monkeypatch.setattr(mirror, "POLL", 0.02)
     with proxy_of(s3) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
         yield proxy
@@ -382,7 +381,7 @@ def test_a_server_that_hangs_holds_up_the_end_for_a_bounded_time(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(s3_mirror, "WAIT", 3.0)
+    monkeypatch.setattr(mirror, "WAIT", 3.0)
     folder = tmp_path / "run"
     with mirrored(folder):
         proxy.flowing.clear()
@@ -444,7 +443,7 @@ def test_a_fetch_that_broke_off_goes_on(
 def test_nothing_is_done_unless_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(VARIABLE, raising=False)
     code = (
-        "import sys; from pathlib import Path; from domainstudio.integrations.s3_mirror import mirrored\n"
+        "import sys; from pathlib import Path; from domainstudio.storage.mirror import mirrored\n"
         "with mirrored(Path('run')): pass\n"
         "assert not {'boto3', 'botocore', 'mlflow', 'accelerate', 'torch'} & set(sys.modules)"
     )

@@ -17,8 +17,8 @@ import psutil
 import pytest
 
 from domainstudio.errors import ConfigError
-from flows import gpus, graph
-from flows.commands import Commands, StoppedError
+from flows.run import gpus, graph
+from flows.run.commands import Commands, StoppedError
 
 pytest.importorskip("prefect")
 pytest.importorskip("dvc")
@@ -356,7 +356,7 @@ def test_cancelling_at_the_server_leaves_no_process(server: Server, repository: 
 def test_a_lock_is_waited_for(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRACES", str(repository.parent / "traces"))
     monkeypatch.setenv("SLEEP", "0")
-    monkeypatch.setattr("flows.commands.DELAYS", (0.2, 0.2))
+    monkeypatch.setattr("flows.run.commands.DELAYS", (0.2, 0.2))
     rwlock = repository / ".dvc" / "tmp" / "rwlock"
     rwlock.parent.mkdir(exist_ok=True)
     blocker = {"pid": os.getpid(), "cmd": "another dvc"}

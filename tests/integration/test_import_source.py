@@ -16,11 +16,11 @@ from safetensors.torch import load_file
 from domainstudio import models
 from domainstudio.config import LoraSettings
 from domainstudio.errors import CheckpointError, ConfigError, DataError, DomainStudioError
-from domainstudio.integrations.mlflow_model import Entry
-from domainstudio.integrations.mlflow_registry import promote, talking
-from domainstudio.integrations.mlflow_store import TrackingError, experiment_id
-from domainstudio.integrations.mlflow_versions import register
 from domainstudio.models import lora
+from domainstudio.registry.aliases import promote, talking
+from domainstudio.registry.artifacts import Entry
+from domainstudio.registry.versions import register
+from domainstudio.tracking.server import TrackingError, experiment_id
 from stages import import_source
 from tests.integration.mlflow_parts import save_pipeline, use_local_store
 from tests.models import tiny_class_denoiser, tiny_text_denoiser

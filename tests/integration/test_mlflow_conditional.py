@@ -19,16 +19,17 @@ import torch
 import yaml
 from PIL import Image
 
-from domainstudio import config, models, provenance
+from domainstudio import config, models
 from domainstudio.config import LoraSettings
-from domainstudio.datasets.image_set import ImageRecord, ImageSet
+from domainstudio.data.image_set import ImageRecord, ImageSet
 from domainstudio.errors import CheckpointError
-from domainstudio.integrations import mlflow_champion, mlflow_model, mlflow_registry, mlflow_versions
-from domainstudio.integrations.mlflow_results import Result
 from domainstudio.models import lora
 from domainstudio.models.class_conditional import ClassConditionalDenoiser
 from domainstudio.models.kinds import kind_of
+from domainstudio.registry import aliases, artifacts, remeasure, versions
+from domainstudio.registry.results import Result
 from domainstudio.sampling import sample
+from domainstudio.tracking import provenance
 from stages import register
 from tests.integration.mlflow_parts import METRICS, ROOT, rows, use_local_store, write_result
 from tests.models import (
@@ -64,7 +65,7 @@ class Project:
     def load(self, name: str) -> Any:
         import mlflow
 
-        with mlflow_registry.talking():
+        with aliases.talking():
             return mlflow.pyfunc.load_model(self.version(name))
 
     def artifacts(self, name: str) -> Path:
@@ -150,11 +151,11 @@ def pipeline_of(folder: Path) -> Any:
 
 def served(folder: Path, hints: dict[str, str] | None = None) -> Any:
     """Return a function that predicts as a registered version of a pipeline folder does."""
-    with mlflow_registry.talking():
+    with aliases.talking():
         from mlflow.pyfunc.model import PythonModelContext
 
-        from domainstudio.integrations import pyfunc_model
-    model = pyfunc_model.ImageModel()
+        from domainstudio.registry import serving
+    model = serving.ImageModel()
     model.load_context(PythonModelContext({"pipeline": str(folder)}, hints))
     return lambda request, **params: pictures(model.predict(None, pd.DataFrame([request]), params))
 
@@ -280,7 +281,7 @@ def test_adapters_are_registered_as_a_whole_pipeline_and_beside_it(project: Proj
     import mlflow
 
     drawn = pictures(project.load("ink-lora").predict([{"prompt": PROMPTS[3]}], params={"steps": 3}))
-    with mlflow_registry.talking():
+    with aliases.talking():
         uri = f"{project.version('ink-lora')}/artifacts/lora"
         folder = Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(tmp_path)))
     entry = json.loads((project.root / "registry/ink-lora.json").read_text())
@@ -312,7 +313,7 @@ def test_a_version_that_is_measured_again_is_told_what_its_model_was(
     project: Project, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[Path] = []
-    monkeypatch.setattr(mlflow_champion, "_measure", lambda samples, *_: drawn.append(samples))
+    monkeypatch.setattr(remeasure, "_measure", lambda samples, *_: drawn.append(samples))
     settings = config.load(project.root / "params.yaml")
     subject = "face" if name == "ink-class" else "a red house"
     images = [{"seed": 7, "subject": subject}]
@@ -320,7 +321,7 @@ def test_a_version_that_is_measured_again_is_told_what_its_model_was(
     sampling = settings.sample.model_copy(
         update={"number": 1, "seed": 7, "steps": 3, "mixed_precision": "no"}
     )
-    mlflow_champion.measure_again(f"domainstudio-{name}", "1", result, sampling, settings.evaluate)
+    remeasure.measure_again(f"domainstudio-{name}", "1", result, sampling, settings.evaluate)
     (folder,) = drawn
     (entry,) = json.loads((folder / "manifest.json").read_text())["images"]
     told = "face" if name == "ink-class" else "a red house in [V] style"
@@ -381,7 +382,7 @@ def test_the_code_on_a_card_runs(project: Project, monkeypatch: pytest.MonkeyPat
         namespace: dict[str, Any] = {}
         for block in code[1:]:
             block = block.partition("```")[0].replace("30", "2").replace("path/to/the/source/model", source)
-            with mlflow_registry.talking():
+            with aliases.talking():
                 exec(block, namespace)
         assert len(namespace["images"]) == 4
         assert ("base" in namespace) == (name == "ink-lora")
@@ -393,15 +394,15 @@ def test_adapters_of_a_source_that_is_gone_are_not_registered(project: Project, 
     adapted(tmp_path / "base").save(folder)
     (tmp_path / "base").rename(tmp_path / "elsewhere")
     run_id = rows(project.database, "select run_uuid from runs")[0][0]
-    entry = mlflow_model.Entry("orphan", folder, "0" * 64, run_id, "", {})
+    entry = artifacts.Entry("orphan", folder, "0" * 64, run_id, "", {})
     with pytest.raises(CheckpointError, match="source model is not there"):
         kind_of(folder)
     with pytest.raises(CheckpointError, match="source model is not there"):
-        mlflow_versions.register(entry)
+        versions.register(entry)
     assert rows(project.database, "select name from registered_models where name = 'orphan'") == []
     (folder / "adapter.json").unlink()
     with pytest.raises(CheckpointError, match=r"neither model_index\.json nor adapter\.json"):
-        mlflow_versions.register(entry)
+        versions.register(entry)
 
 
 def test_merged_adapters_of_a_class_model_keep_its_classes(tmp_path: Path) -> None:
@@ -409,7 +410,7 @@ def test_merged_adapters_of_a_class_model_keep_its_classes(tmp_path: Path) -> No
     denoiser = adapted(tmp_path / "base")
     denoiser.save(tmp_path / "adapted")
     assert kind_of(tmp_path / "adapted") == "class-conditional"
-    with mlflow_model.stored_folders(tmp_path / "adapted") as folders:
+    with artifacts.stored_folders(tmp_path / "adapted") as folders:
         drawn = served(folders["pipeline"])({"label": "face"}, steps=3, guidance_scale=2.0)
     expected = sample(denoiser, [0], ["face"], steps=3, guidance_scale=2.0)
     np.testing.assert_allclose(drawn, expected.transpose(0, 2, 3, 1), atol=1)

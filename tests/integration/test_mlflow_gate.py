@@ -14,15 +14,15 @@ import pytest
 import yaml
 
 from domainstudio import config
-from domainstudio.datasets import ImageRecord, ImageSet
-from domainstudio.gate import Measurement
-from domainstudio.integrations import mlflow_registry, mlflow_versions
-from domainstudio.integrations.mlflow_store import TrackingError
+from domainstudio.data import ImageRecord, ImageSet
+from domainstudio.registry import aliases, versions
+from domainstudio.registry.gate import Measurement
+from domainstudio.tracking.server import TrackingError
 from stages import evaluate, register, sample
 from tests.integration.mlflow_parts import (
     MODEL,
     NAME,
-    aliases,
+    aliases_of,
     environment,
     make_project,
     measure,
@@ -32,7 +32,7 @@ from tests.integration.mlflow_parts import (
     save_pipeline,
     use_local_store,
     version_tags,
-    versions,
+    versions_of,
 )
 from tests.models import tiny_images
 
@@ -42,7 +42,7 @@ Patch = pytest.MonkeyPatch
 @pytest.fixture
 def database(tmp_path: Path, monkeypatch: Patch) -> Path:
     make_project(tmp_path)
-    monkeypatch.setattr(mlflow_registry.mlflow_audit, "who", lambda: "tester")
+    monkeypatch.setattr(aliases.audit, "who", lambda: "tester")
     return use_local_store(tmp_path, monkeypatch)
 
 
@@ -55,7 +55,7 @@ def stored(database: Path) -> dict[str, list[Any]]:
 
 
 def events() -> list[tuple[str, str]]:
-    return [(event.what, event.version) for event in mlflow_registry.history(MODEL)]
+    return [(event.what, event.version) for event in aliases.history(MODEL)]
 
 
 def test_a_better_model_becomes_champion_and_a_worse_one_does_not(
@@ -64,7 +64,7 @@ def test_a_better_model_becomes_champion_and_a_worse_one_does_not(
     run_stage(monkeypatch, NAME)
     other_result(1, frechet_distance=13.0, intra_distance=0.7)
     run_stage(monkeypatch, NAME)
-    assert aliases(database) == {"champion": 2, "previous_champion": 1}
+    assert aliases_of(database) == {"champion": 2, "previous_champion": 1}
     reason = (
         "better intra distance: Fréchet distance 13 against 12.5 (+4.0%, allowed +5%); intra distance 0.7 "
         "against 0.5 (+40.0%, allowed -5%); memorised 0% against 0% (allowed 5%)"
@@ -74,7 +74,7 @@ def test_a_better_model_becomes_champion_and_a_worse_one_does_not(
 
     other_result(2, memorized_share=0.3, intra_distance=0.9)
     run_stage(monkeypatch, NAME)
-    assert aliases(database) == {"champion": 2, "previous_champion": 1, "challenger": 3}
+    assert aliases_of(database) == {"champion": 2, "previous_champion": 1, "challenger": 3}
     out = capsys.readouterr().out
     assert f"{MODEL}@champion stays version 2; version 3: memorises too much: " in out
     assert f"take it all the same: python -m stages.register --promote 3 --reason WHY {NAME}\n" in out
@@ -106,7 +106,7 @@ def test_a_better_model_becomes_champion_and_a_worse_one_does_not(
     assert {name: after[name] for name in after if name != "model_versions"} == {
         name: before[name] for name in before if name != "model_versions"
     }
-    assert versions(database) == [1, 2, 3]
+    assert versions_of(database) == [1, 2, 3]
 
 
 def test_people_have_the_last_word_and_all_is_on_record(
@@ -121,24 +121,24 @@ def test_people_have_the_last_word_and_all_is_on_record(
     assert "say why with --reason" in capsys.readouterr().err
     with pytest.raises(TrackingError, match="not found"):
         run_stage(monkeypatch, "--promote", "9", "--reason", "typo", NAME)
-    assert aliases(database) == {"champion": 2, "previous_champion": 1, "challenger": 3}
+    assert aliases_of(database) == {"champion": 2, "previous_champion": 1, "challenger": 3}
 
     run_stage(monkeypatch, "--promote", "3", "--reason", "cleaner lines", NAME)
-    assert aliases(database) == {"champion": 3, "previous_champion": 2}
+    assert aliases_of(database) == {"champion": 3, "previous_champion": 2}
     assert version_tags(database, 3)["champion_reason"] == "cleaner lines"
     assert version_tags(database, 3)["gate"] == "refused", "what the gate said is not rewritten"
 
     run_stage(monkeypatch, "--rollback", NAME, "--reason", "too red")
-    assert aliases(database) == {"champion": 2, "previous_champion": 1}
+    assert aliases_of(database) == {"champion": 2, "previous_champion": 1}
     assert version_tags(database, 2)["champion_reason"] == "rollback from version 3. too red"
     run_stage(monkeypatch, NAME)  # the result of version 3 again
     assert "version 3: it was rolled back at 20" in capsys.readouterr().out
     run_stage(monkeypatch, "--rollback", NAME)
-    assert aliases(database) == {"champion": 1}
+    assert aliases_of(database) == {"champion": 1}
     with pytest.raises(TrackingError, match="nothing before it"):
         run_stage(monkeypatch, "--rollback", NAME)
     run_stage(monkeypatch, "--promote", "3", "--reason", "after all", NAME)
-    assert aliases(database) == {"champion": 3, "previous_champion": 1}
+    assert aliases_of(database) == {"champion": 3, "previous_champion": 1}
     assert "rolled_back_champion" not in version_tags(database, 3)
 
     capsys.readouterr()
@@ -185,18 +185,18 @@ def test_a_champion_that_was_measured_otherwise_is_measured_again(
     other_result(0, frechet_distance=12.0)  # the first model, measured as the second was
     Path("models/adapted", NAME, "provenance.json").write_text(provenance)
     run_stage(monkeypatch, NAME)
-    assert aliases(database) == {"champion": 1, "challenger": 2}
+    assert aliases_of(database) == {"champion": 1, "challenger": 2}
     assert version_tags(database, 1)["frechet_distance"] == "12 (efficientnet-lite0)"
     other_result(1, frechet_distance=5.0)
     run_stage(monkeypatch, NAME)
-    assert aliases(database) == {"champion": 2, "previous_champion": 1}
+    assert aliases_of(database) == {"champion": 2, "previous_champion": 1}
     measure(frechet_distance=50.0)  # a verdict is of one measurement; the champion keeps its place
     run_stage(monkeypatch, NAME)
-    assert aliases(database) == {"champion": 2, "previous_champion": 1}
+    assert aliases_of(database) == {"champion": 2, "previous_champion": 1}
     other_result(0, frechet_distance=4.0)
     Path("models/adapted", NAME, "provenance.json").write_text(provenance)
     run_stage(monkeypatch, NAME)
-    assert aliases(database) == {"champion": 1, "previous_champion": 2}
+    assert aliases_of(database) == {"champion": 1, "previous_champion": 2}
     assert events() == [
         *(("registered", "1"), ("promoted", "1"), ("registered", "2"), ("not comparable", "2")),
         *(("promoted", "2"), ("promoted", "1")),
@@ -261,7 +261,7 @@ def test_a_champion_whose_files_are_gone_is_not_compared(
     other_result(2, frechet_distance=5.0)
     run_stage(monkeypatch, NAME)
     assert f"{MODEL} version 1 cannot be measured again: " in capsys.readouterr().err
-    assert aliases(database) == {"champion": 1, "challenger": 3}
+    assert aliases_of(database) == {"champion": 1, "challenger": 3}
     assert version_tags(database, 3)["gate"] == "not comparable"
 
 
@@ -271,20 +271,20 @@ def test_who_became_champion_meanwhile_is_measured_too(database: Path, monkeypat
         manifest = Path("samples/adapted", NAME, "manifest.json")
         manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "steps": 4 + seed}))
         run_stage(monkeypatch, NAME)
-    assert aliases(database) == {"champion": 1, "challenger": 3}  # whose files cannot be drawn here
+    assert aliases_of(database) == {"champion": 1, "challenger": 3}  # whose files cannot be drawn here
     asked = []
 
     def measure_again(rival: str) -> Measurement:
         asked.append(rival)
         if rival == "1":
-            mlflow_registry.promote(MODEL, "2", "meanwhile")
-        own = Measurement.from_json(version_tags(database, 3)[mlflow_registry.MEASURED])
+            aliases.promote(MODEL, "2", "meanwhile")
+        own = Measurement.from_json(version_tags(database, 3)[aliases.MEASURED])
         return Measurement(
             {**own.figures, "frechet_distance": 11.0 if rival == "1" else 10.4}, own.conditions
         )
 
     gate = config.load().registry.gate
-    promotion = mlflow_registry.judge(MODEL, "3", gate, measure=measure_again)
+    promotion = aliases.judge(MODEL, "3", gate, measure=measure_again)
     assert asked == ["1", "2"]
     assert not promotion.promoted and promotion.reason.endswith("; version 2 measured again")
     assert version_tags(database, 3)["gate"] == "refused"  # better than 1 by the margin, not than 2
@@ -295,29 +295,29 @@ def test_a_promotion_that_was_killed_is_completed(database: Path, monkeypatch: P
     run_stage(monkeypatch, NAME)
     other_result(1, frechet_distance=11.0)
     with monkeypatch.context() as patch:
-        patch.setattr(mlflow_registry, killed, lambda *_: (_ for _ in ()).throw(SystemExit))
+        patch.setattr(aliases, killed, lambda *_: (_ for _ in ()).throw(SystemExit))
         with pytest.raises(SystemExit):
             run_stage(monkeypatch, NAME)
     assert version_tags(database, 2)["gate"] == "pending"
     run_stage(monkeypatch, NAME)
-    assert aliases(database) == {"champion": 2, "previous_champion": 1}
+    assert aliases_of(database) == {"champion": 2, "previous_champion": 1}
     assert version_tags(database, 2)["gate"] == "promoted"
     run_stage(monkeypatch, "--rollback", NAME)
-    assert aliases(database) == {"champion": 1}
+    assert aliases_of(database) == {"champion": 1}
 
 
 FIRST = """
 import sqlite3, sys, time
 from domainstudio.integrations import mlflow_registry
 from stages import register
-judge = mlflow_registry.judge
+judge = aliases.judge
 def slowly(*arguments, **options):
     count = "select count(*) from model_versions"
     while sqlite3.connect("mlflow.db").execute(count).fetchone()[0] < 3:
         time.sleep(0.1)
     time.sleep(1)
     return judge(*arguments, **options)
-mlflow_registry.judge = slowly
+aliases.judge = slowly
 sys.argv = ["register", sys.argv[1]]
 register.main()
 """
@@ -331,13 +331,13 @@ def test_two_processes_at_once_are_judged_one_after_the_other(
     command = [sys.executable, "-c", FIRST, NAME]
     with subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, text=True) as first:
         deadline = time.monotonic() + 200
-        while len(versions(database)) < 2 and first.poll() is None and time.monotonic() < deadline:
+        while len(versions_of(database)) < 2 and first.poll() is None and time.monotonic() < deadline:
             time.sleep(0.1)
         other_result(2, frechet_distance=9.9)  # better than version 1, hardly than version 2
         run_stage(monkeypatch, NAME)
         out, _ = first.communicate(timeout=100)
     assert "@champion is version 2, before it was 1: better Fréchet distance" in out
-    assert aliases(database) == {"champion": 2, "previous_champion": 1, "challenger": 3}
+    assert aliases_of(database) == {"champion": 2, "previous_champion": 1, "challenger": 3}
     assert version_tags(database, 3)["gate.reason"].startswith(
         "not better by 5% in Fréchet distance or intra"
     )
@@ -345,17 +345,17 @@ def test_two_processes_at_once_are_judged_one_after_the_other(
 
 
 def test_the_same_result_twice_at_once_is_one_version(database: Path, monkeypatch: Patch) -> None:
-    create = mlflow_versions._create_version
+    create = versions._create_version
 
     def after_another(*arguments: Any) -> str:
-        monkeypatch.setattr(mlflow_versions, "_create_version", create)
+        monkeypatch.setattr(versions, "_create_version", create)
         register.main()
         return create(*arguments)
 
-    monkeypatch.setattr(mlflow_versions, "_create_version", after_another)
+    monkeypatch.setattr(versions, "_create_version", after_another)
     run_stage(monkeypatch, NAME)
-    assert versions(database) == [1]
-    assert aliases(database) == {"champion": 1}
+    assert versions_of(database) == [1]
+    assert aliases_of(database) == {"champion": 1}
     assert events() == [("registered", "1"), ("promoted", "1")]
 
 
@@ -366,9 +366,9 @@ def test_flows_get_values(database: Path, monkeypatch: Patch) -> None:
     monkeypatch.undo()
     monkeypatch.chdir(database.parent)
     monkeypatch.setenv("DOMAINSTUDIO_FLOW_RUN", "1234")
-    kept = mlflow_registry.judge(MODEL, "2", None)
+    kept = aliases.judge(MODEL, "2", None)
     assert (kept.promoted, kept.changed, kept.previous) == (False, False, "1"), "a verdict stands"
-    done = mlflow_registry.promote(MODEL, "2", "approved", by="reviewer")
+    done = aliases.promote(MODEL, "2", "approved", by="reviewer")
     assert (done.model, done.version, done.promoted, done.changed, done.previous) == (
         MODEL,
         "2",
@@ -376,11 +376,11 @@ def test_flows_get_values(database: Path, monkeypatch: Patch) -> None:
         True,
         "1",
     )
-    again = mlflow_registry.promote(MODEL, "2", "approved")
+    again = aliases.promote(MODEL, "2", "approved")
     assert (again.promoted, again.changed) == (True, False)
-    back = mlflow_registry.rollback(MODEL, "no")
+    back = aliases.rollback(MODEL, "no")
     assert (back.version, back.promoted, back.previous) == ("1", True, "2")
-    *_, by_hand, taken_back = mlflow_registry.history(MODEL)
+    *_, by_hand, taken_back = aliases.history(MODEL)
     assert (by_hand.by, by_hand.why) == ("reviewer", "approved")
     assert taken_back.by.endswith(", flow run 1234")
     assert taken_back.aliases == {"champion": "1"}

@@ -16,14 +16,14 @@ import pytest
 import torch
 from PIL import Image
 
-from domainstudio.integrations import mlflow_registry, mlflow_versions
-from domainstudio.integrations.mlflow_store import TrackingUnavailableError
+from domainstudio.registry import aliases, versions
+from domainstudio.tracking.server import TrackingUnavailableError
 from tests.integration.mlflow_parts import (
     KEY,
     METRICS,
     MODEL,
     NAME,
-    aliases,
+    aliases_of,
     free_port,
     history,
     make_project,
@@ -32,7 +32,7 @@ from tests.integration.mlflow_parts import (
     serving,
     use_local_store,
     version_tags,
-    versions,
+    versions_of,
 )
 
 
@@ -71,8 +71,8 @@ def test_the_same_result_twice_is_one_version_and_one_run(
     entry = Path("registry", f"{NAME}.json").read_bytes()
     run_stage(monkeypatch, NAME)
 
-    assert versions(database) == [1]
-    assert aliases(database) == {"champion": 1}
+    assert versions_of(database) == [1]
+    assert aliases_of(database) == {"champion": 1}
     assert {name: rows(database, f"select count(*) from {name}") for name in first} == first
     assert Path("registry", f"{NAME}.json").read_bytes() == entry
     assert next(Path("mlartifacts").glob("*/artifacts/gate.json")).read_bytes() == gate
@@ -102,10 +102,10 @@ def test_a_registration_that_was_killed_halfway_leaves_nothing_behind(
         )
         with pytest.raises(SystemExit):
             run_stage(monkeypatch, NAME)
-    assert versions(database) == []
+    assert versions_of(database) == []
     run_stage(monkeypatch, NAME)
-    assert versions(database) == [1]
-    assert aliases(database) == {"champion": 1}
+    assert versions_of(database) == [1]
+    assert aliases_of(database) == {"champion": 1}
     assert rows(database, "select count(*) from logged_models") == [(1,)]
 
 
@@ -163,7 +163,7 @@ def test_both_ways_of_loading_draw_the_same_images(
     import mlflow
     from diffusers import DiffusionPipeline
 
-    with mlflow_registry.talking():
+    with aliases.talking():
         model = mlflow.pyfunc.load_model(f"models:/{MODEL}@champion")
         folder = mlflow.artifacts.download_artifacts(f"models:/{MODEL}@champion", dst_path=tmp_path / "down")
     pipeline = DiffusionPipeline.from_pretrained(f"{folder}/artifacts/{NAME}")
@@ -269,7 +269,7 @@ def test_a_server_that_is_down_is_one_clear_error(database: Path, monkeypatch: p
 
 
 def test_long_cards_fit_the_description() -> None:
-    card = mlflow_versions.shorten("x" * 6000)
+    card = versions.shorten("x" * 6000)
     assert len(card) == 5000
     assert card.endswith("`model_card.md` of the run.\n")
-    assert mlflow_versions.shorten("short") == "short"
+    assert versions.shorten("short") == "short"

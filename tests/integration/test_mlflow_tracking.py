@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from domainstudio import config
-from domainstudio.integrations.mlflow_tracking import NullTracker, RunTracker, run_for
+from domainstudio.tracking.tracker import NullTracker, RunTracker, run_for
 from tests.integration.mlflow_parts import (
     KEY,
     NAME,
@@ -160,7 +160,7 @@ def test_what_a_run_says_of_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_git_tags_tell_changed_code_from_results(tmp_path: Path) -> None:
-    from domainstudio.integrations.mlflow_runs import git_tags
+    from domainstudio.tracking.runs import git_tags
 
     def git(*arguments: str) -> str:
         identity = ["-c", "user.name=a", "-c", "user.email=a@b"]

@@ -16,8 +16,8 @@ import pytest
 import yaml
 
 from domainstudio import models
-from flows import workspace
-from flows.commands import Commands
+from flows.run import workspace
+from flows.run.commands import Commands
 from tests.integration.team_parts import NAME, PATIENCE, Company, wait_for
 from tests.project import run
 

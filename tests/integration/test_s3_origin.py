@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from domainstudio.config import PrepareSettings
-from domainstudio.datasets.packing import prepare
+from domainstudio.data.packing import prepare
 from domainstudio.errors import DataError, MissingExtraError
 
 SETTINGS = PrepareSettings(resolution=16)
@@ -93,7 +93,7 @@ def test_a_damaged_object_is_refused_by_its_url(s3: Any) -> None:
 
 
 def test_keys_that_are_no_plain_paths_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    from domainstudio.integrations import s3
+    from domainstudio.storage import s3
 
     names = [
         "good.png",

@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 
 from domainstudio.config import PrepareSettings
-from domainstudio.datasets.packing import prepare
+from domainstudio.data.packing import prepare
 from domainstudio.errors import DataError, UnavailableError
-from domainstudio.integrations import s3 as transfers
-from domainstudio.integrations.model_import import import_model
+from domainstudio.registry.importing import import_model
+from domainstudio.storage import s3 as transfers
 from tests.integration.conftest import S3Server
 from tests.integration.s3_parts import Proxy, proxy_of
 

@@ -14,9 +14,9 @@ from base64 import b64encode
 import psutil
 import pytest
 
-from flows.services import ServiceError, Team, programs
-from flows.services.layout import BUCKETS, POOL, is_free
-from flows.services.supervision import leftovers
+from services import ServiceError, Team, programs
+from services.layout import BUCKETS, POOL, is_free
+from services.supervision import leftovers
 from tests.integration.conftest import S3Server, has_postgres, servers
 
 PATIENCE = 300
@@ -68,7 +68,7 @@ def wait_until(condition) -> None:
 
 
 def command(team: Team, *arguments: str) -> subprocess.CompletedProcess[str]:
-    line = [sys.executable, "-m", "flows.services", "--folder", str(team.layout.folder), *arguments]
+    line = [sys.executable, "-m", "services", "--folder", str(team.layout.folder), *arguments]
     return subprocess.run(line, capture_output=True, text=True, timeout=PATIENCE)
 
 
@@ -220,7 +220,7 @@ def test_the_commands_tell_everything_but_secrets(small):
         [
             "bash",
             "-c",
-            f'eval "$({sys.executable} -m flows.services --folder {team.layout.folder} env)" && env',
+            f'eval "$({sys.executable} -m services --folder {team.layout.folder} env)" && env',
         ],
         capture_output=True,
         text=True,

@@ -14,9 +14,9 @@ from accelerate.utils import DistributedType
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
-from domainstudio import checkpoint
 from domainstudio.errors import TrainingError
-from domainstudio.sharding import is_sharded
+from domainstudio.storage import checkpoint
+from domainstudio.training.sharding import is_sharded
 
 ROOT = Path(__file__).parents[2]
 

@@ -25,8 +25,8 @@ import pytest
 import yaml
 
 from domainstudio import config
-from domainstudio.datasets import ImageRecord, ImageSet
-from flows.services import Team
+from domainstudio.data import ImageRecord, ImageSet
+from services import Team
 from tests.models import tiny_denoiser, tiny_images
 from tests.project import params
 
@@ -181,9 +181,9 @@ def mlflow_runs(project: Project, monkeypatch: pytest.MonkeyPatch) -> Callable[[
             monkeypatch.setenv(name, value)
 
     def find(start: str) -> list[Any]:
-        from domainstudio.integrations import mlflow_store
+        from domainstudio.tracking import server
 
-        with mlflow_store.talking() as client:
+        with server.talking() as client:
             experiment = client.get_experiment_by_name("sweeps").experiment_id
             filters = f"attributes.run_name LIKE '{start}%'"
             return list(client.search_runs([experiment], filters, order_by=["attributes.run_name ASC"]))
@@ -192,9 +192,9 @@ def mlflow_runs(project: Project, monkeypatch: pytest.MonkeyPatch) -> Callable[[
 
 
 def files_of(run: Any) -> set[str]:
-    from domainstudio.integrations import mlflow_store
+    from domainstudio.tracking import server
 
-    with mlflow_store.talking() as client:
+    with server.talking() as client:
         return {item.path for item in client.list_artifacts(run.info.run_id)}
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from domainstudio.integrations import mlflow_audit
+from domainstudio.registry import audit
 from tests.integration.team_parts import NAME, Company, wait_for
 from tests.project import run, write_images
 
@@ -121,7 +121,7 @@ def answer(company: Company, flow_run: Any, **values: Any) -> None:
 
 def last_decision(company: Company) -> tuple[str, str, str]:
     """Return version, reason and person of the newest entry in the audit trail."""
-    newest = mlflow_audit.read(company.mlflow().get_registered_model(company.model).tags)[-1]
+    newest = audit.read(company.mlflow().get_registered_model(company.model).tags)[-1]
     return newest.version, newest.why, newest.by.partition(",")[0]
 
 

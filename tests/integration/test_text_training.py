@@ -14,8 +14,8 @@ from diffusers import DiffusionPipeline
 
 from domainstudio.config import LossWeights
 from domainstudio.errors import TrainingError
-from domainstudio.examples import Examples
-from domainstudio.training import Trainer
+from domainstudio.training.examples import Examples
+from domainstudio.training.trainer import Trainer
 from tests.models import DOMAINSTUDIO, PROMPTS, tiny_text_denoiser, tiny_text_images, training_settings
 
 ROOT = Path(__file__).parents[2]

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-from domainstudio import checkpoint
 from domainstudio.errors import TrainingError
-from domainstudio.examples import Examples
-from domainstudio.training import Trainer
+from domainstudio.storage import checkpoint
+from domainstudio.training.examples import Examples
+from domainstudio.training.trainer import Trainer
 from tests.models import DOMAINSTUDIO, PLAIN, tiny_denoiser, tiny_images, training_settings
 
 ROOT = Path(__file__).parents[2]
@@ -153,7 +153,7 @@ def test_half_precision_weights_are_refused(tmp_path):
 
 def test_previews_are_kept_and_do_not_change_the_training(tmp_path):
     from domainstudio.config import SampleSettings
-    from domainstudio.previews import previewer
+    from domainstudio.training.previews import previewer
 
     tracker = Recorder()
     with_previews = trainer(tmp_path / "a", tracker=tracker, preview_every=3)

@@ -16,8 +16,8 @@ import psutil
 import pytest
 import yaml
 
-from flows.gpus import LEASE_SECONDS
-from flows.services.layout import POOL
+from flows.run.gpus import LEASE_SECONDS
+from services.layout import POOL
 from tests.integration.s3_parts import wait_until
 from tests.integration.team_parts import NAME, PATIENCE, Company, wait_for
 from tests.project import run

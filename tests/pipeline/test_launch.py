@@ -51,7 +51,7 @@ def test_two_processes_train_one_model(project):
 def test_features_of_shares_are_those_of_the_whole(project):
     script = (
         "import numpy as np\n"
-        "from domainstudio.processes import this_process\n"
+        "from domainstudio.distributed import this_process\n"
         "from domainstudio.metrics.features import extract, load_network\n"
         "images = np.random.default_rng(0).integers(0, 256, (7, 3, 16, 16), dtype=np.uint8)\n"
         "state = this_process()\n"

@@ -8,8 +8,8 @@ import pywt
 import torch
 from torch.distributions import Normal, kl_divergence
 
-from domainstudio import losses
 from domainstudio.errors import TrainingError
+from domainstudio.training import losses
 
 SHAPE = (4, 3, 8, 8)
 

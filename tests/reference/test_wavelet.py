@@ -5,7 +5,7 @@ import pytest
 import pywt
 import torch
 
-from domainstudio.wavelet import haar_dwt, high_frequency
+from domainstudio.training.wavelet import haar_dwt, high_frequency
 
 
 @pytest.fixture

@@ -3,8 +3,8 @@
 import numpy as np
 import torch
 
-from domainstudio.autoencoder import augment, train_autoencoder
 from domainstudio.config import AutoencoderSettings
+from domainstudio.demo.autoencoder import augment, train_autoencoder
 from tests.models import tiny_images
 
 SETTINGS = AutoencoderSettings(

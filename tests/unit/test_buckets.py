@@ -13,14 +13,14 @@ import yaml
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from domainstudio.adaptation import PriorImages
 from domainstudio.config import PrepareSettings
-from domainstudio.datasets import ImageSet
-from domainstudio.datasets.buckets import bucket_sizes, crop, nearest_bucket
-from domainstudio.datasets.packing import prepare
+from domainstudio.data import ImageSet
+from domainstudio.data.buckets import bucket_sizes, crop, nearest_bucket
+from domainstudio.data.packing import prepare
 from domainstudio.errors import DataError
 from domainstudio.metrics.evaluation import held_out
-from domainstudio.report.inputs import PackedImages, read
+from domainstudio.report.reading import PackedImages, read
+from domainstudio.training.recipe import PriorImages
 from stages import prepare as stage
 
 ROOT = Path(__file__).parents[2]

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from domainstudio import checkpoint
+from domainstudio.storage import checkpoint
 
 
 def state():

@@ -11,15 +11,15 @@ import yaml
 
 from domainstudio import models
 from domainstudio.config import LoraSettings
-from domainstudio.datasets import ImageSet
-from domainstudio.datasets.image_set import ImageRecord
+from domainstudio.data import ImageSet
+from domainstudio.data.image_set import ImageRecord
 from domainstudio.errors import CheckpointError, ConfigError, DataError
-from domainstudio.examples import Examples, Feed
 from domainstudio.models import lora
 from domainstudio.models.class_conditional import ClassConditionalDenoiser
 from domainstudio.models.unconditional import UnconditionalDenoiser
 from domainstudio.sampling import sample
-from domainstudio.training import Trainer
+from domainstudio.training.examples import Examples, Feed
+from domainstudio.training.trainer import Trainer
 from stages import pretrain_class
 from tests.models import (
     CLASSES,

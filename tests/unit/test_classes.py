@@ -8,8 +8,8 @@ import yaml
 
 from benchmarks import classes
 from domainstudio import config
-from domainstudio.datasets import ImageRecord, ImageSet
-from domainstudio.datasets.pictures import save_png
+from domainstudio.data import ImageRecord, ImageSet
+from domainstudio.data.pictures import save_png
 from domainstudio.metrics.features import Features, register_network
 from tests.models import Averages
 from tests.project import params

@@ -12,8 +12,9 @@ import pytest
 import yaml
 
 from domainstudio.config import PrepareSettings, load
-from domainstudio.datasets import ImageSet, demo
-from domainstudio.datasets.packing import prepare
+from domainstudio.data import ImageSet
+from domainstudio.data.packing import prepare
+from domainstudio.demo import emoji
 from domainstudio.errors import DataError, MissingExtraError
 
 ROOT = Path(__file__).parents[2]
@@ -101,7 +102,7 @@ def described(path: Path, **changes: Any) -> Path:
 @needs_drawings
 def test_changed_packages_are_noticed(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="expects 502 emoji and the installed packages hold 503"):
-        demo.list_demo(described(tmp_path / "d.yaml", count=502))
+        emoji.list_demo(described(tmp_path / "d.yaml", count=502))
 
 
 @needs_drawings
@@ -120,21 +121,21 @@ def test_a_missing_package_is_named(missing: str, monkeypatch: pytest.MonkeyPatc
     if missing == "resvg_py":
         monkeypatch.setitem(__import__("sys").modules, "resvg_py", None)
         with pytest.raises(MissingExtraError, match=r'resvg-py.* pip install "domainstudio\[demo\]"'):
-            demo.rasterize_svg(b"<svg/>", 8)
+            emoji.rasterize_svg(b"<svg/>", 8)
         return
     with pytest.raises(
         MissingExtraError, match=r'is not installed\. Install it: pip install "domainstudio\[demo\]"'
     ):
-        demo.list_demo(ROOT / "demo/ink.yaml")
+        emoji.list_demo(ROOT / "demo/ink.yaml")
 
 
 def test_unusable_descriptions_are_named(tmp_path: Path) -> None:
     path = tmp_path / "d.yaml"
     with pytest.raises(DataError, match=r"d\.yaml cannot be read"):
-        demo.list_demo(path)
+        emoji.list_demo(path)
     path.write_text("a: [")
     with pytest.raises(DataError, match=r"d\.yaml is not valid YAML"):
-        demo.list_demo(path)
+        emoji.list_demo(path)
     escaping = {"package": "x", "folder": "x/../../etc", "format": "png"}
     for changes, key in (
         ({"licences": "MIT"}, "licences"),
@@ -142,4 +143,4 @@ def test_unusable_descriptions_are_named(tmp_path: Path) -> None:
         ({"images": escaping}, "images"),
     ):
         with pytest.raises(DataError, match=rf"does not describe a demo domain:\n  {key}"):
-            demo.list_demo(described(path, **changes))
+            emoji.list_demo(described(path, **changes))

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from domainstudio.datasets import ImageRecord, ImageSet, Refusal, contact_sheet, grid, save_png
+from domainstudio.data import ImageRecord, ImageSet, Refusal, contact_sheet, grid, save_png
 from domainstudio.errors import DataError
 
 
@@ -165,9 +165,7 @@ def test_pictures_refuse_what_is_no_batch_of_images() -> None:
 
 
 def test_datasets_need_neither_torch_nor_boto3() -> None:
-    code = (
-        "import sys, domainstudio.datasets, stages.prepare; print({'torch', 'boto3', 'dvc'} & {*sys.modules})"
-    )
+    code = "import sys, domainstudio.data, stages.prepare; print({'torch', 'boto3', 'dvc'} & {*sys.modules})"
     root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from domainstudio.config import PrepareSettings
-from domainstudio.datasets import origins
-from domainstudio.datasets.packing import prepare
+from domainstudio.data import origins
+from domainstudio.data.packing import prepare
 from domainstudio.errors import ConfigError, DataError
 
 STOP = PrepareSettings(resolution=16)

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from domainstudio.config import PrepareSettings
-from domainstudio.datasets.reading import MAX_PIXELS, prepare_image
+from domainstudio.data.reading import MAX_PIXELS, prepare_image
 from domainstudio.errors import DataError
 
 RESOLUTION = 16

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from domainstudio.datasets import ImageSet
+from domainstudio.data import ImageSet
 from domainstudio.errors import DataError
 from stages.cli import output_folder, run
 

@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 
 from domainstudio.errors import DataError
-from domainstudio.integrations.mlflow_store import TrackingError, TrackingUnavailableError
-from domainstudio.integrations.s3 import UnreachableError
-from flows.commands import Commands, StageFailedError, _stream, environment, patiently
-from flows.summary import Row, markdown, picture
+from domainstudio.storage.s3 import UnreachableError
+from domainstudio.tracking.server import TrackingError, TrackingUnavailableError
+from flows.run.commands import Commands, StageFailedError, _stream, environment, patiently
+from flows.run.summary import Row, markdown, picture
 from stages import cli
 
 
@@ -61,7 +61,7 @@ AWAY = ["sys.exit(75)", "sys.exit('ERROR: unexpected error - Could not connect t
 def test_a_server_that_is_away_is_waited_for(
     away: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flows.commands.DELAYS", (0.01, 0.02, 0.03))
+    monkeypatch.setattr("flows.run.commands.DELAYS", (0.01, 0.02, 0.03))
     code = f"import sys; tries = open('tries', 'a'); tries.write('x'); {away} if tries.tell() < 3 else 0"
     lines: list[str] = []
     Commands(tmp_path).run([sys.executable, "-c", code], lines.append, "a")
@@ -70,7 +70,7 @@ def test_a_server_that_is_away_is_waited_for(
 
 
 def test_a_server_that_stays_away_fails_the_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flows.commands.DELAYS", (0.01,))
+    monkeypatch.setattr("flows.run.commands.DELAYS", (0.01,))
     for status, waits in ((75, 1), (1, 0)):
         lines: list[str] = []
         with pytest.raises(StageFailedError, match=f"exit status {status}") as caught:
@@ -99,7 +99,7 @@ ERRORS = [(UnreachableError(), 75), (TrackingUnavailableError(), 75), (TrackingE
 def test_the_status_of_a_process_is_seen_through_its_launcher(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flows.commands.DELAYS", ())
+    monkeypatch.setattr("flows.run.commands.DELAYS", ())
     (tmp_path / "away.py").write_text("raise SystemExit(75)")
     launcher = ("torch.distributed.run", "--standalone", "--nproc_per_node", "2")
     with pytest.raises(StageFailedError) as caught:

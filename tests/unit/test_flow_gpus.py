@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from domainstudio.errors import ConfigError
-from flows import gpus
-from flows.commands import StoppedError
-from flows.gpus import GpuSlots, visible_devices
+from flows.run import gpus
+from flows.run.commands import StoppedError
+from flows.run.gpus import GpuSlots, visible_devices
 
 
 @pytest.fixture(autouse=True)

@@ -3,7 +3,7 @@
 import pytest
 
 from domainstudio.errors import ConfigError
-from flows.graph import Stage, select, settled
+from flows.run.graph import Stage, select, settled
 
 
 def graph_of(*frozen: str, **edges: str) -> dict[str, Stage]:

@@ -22,10 +22,11 @@ from prefect.server.events.schemas.automations import EventTrigger as ServerTrig
 from prefect.server.events.schemas.events import ReceivedEvent
 
 import flows
-from domainstudio.integrations import mlflow_pipeline, mlflow_registry
-from domainstudio.integrations.mlflow_registry import Promotion, TrackingError, talking
+from domainstudio.registry import aliases
+from domainstudio.registry.aliases import Promotion, TrackingError, talking
+from domainstudio.tracking import pipeline_run
 from flows import events, registry, revision, setup, watch
-from flows.workspace import WORKSPACES_VARIABLE, Workspace, WorkspaceError
+from flows.run.workspace import WORKSPACES_VARIABLE, Workspace, WorkspaceError
 from tests.integration.mlflow_parts import use_local_store
 from tests.project import ROOT
 
@@ -49,7 +50,7 @@ def versions(tmp_path: Path, monkeypatch: Patch) -> None:
         client.create_registered_model(MODEL)
         for number in "123":
             client.create_model_version(MODEL, str(tmp_path))
-            mlflow_registry.promote(MODEL, number, "first", by="ada")
+            aliases.promote(MODEL, number, "first", by="ada")
     monkeypatch.setattr(registry, "_model", lambda adaptation: (MODEL, "champion"))
 
 
@@ -103,9 +104,9 @@ def test_a_declined_approval_changes_nothing_and_is_no_error(monkeypatch: Patch)
 
 @pytest.mark.usefixtures("versions")
 def test_a_version_that_is_not_there_is_refused_before_anybody_is_asked() -> None:
-    assert mlflow_registry.version_of(MODEL, "2") == "2"
+    assert aliases.version_of(MODEL, "2") == "2"
     with pytest.raises(TrackingError, match="4"):
-        mlflow_registry.version_of(MODEL, "4")
+        aliases.version_of(MODEL, "4")
 
 
 @pytest.mark.parametrize(("changed", "number"), [(True, 2), (False, 1)])
@@ -145,7 +146,7 @@ def test_the_pipelines_run_says_whether_it_failed_or_was_ended(
 
 def test_the_runs_page_does_not_show_the_password(monkeypatch: Patch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://ada:secret@mlflow.example/base/")
-    shown = mlflow_pipeline.page("7", "r", Path())
+    shown = pipeline_run.page("7", "r", Path())
     assert shown == "https://mlflow.example/base/#/experiments/7/runs/r"
 
 

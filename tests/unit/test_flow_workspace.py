@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from flows import workspace
-from flows.workspace import WorkspaceError
+from flows.run import workspace
+from flows.run.workspace import WorkspaceError
 from tests.project import run
 
 

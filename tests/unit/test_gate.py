@@ -9,7 +9,7 @@ import yaml
 
 from domainstudio import config
 from domainstudio.config import GateSettings
-from domainstudio.gate import TITLES, Measurement, decide, span
+from domainstudio.registry.gate import TITLES, Measurement, decide, span
 
 PARAMS = Path(__file__).parents[2] / "params.yaml"
 FIGURES = {

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from domainstudio import latents
-from domainstudio.examples import Examples, Feed
-from domainstudio.latents import condition_all, encode_all
+from domainstudio.training import latents
+from domainstudio.training.examples import Examples, Feed
+from domainstudio.training.latents import condition_all, encode_all
 from tests.models import (
     PROMPTS,
     tiny_denoiser,

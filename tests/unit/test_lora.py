@@ -10,15 +10,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from domainstudio import checkpoint, models
+from domainstudio import models
 from domainstudio.config import LoraSettings, LossWeights
 from domainstudio.errors import CheckpointError, ConfigError, MissingExtraError
-from domainstudio.examples import Examples
 from domainstudio.models import lora
 from domainstudio.models.text_to_image import TextToImageDenoiser
 from domainstudio.models.unconditional import UnconditionalDenoiser
 from domainstudio.sampling import sample
-from domainstudio.training import Trainer
+from domainstudio.storage import checkpoint
+from domainstudio.training.examples import Examples
+from domainstudio.training.trainer import Trainer
 from tests.models import (
     CLASSES,
     PROMPTS,

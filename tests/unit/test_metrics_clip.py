@@ -12,6 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from domainstudio.config import EvaluateSettings
+from domainstudio.demo.text_model import new_tokenizer
 from domainstudio.errors import CheckpointError, MissingExtraError
 from domainstudio.metrics import clip
 from domainstudio.metrics.clip import ClipNetwork, clip_score, load_clip
@@ -20,7 +21,6 @@ from domainstudio.metrics.diversity import intra_distance
 from domainstudio.metrics.features import FeatureNetwork, Features, extract, register_network
 from domainstudio.metrics.measure import measure_images
 from domainstudio.metrics.pairing import Texts, Told
-from domainstudio.models.text_from_scratch import new_tokenizer
 from tests.models import PROMPTS, Averages, tiny_images
 
 SIDE, LENGTH = 24, 16

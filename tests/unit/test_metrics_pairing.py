@@ -11,12 +11,12 @@ import yaml
 from benchmarks import retrieval as benchmark
 from domainstudio import config, report
 from domainstudio.config import EvaluateSettings
-from domainstudio.datasets import ImageRecord, ImageSet
+from domainstudio.data import ImageRecord, ImageSet
 from domainstudio.errors import ConfigError, DataError
 from domainstudio.metrics.features import register_network
 from domainstudio.metrics.measure import measure_folders, measure_images
 from domainstudio.metrics.pairing import Texts, Told, drawing_names, retrieval
-from domainstudio.report.inputs import read
+from domainstudio.report.reading import read
 from domainstudio.report.tables import metric_tables
 from stages.evaluate import _summary
 from tests.models import (

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from domainstudio.datasets import ImageRecord, ImageSet
+from domainstudio.data import ImageRecord, ImageSet
 from domainstudio.metrics.features import load_network, register_network
 from stages import evaluate
 from stages.cli import run

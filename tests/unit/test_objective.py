@@ -5,9 +5,9 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from domainstudio import losses
-from domainstudio.models.diffusion import to_eps, to_x0, true_output
-from domainstudio.objective import Batch, Objective, noisy_batch
+from domainstudio.models.schedule import to_eps, to_x0, true_output
+from domainstudio.training import losses
+from domainstudio.training.objective import Batch, Objective, noisy_batch
 from tests.models import DOMAINSTUDIO, PAIRWISE_L2, PLAIN, tiny_denoiser, tiny_images, training_settings
 
 

@@ -2,8 +2,7 @@
 
 import pytest
 
-from domainstudio import prompts
-from domainstudio.datasets import ImageRecord
+from domainstudio.data import ImageRecord, prompts
 from domainstudio.errors import ConfigError
 
 

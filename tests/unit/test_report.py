@@ -13,12 +13,12 @@ import pytest
 from PIL import Image, ImageOps
 
 from domainstudio import config, report
-from domainstudio.datasets import ImageRecord, ImageSet, grid, save_png
+from domainstudio.data import ImageRecord, ImageSet, grid, save_png
 from domainstudio.errors import DataError
 from domainstudio.report import curves as report_curves
 from domainstudio.report import tables as report_tables
-from domainstudio.report.inputs import PackedImages, Target, read
 from domainstudio.report.pictures import evenly, picture
+from domainstudio.report.reading import PackedImages, Target, read
 from domainstudio.report.sections import comparisons, section
 
 SIDE, SHOTS, DOMAIN, SAMPLES = 8, 10, 30, 20
@@ -319,7 +319,7 @@ def test_domain_pictures_leave_out_the_training_images(root):
 
 
 def read_packed(folder):
-    from domainstudio.datasets.image_set import Manifest
+    from domainstudio.data.image_set import Manifest
 
     text = (folder / "manifest.json").read_text(encoding="utf-8")
     return PackedImages(folder, Manifest.model_validate_json(text))

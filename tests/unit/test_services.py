@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from flows.services import ServiceError, Team, free_ports, layout, postgres, programs
-from flows.services import credentials as secrets
+from services import ServiceError, Team, free_ports, layout, postgres, programs
+from services import credentials as secrets
 
 NAMES = (
     "AWS_ACCESS_KEY_ID",

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from domainstudio.config import Style
-from domainstudio.datasets.styles import STYLES, in_style, with_styles
+from domainstudio.demo.styles import STYLES, in_style, with_styles
 
 BLACK, WHITE, RED = (0, 0, 0), (255, 255, 255), (255, 0, 0)
 

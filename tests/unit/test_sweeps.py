@@ -10,12 +10,13 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from domainstudio import config, sweeps
+from domainstudio import config
 from domainstudio.config import ObjectiveSettings, SweepSettings
 from domainstudio.errors import ConfigError
-from domainstudio.sweeps import Outcome, Trial
-from flows import sweep_table
-from flows.params_file import write_overrides
+from domainstudio.sweep import search
+from domainstudio.sweep.search import Outcome, Trial
+from flows.sweep import leaderboard
+from flows.sweep.params_file import write_overrides
 
 PARAMS = Path(__file__).parents[2] / "params.yaml"
 NAME = "ink-domainstudio"
@@ -26,7 +27,7 @@ def sweep(**values) -> SweepSettings:
 
 
 def test_a_grid_has_every_combination_with_every_seed():
-    found = sweeps.trials(sweep(grid={"weights.image": [0.1, 0.2], "method": ["a", "b"]}, seeds=[0, 7]))
+    found = search.trials(sweep(grid={"weights.image": [0.1, 0.2], "method": ["a", "b"]}, seeds=[0, 7]))
     assert [trial.number for trial in found] == list(range(1, 9))
     assert [trial.overrides for trial in found[:3]] == [
         {"weights.image": 0.1, "method": "a", "finetune.seed": 0},
@@ -37,7 +38,7 @@ def test_a_grid_has_every_combination_with_every_seed():
 
 
 def test_what_is_there_twice_is_tried_once():
-    assert len(sweeps.trials(sweep(grid={"finetune.steps": [100, 200, 100]}))) == 2
+    assert len(search.trials(sweep(grid={"finetune.steps": [100, 200, 100]}))) == 2
 
 
 def test_draws_keep_to_their_range_and_repeat():
@@ -47,7 +48,7 @@ def test_draws_keep_to_their_range_and_repeat():
         "weights.image": {"low": 0.0, "high": 1.0},
         "method": ["finetune", "domainstudio"],
     }
-    found = [trial.values for trial in sweeps.trials(sweep(random=ranges, draws=200))]
+    found = [trial.values for trial in search.trials(sweep(random=ranges, draws=200))]
     rates, steps, weights, methods = ([values[key] for values in found] for key in ranges)
     assert all(1e-5 <= rate <= 1e-2 for rate in rates)
     assert 40 < sum(rate < 1e-4 for rate in rates) < 95  # a third of the orders of magnitude
@@ -55,22 +56,22 @@ def test_draws_keep_to_their_range_and_repeat():
     assert 60 < sum(weight < 0.5 for weight in weights) < 140
     assert set(methods) == {"finetune", "domainstudio"}
     assert all(float(f"{rate:.4g}") == rate for rate in rates)
-    again = [trial.values for trial in sweeps.trials(sweep(random=ranges, draws=210))]
+    again = [trial.values for trial in search.trials(sweep(random=ranges, draws=210))]
     assert again[:200] == found
-    other = sweeps.trials(sweep(random=ranges, draws=200, draw_seed=1))
+    other = search.trials(sweep(random=ranges, draws=200, draw_seed=1))
     assert [trial.values for trial in other] != found
 
 
 def test_the_draws_of_a_key_do_not_depend_on_other_keys():
     image = {"weights.image": {"low": 0.0, "high": 1.0}}
-    alone = sweeps.trials(sweep(random=image, draws=5))
-    both = sweeps.trials(sweep(random={"method": ["a", "b"], **image}, draws=5))
+    alone = search.trials(sweep(random=image, draws=5))
+    both = search.trials(sweep(random={"method": ["a", "b"], **image}, draws=5))
     assert [t.values["weights.image"] for t in alone] == [t.values["weights.image"] for t in both]
 
 
 def test_a_grid_with_draws_tries_each_draw_at_each_point():
     drawn = {"weights.image": {"low": 0.1, "high": 1.0}}
-    found = sweeps.trials(sweep(grid={"method": ["a", "b"]}, random=drawn, draws=3))
+    found = search.trials(sweep(grid={"method": ["a", "b"]}, random=drawn, draws=3))
     pairs = [(trial.values["method"], trial.values["weights.image"]) for trial in found]
     assert len(pairs) == 6
     assert [image for method, image in pairs if method == "a"] == [i for m, i in pairs if m == "b"]
@@ -147,7 +148,7 @@ OBJECTIVE = ObjectiveSettings(metric="frechet_distance", at_most={"memorized_sha
 
 
 def test_the_best_has_the_lowest_mean_and_keeps_the_bounds():
-    ranked = sweeps.rank(
+    ranked = search.rank(
         [
             outcome(1, 0.1, 0, frechet_distance=10.0, memorized_share=0.2),
             outcome(2, 0.1, 1, frechet_distance=10.0, memorized_share=0.0),
@@ -160,7 +161,7 @@ def test_the_best_has_the_lowest_mean_and_keeps_the_bounds():
     )
     assert [candidate.values["weights.image"] for candidate in ranked] == [0.4, 0.2, 0.1]
     assert [candidate.objections for candidate in ranked] == [(), (), ("memorized_share 0.1 > 0.05",)]
-    chosen = sweeps.best(ranked)
+    chosen = search.best(ranked)
     assert chosen is not None
     assert chosen.mean("frechet_distance") == 29.0
     assert ranked[1].spread("frechet_distance") == pytest.approx(200**0.5)
@@ -168,7 +169,7 @@ def test_the_best_has_the_lowest_mean_and_keeps_the_bounds():
 
 def test_the_largest_is_the_best_where_it_is_maximised_and_lower_bounds_hold():
     objective = ObjectiveSettings(metric="coverage", direction="maximize", at_least={"recall": 0.5})
-    ranked = sweeps.rank(
+    ranked = search.rank(
         [
             outcome(1, 0.1, coverage=0.9, recall=0.4),
             outcome(2, 0.2, coverage=0.5, recall=0.5),
@@ -181,7 +182,7 @@ def test_the_largest_is_the_best_where_it_is_maximised_and_lower_bounds_hold():
 
 
 def test_a_setting_with_a_failed_seed_is_never_the_best():
-    ranked = sweeps.rank(
+    ranked = search.rank(
         [
             outcome(1, 0.1, 0, frechet_distance=1.0, memorized_share=0.0),
             outcome(2, 0.1, 1, status="failed", error="the loss is inf"),
@@ -190,7 +191,7 @@ def test_a_setting_with_a_failed_seed_is_never_the_best():
         ],
         OBJECTIVE,
     )
-    assert sweeps.best(ranked) is None
+    assert search.best(ranked) is None
     objections = {candidate.values["weights.image"]: candidate.objections for candidate in ranked}
     assert objections == {
         0.1: ("failed: the loss is inf",),
@@ -207,13 +208,13 @@ def test_scores_are_those_of_the_samples_by_their_short_names():
         "paired": {"samples": {"top_1": 1}},
         "clip": {"model": "x", "samples": {"clip_score": 20.5}},
     }
-    assert sweeps.scores(metrics) == {"kid": 0.5, "top_1": 1.0, "clip_score": 20.5}
+    assert search.scores(metrics) == {"kid": 0.5, "top_1": 1.0, "clip_score": 20.5}
 
 
 def test_an_objective_without_such_a_metric_is_refused_before_anything_is_trained():
-    sweeps.check(ObjectiveSettings(metric="clip_score", at_least={"top_1": 0.1, "coverage": 0.1}), "sweep")
+    search.check(ObjectiveSettings(metric="clip_score", at_least={"top_1": 0.1, "coverage": 0.1}), "sweep")
     with pytest.raises(ConfigError, match="sweep: no metric is called memorised_share"):
-        sweeps.check(ObjectiveSettings(at_most={"memorised_share": 0.1}), "sweep")
+        search.check(ObjectiveSettings(at_most={"memorised_share": 0.1}), "sweep")
 
 
 def test_the_tables_show_settings_and_trials():
@@ -222,14 +223,14 @@ def test_the_tables_show_settings_and_trials():
         outcome(2, 0.1, 1, frechet_distance=20.0, memorized_share=0.0),
         outcome(3, 0.2, 0, status="failed", error="a | b\nc"),
     ]
-    table = sweep_table.rows(sweeps.rank(outcomes, OBJECTIVE), OBJECTIVE)
-    assert sweep_table.markdown(table).splitlines() == [
+    table = leaderboard.rows(search.rank(outcomes, OBJECTIVE), OBJECTIVE)
+    assert leaderboard.markdown(table).splitlines() == [
         "| weights.image | frechet_distance | memorized_share | verdict |",
         "| --- | --- | --- | --- |",
         "| 0.1 | 15 ± 7.1 | 0 ± 0 | best |",
         r"| 0.2 | – | – | failed: a \| b c |",
     ]
-    records = list(csv.DictReader(io.StringIO(sweep_table.to_csv(outcomes))))
+    records = list(csv.DictReader(io.StringIO(leaderboard.to_csv(outcomes))))
     assert [record["finetune.seed"] for record in records] == ["0", "1", "0"]
     assert [record["frechet_distance"] for record in records] == ["10.0", "20.0", ""]
     assert records[2]["error"] == "a | b\nc"

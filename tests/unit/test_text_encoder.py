@@ -5,7 +5,7 @@ import shutil
 import torch
 
 from domainstudio.config import TextEncoderSettings
-from domainstudio.text_encoder import train_text_encoder
+from domainstudio.demo.text_encoder import train_text_encoder
 from tests.models import tiny_text_pipeline
 
 TEXTS = [["a cat", "a kitten"], ["a house"], ["two birds", "birds, sky"], ["a red cup"]]

@@ -2,7 +2,7 @@
 
 from domainstudio import models
 from domainstudio.config import NoiseSettings, TextModelSettings
-from domainstudio.models.text_from_scratch import BEGIN, END, new_pipeline, new_tokenizer
+from domainstudio.demo.text_model import BEGIN, END, new_pipeline, new_tokenizer
 from domainstudio.models.text_to_image import TextToImageDenoiser
 from domainstudio.sampling import sample
 from tests.models import PROMPTS, tiny_text_pipeline

@@ -5,12 +5,12 @@ from contextlib import contextmanager, nullcontext
 import pytest
 import torch
 
-from domainstudio import losses
 from domainstudio.config import LossWeights
 from domainstudio.models.conditions import join
-from domainstudio.models.diffusion import to_x0
-from domainstudio.objective import Batch, Objective, noisy_batch
-from domainstudio.wavelet import high_frequency
+from domainstudio.models.schedule import to_x0
+from domainstudio.training import losses
+from domainstudio.training.objective import Batch, Objective, noisy_batch
+from domainstudio.training.wavelet import high_frequency
 from tests.models import DOMAINSTUDIO, tiny_text_denoiser, tiny_text_images, training_settings
 
 NUMBER, PRIOR = 4, 3

@@ -9,7 +9,7 @@ import torch
 
 from benchmarks import tiny_vae
 from domainstudio import models
-from domainstudio.datasets import ImageRecord, ImageSet
+from domainstudio.data import ImageRecord, ImageSet
 from domainstudio.models.tiny_vae import load_decoder
 from tests.project import ROOT
 

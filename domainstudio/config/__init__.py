@@ -1,0 +1,72 @@
+"""`params.yaml` as typed, frozen settings: parsed once, every unknown or misspelt key refused.
+
+One file per group of sections; `Settings` is the whole, and `load` reads it.
+"""
+
+from domainstudio.config.adaptation import (
+    Adaptation,
+    AdaptationSettings,
+    PriorSettings,
+    PromptPair,
+    PromptSettings,
+)
+from domainstudio.config.base import Name, Section
+from domainstudio.config.data import PrepareSettings, SourceSettings, TargetSettings
+from domainstudio.config.evaluation import EvaluateSettings
+from domainstudio.config.method import MIN_PAIRED_BATCH, LoraSettings, LossWeights, Method
+from domainstudio.config.model import (
+    AutoencoderSettings,
+    NoiseSettings,
+    TextEncoderSettings,
+    TextModelSettings,
+    UNetSettings,
+)
+from domainstudio.config.pretraining import (
+    PretrainClassSettings,
+    PretrainSettings,
+    PretrainTextSettings,
+    Style,
+)
+from domainstudio.config.registry import GateSettings, RegistrySettings, ToleranceSettings
+from domainstudio.config.sampling import SampleSettings
+from domainstudio.config.settings import Settings, load
+from domainstudio.config.sweep import ObjectiveSettings, RangeSettings, SweepSettings
+from domainstudio.config.training import LaunchSettings, TrainingSettings
+
+__all__ = [
+    "MIN_PAIRED_BATCH",
+    "Adaptation",
+    "AdaptationSettings",
+    "AutoencoderSettings",
+    "EvaluateSettings",
+    "GateSettings",
+    "LaunchSettings",
+    "LoraSettings",
+    "LossWeights",
+    "Method",
+    "Name",
+    "NoiseSettings",
+    "ObjectiveSettings",
+    "PrepareSettings",
+    "PretrainClassSettings",
+    "PretrainSettings",
+    "PretrainTextSettings",
+    "PriorSettings",
+    "PromptPair",
+    "PromptSettings",
+    "RangeSettings",
+    "RegistrySettings",
+    "SampleSettings",
+    "Section",
+    "Settings",
+    "SourceSettings",
+    "Style",
+    "SweepSettings",
+    "TargetSettings",
+    "TextEncoderSettings",
+    "TextModelSettings",
+    "ToleranceSettings",
+    "TrainingSettings",
+    "UNetSettings",
+    "load",
+]

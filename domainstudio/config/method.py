@@ -1,0 +1,88 @@
+"""Methods: weights of the loss terms, and what is trained."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from domainstudio.config.base import Section
+
+MIN_PAIRED_BATCH = 3
+"""With fewer images each softmax over the others has one entry, so every pairwise term is 0."""
+
+
+class LossWeights(Section):
+    """A method: the weight of every loss term. `mean` is over the batch unless the term says otherwise.
+
+    A term of weight 0 is not computed, and a method without pairwise terms never runs the source model:
+    plain fine-tuning costs what it should.
+    """
+
+    simple: float = Field(default=1.0, ge=0)
+    """Mean squared error of the predicted noise (or velocity)."""
+    prior: float = Field(default=0.0, ge=0)
+    """Mean squared error on images of the source domain under the source prompt (prior preservation,
+    DreamBooth, arXiv 2208.12242). The adaptation's `prior` says which images."""
+    vlb: float = Field(default=0.001, ge=0)
+    """Variational bound of the learned variance; used only where the model predicts it."""
+    image: float = Field(default=0.0, ge=0)
+    """KL of pairwise-similarity rows of x0, adapted against source. Under `pairwise_reduction`."""
+    high_frequency: float = Field(default=0.0, ge=0)
+    """The same on the Haar high frequencies of x0. Under `pairwise_reduction`."""
+    high_frequency_mse: float = Field(default=0.0, ge=0)
+    """Mean squared error between the high frequencies of the adapted x0 and of the training image."""
+    pairwise_l2: float = Field(default=0.0, ge=0)
+    """Mean squared error between the two batches' pairwise L2 distance matrices."""
+    laplacian: float = Field(default=0.0, ge=0)
+    """Negative cosine similarity of Laplacian-filtered images (adapted x0, training image)."""
+    reconstruction: float = Field(default=0.0, ge=0)
+    """Mean squared error of the adapted x0 against the training image. The same error of the source model
+    is constant in training, so it is left out."""
+    pairwise_reduction: Literal["sum", "mean"] = "sum"
+    """`sum`: the paper's Σ_i. `mean`: the released code's element-wise mean, sum / (N(N-1))."""
+    pairwise_temperature: float = Field(default=1.0, gt=0)
+    """Temperature of the softmax over similarities; the paper's is 1. Below 1 near neighbours count more."""
+    pairwise_center: bool = False
+    """Subtract each model's batch mean before similarities are taken, so that they compare how images differ
+    and not the paper that all share. The paper does not."""
+    space: Literal["pixel", "latent"] = "pixel"
+    """Where the terms on x0 compare: images, decoded where the model works in latents, or x0 as it is."""
+    tiny_vae: str | None = None
+    """Decode for those terms with this `AutoencoderTiny`, a folder or a hub id, in place of the model's own
+    VAE: less memory and time, and a rougher picture."""
+    min_snr_gamma: float | None = Field(default=None, gt=0)
+    """γ of Min-SNR weighting of the denoising errors (arXiv 2303.09556); `null` weighs all levels alike."""
+    clamp_x0: bool = True
+    """Clamp predicted x0 to the image range before the terms on x0, so that large t does not dominate."""
+    noise_weighting: Literal["none", "alpha_bar", "one_minus_alpha_bar"] = "none"
+    """Weight of each image in `image` and `high_frequency`, by its noise level: `alpha_bar` trusts clean
+    predictions, as a one-step x0 means little at large t; `one_minus_alpha_bar` holds the structure, which is
+    decided there, and leaves the details free."""
+
+    @property
+    def pairwise(self) -> bool:
+        """Whether any term compares pairs of images, and so needs the source model's prediction."""
+        return self.image > 0 or self.high_frequency > 0 or self.pairwise_l2 > 0
+
+
+class LoraSettings(Section):
+    """Low-rank adapters in place of full fine-tuning (arXiv 2106.09685)."""
+
+    rank: int = Field(default=8, ge=1)
+    """Rank r of each update."""
+    alpha: float | None = Field(default=None, gt=0)
+    """Updates are scaled by alpha / rank; `null` means alpha = rank."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout on the adapters' input."""
+    modules: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
+    """Layers that get an adapter, by the end of their names: the attention's projections."""
+    text_encoder: bool = False
+    """Adapters in the text encoders too."""
+
+
+class Method(LossWeights):
+    """A method: loss weights, and whether the whole network or adapters are trained."""
+
+    lora: LoraSettings | None = None
+    """Adapters to train; `null` trains the whole network."""

@@ -1,0 +1,124 @@
+"""Networks trained from scratch, and their noise."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from domainstudio.config.base import Section
+
+
+class UNetSettings(Section):
+    """Architecture of an unconditional UNet trained from scratch (`diffusers.UNet2DModel`)."""
+
+    block_out_channels: tuple[int, ...]
+    """Channels of each resolution, from fine to coarse."""
+    attention: tuple[bool, ...]
+    """Whether each resolution has self-attention; as many entries as `block_out_channels`."""
+    layers_per_block: int = Field(default=1, ge=1)
+    """Residual blocks per resolution."""
+    attention_head_dim: int = Field(default=32, ge=1)
+    """Channels of one attention head."""
+    norm_num_groups: int = Field(default=16, ge=1)
+    """Groups of the group normalisation; divides every entry of `block_out_channels`."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout inside the residual blocks."""
+    learned_variance: bool = False
+    """Predict the variance too (improved DDPM): twice the output channels, and the `vlb` term."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if len(self.attention) != len(self.block_out_channels):
+            raise ValueError(
+                f"attention has {len(self.attention)} entries and block_out_channels "
+                f"{len(self.block_out_channels)}: give one true or false per resolution"
+            )
+        if any(channels % self.norm_num_groups for channels in self.block_out_channels):
+            raise ValueError(f"norm_num_groups {self.norm_num_groups} must divide {self.block_out_channels}")
+        return self
+
+
+class NoiseSettings(Section):
+    """The forward diffusion of a model trained from scratch."""
+
+    num_train_timesteps: int = Field(default=1000, ge=2)
+    """Number of noise levels."""
+    beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "squaredcos_cap_v2"
+    """How noise grows with t, by diffusers' names; `squaredcos_cap_v2` is the cosine schedule."""
+    prediction_type: Literal["epsilon", "v_prediction"] = "v_prediction"
+    """What the network predicts. A schedule of zero terminal SNR needs `v_prediction`."""
+    rescale_betas_zero_snr: bool = True
+    """Rescale to zero terminal signal-to-noise ratio (arXiv 2305.08891)."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.rescale_betas_zero_snr and self.prediction_type == "epsilon":
+            raise ValueError(
+                "rescale_betas_zero_snr needs prediction_type v_prediction: pure noise says nothing about x0 "
+                "through epsilon"
+            )
+        return self
+
+
+class AutoencoderSettings(Section):
+    """A small VAE trained from scratch (`diffusers.AutoencoderKL`)."""
+
+    block_out_channels: tuple[int, ...] = (32, 64)
+    """Channels of each resolution; each but the last halves height and width."""
+    layers_per_block: int = Field(default=1, ge=1)
+    """Residual blocks per resolution."""
+    latent_channels: int = Field(default=4, ge=1)
+    """Channels of a latent."""
+    norm_num_groups: int = Field(default=16, ge=1)
+    """Groups of the group normalisation."""
+    kl_weight: float = Field(default=1e-4, ge=0)
+    """Weight of the latents' divergence from a standard normal, per latent value."""
+    steps: int = Field(ge=1)
+    """Optimiser steps."""
+    batch_size: int = Field(default=32, ge=1)
+    """Images per step."""
+    learning_rate: float = Field(default=1e-3, gt=0)
+    """Peak learning rate of AdamW, which a cosine brings to 0."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of every random draw."""
+    checkpoint_every: int = Field(default=500, ge=1)
+    """Steps between resumable checkpoints."""
+
+
+class TextModelSettings(Section):
+    """A small text-to-image model trained from scratch, in Stable Diffusion's layout."""
+
+    block_out_channels: tuple[int, ...]
+    """The UNet's channels of each resolution."""
+    attention: tuple[bool, ...]
+    """Whether each resolution attends to itself and to the prompt."""
+    layers_per_block: int = Field(default=1, ge=1)
+    """Residual blocks per resolution."""
+    attention_heads: int = Field(default=4, ge=1)
+    """Heads of each attention layer."""
+    norm_num_groups: int = Field(default=16, ge=1)
+    """Groups of the group normalisation."""
+    text_width: int = Field(default=128, multiple_of=32)
+    """Channels of the text encoder; 32 per head."""
+    text_layers: int = Field(default=3, ge=1)
+    """Layers of the text encoder."""
+    vocabulary: int = Field(default=1024, ge=514)
+    """Largest number of tokens, of which 514 are always there: begin, end, and every byte in two forms."""
+    prompt_length: int = Field(default=24, ge=4)
+    """Tokens of a prompt, begin and end included."""
+
+
+class TextEncoderSettings(Section):
+    """A small text encoder's training, on what its texts show."""
+
+    steps: int = Field(ge=1)
+    """Optimiser steps."""
+    batch_size: int = Field(default=128, ge=1)
+    """Texts per step."""
+    learning_rate: float = Field(default=1e-3, gt=0)
+    """Peak learning rate of AdamW, which a cosine brings to 0."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of every random draw."""
+    checkpoint_every: int = Field(default=500, ge=1)
+    """Steps between resumable checkpoints."""

@@ -1,0 +1,67 @@
+"""The demo's source models."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from domainstudio.config.base import Name, Section
+from domainstudio.config.model import (
+    AutoencoderSettings,
+    NoiseSettings,
+    TextEncoderSettings,
+    TextModelSettings,
+    UNetSettings,
+)
+from domainstudio.config.training import TrainingSettings
+
+Style = Literal["grey", "sepia", "blueprint", "negative", "pastel", "stencil"]
+"""A style that `domainstudio.demo.styles` can give to images."""
+
+
+class PretrainSettings(Section):
+    """The stage `pretrain`: a source model from scratch."""
+
+    images: str
+    """Origin of the source domain's images (see `targets.*.shots`)."""
+    unet: UNetSettings
+    """The network."""
+    noise: NoiseSettings
+    """The forward diffusion."""
+    training: TrainingSettings
+    """The training run."""
+
+
+class PretrainTextSettings(Section):
+    """The stage `pretrain_text`: a small text-to-image source model from scratch."""
+
+    held_out: int = Field(default=0, ge=0)
+    """Images kept from training, to see what the model makes of prompts that it has never met."""
+    held_out_seed: int = Field(default=0, ge=0)
+    """Seed of that draw."""
+    styles: tuple[Style, ...] = ()
+    """Styles in which half of the images are shown, told as "… in grey style": from them the model learns
+    that such words go with every subject, as those for a new style will."""
+    vae: AutoencoderSettings
+    """The autoencoder, trained first."""
+    model: TextModelSettings
+    """UNet and text encoder."""
+    text_encoder: TextEncoderSettings
+    """The text encoder's own training, before the UNet's."""
+    noise: NoiseSettings
+    """The forward diffusion."""
+    training: TrainingSettings
+    """The training run."""
+
+
+class PretrainClassSettings(Section):
+    """The stage `pretrain_class`: a class-conditional source model from an unconditional one.
+
+    Its classes are the labels of the prepared source images.
+    """
+
+    source: Name
+    """The unconditional model to start from, in `models/sources/<source>`."""
+    training: TrainingSettings
+    """The training run. Its `condition_dropout` trains the null class that guidance needs."""

@@ -1,0 +1,153 @@
+"""`params.yaml` as a whole: read, checked, and every adaptation resolved."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+from pydantic import Field, model_validator
+
+from domainstudio.config.adaptation import Adaptation, AdaptationSettings
+from domainstudio.config.base import Name, Section, merged, validated
+from domainstudio.config.data import PrepareSettings, SourceSettings, TargetSettings
+from domainstudio.config.evaluation import EvaluateSettings
+from domainstudio.config.method import Method
+from domainstudio.config.pretraining import PretrainClassSettings, PretrainSettings, PretrainTextSettings
+from domainstudio.config.registry import RegistrySettings
+from domainstudio.config.sampling import SampleSettings
+from domainstudio.config.sweep import SweepSettings
+from domainstudio.config.training import LaunchSettings, TrainingSettings
+from domainstudio.errors import ConfigError
+
+
+class Settings(Section):
+    """The whole of `params.yaml`."""
+
+    prepare: PrepareSettings
+    """How images become image sets."""
+    pretrain: PretrainSettings
+    """The demo's own source model."""
+    pretrain_text: PretrainTextSettings
+    """The demo's own text-to-image source model."""
+    pretrain_class: PretrainClassSettings
+    """The demo's own class-conditional source model."""
+    sources: dict[Name, SourceSettings]
+    """Pretrained models by name."""
+    targets: dict[Name, TargetSettings]
+    """Target domains by name."""
+    methods: dict[Name, Method]
+    """Loss weights, and what is trained, by name."""
+    finetune: TrainingSettings
+    """Defaults of every adaptation's training."""
+    adaptations: dict[Name, AdaptationSettings]
+    """What to adapt: each makes one model."""
+    sample: SampleSettings
+    """How images are drawn from a model."""
+    evaluate: EvaluateSettings
+    """How they are measured."""
+    registry: RegistrySettings
+    """How models reach the registry."""
+    launch: LaunchSettings = LaunchSettings()
+    """How many processes do the work."""
+    sweeps: dict[Name, SweepSettings] = Field(default_factory=dict)
+    """Settings to try side by side, by name of the sweep."""
+
+    @model_validator(mode="after")
+    def _references(self) -> Self:
+        for name, adaptation in self.adaptations.items():
+            for key, known in (("source", self.sources), ("target", self.targets), ("method", self.methods)):
+                if (value := getattr(adaptation, key)) not in known:
+                    raise ValueError(
+                        f"adaptations.{name}.{key} is {value!r}, but {key}s has only {sorted(known)}. "
+                        f"Add it to {key}s, or correct the name"
+                    )
+        return self
+
+    @cached_property
+    def resolved(self) -> dict[str, Adaptation]:
+        """Every adaptation with its overrides applied."""
+        return {name: self._resolve(name, item) for name, item in self.adaptations.items()}
+
+    def adaptation(self, name: str) -> Adaptation:
+        """Return one adaptation with its overrides applied.
+
+        Raises:
+            ConfigError: `name` is not a key of `adaptations`.
+        """
+        if name not in self.resolved:
+            raise ConfigError(f"adaptations has no {name!r}; there are {sorted(self.resolved)}")
+        return self.resolved[name]
+
+    def overridden(self, name: str, values: Mapping[str, Any]) -> Adaptation:
+        """Return one adaptation with further overrides applied.
+
+        Args:
+            name: a key of `adaptations`.
+            values: by dotted key of the adaptation, such as `method` or `weights.image`.
+
+        Raises:
+            ConfigError: a name, key or value is not possible.
+        """
+        self.adaptation(name)
+        item = self.adaptations[name].model_dump(exclude_unset=True)
+        for key, value in values.items():
+            section, (*path, last) = item, key.split(".")
+            for part in path:
+                if not isinstance(section.get(part), dict):
+                    section[part] = {}
+                section = section[part]
+            section[last] = value
+        whole = self.model_dump(exclude_unset=True, exclude={"sweeps"}) | {"adaptations": {name: item}}
+        where = f"adaptations.{name} with {', '.join(f'{key} {value}' for key, value in values.items())}"
+        return validated(Settings, whole, where).adaptation(name)
+
+    def _resolve(self, name: str, item: AdaptationSettings) -> Adaptation:
+        method = self.methods[item.method]
+        return validated(
+            Adaptation,
+            {
+                "name": name,
+                "source": item.source,
+                "target": item.target,
+                "method": item.method,
+                "training": {**self.finetune.model_dump(), **item.finetune},
+                "weights": merged(method.model_dump(), item.weights),
+                "prompts": item.prompts,
+                "prior": item.prior,
+            },
+            f"adaptations.{name}",
+        )
+
+
+def load(path: str | Path = "params.yaml", *overlays: str | Path) -> Settings:
+    """Read and check `params.yaml`, adaptations and their overrides included.
+
+    Args:
+        path: the file.
+        overlays: files whose keys are added to those of the sections, or replace them.
+
+    Raises:
+        ConfigError: a file is missing, is not YAML, or a key is missing, unknown or out of range.
+    """
+    values = _read(Path(path))
+    for overlay in overlays:
+        for name, section in _read(Path(overlay)).items():
+            values[name] = {**values.get(name, {}), **section} if isinstance(section, Mapping) else section
+    settings = validated(Settings, values, " and ".join(map(str, (path, *overlays))))
+    _ = settings.resolved
+    return settings
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path} does not exist: run from the project's root, or name the file") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{path} must hold a mapping of sections, got {type(values).__name__}")
+    return dict(values)

@@ -1,0 +1,6 @@
+"""Reading, checking and packing images; the demo's domains; pictures of batches. Nothing here needs torch."""
+
+from domainstudio.data.image_set import ImageRecord, ImageSet, Refusal, find_captions
+from domainstudio.data.pictures import contact_sheet, grid, save_png
+
+__all__ = ["ImageRecord", "ImageSet", "Refusal", "contact_sheet", "find_captions", "grid", "save_png"]

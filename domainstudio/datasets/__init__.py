@@ -1,6 +1,0 @@
-"""Reading, checking and packing images; the demo's domains; pictures of batches. Nothing here needs torch."""
-
-from domainstudio.datasets.image_set import ImageRecord, ImageSet, Refusal, find_captions
-from domainstudio.datasets.pictures import contact_sheet, grid, save_png
-
-__all__ = ["ImageRecord", "ImageSet", "Refusal", "contact_sheet", "find_captions", "grid", "save_png"]

@@ -1,1 +1,0 @@
-"""Bridges to services outside: the only files that import mlflow or boto3."""

@@ -1,0 +1,1 @@
+"""MLflow's registered models: which version is used, why, and how it is served."""

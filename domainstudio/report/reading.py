@@ -1,0 +1,287 @@
+"""What the report reads: every part is optional, so that a half-run pipeline already has a report.
+
+Folders are those of `dvc.yaml`. A missing file becomes `None`; a damaged one is an error, because a report
+that leaves it out without a word would hide it.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+from safetensors import SafetensorError, safe_open
+
+from domainstudio.config import Adaptation, Settings
+from domainstudio.data import ImageRecord
+from domainstudio.data.image_set import IMAGES, MANIFEST, Manifest, bucketed_name
+from domainstudio.errors import DataError
+
+BOOKKEEPING = frozenset({"step", "total", "learning_rate", "grad_norm", "seconds", "timestamp"})
+"""Columns of `losses.csv` that are no loss term."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class PackedImages:
+    """A prepared image set, read image by image: a whole domain need not fit in memory for a few pictures."""
+
+    folder: Path
+    manifest: Manifest
+
+    @property
+    def number(self) -> int:
+        """How many images the set holds."""
+        return len(self.manifest.images)
+
+    @property
+    def records(self) -> Sequence[ImageRecord]:
+        """The manifest's entry of each image."""
+        return self.manifest.images
+
+    def image(self, index: int) -> Image.Image:
+        """One image, RGB; in its aspect-ratio bucket, where it has one (metrics measure its square).
+
+        Raises:
+            DataError: the packed images are missing, damaged, or fewer than the manifest says.
+        """
+        path = self.folder / IMAGES
+        try:
+            with safe_open(path, framework="numpy") as tensors:
+                if (name := bucketed_name(index)) in tensors.keys():  # noqa: SIM118
+                    pixels = tensors.get_tensor(name)
+                else:
+                    pixels = tensors.get_slice("images")[index : index + 1][0]
+            return Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+        except (OSError, SafetensorError, IndexError, ValueError) as error:
+            raise DataError(
+                f"{path}: cannot read image {index} ({error}). Run stage prepare again"
+            ) from error
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Generated images on disk, in the manifest's order."""
+
+    folder: Path
+    manifest: Mapping[str, Any]
+
+    @property
+    def number(self) -> int:
+        """How many images were drawn."""
+        return len(self.manifest["images"])
+
+    @cached_property
+    def index_of_seed(self) -> dict[int, int]:
+        """Position of the image drawn from each seed."""
+        return {int(item["seed"]): index for index, item in enumerate(self.manifest["images"])}
+
+    def seed(self, index: int) -> int:
+        """Seed of the noise of one image."""
+        return int(self.manifest["images"][index]["seed"])
+
+    def subject(self, index: int) -> str:
+        """What one image is about; empty where its model is told nothing."""
+        return str(self.manifest["images"][index].get("subject", ""))
+
+    def title(self, index: int) -> str:
+        """What the model was told, and which noise it began with."""
+        prompt = self.manifest["images"][index].get("prompt")
+        noise = f"noise {self.seed(index)}"
+        return f"{prompt} · {noise}" if prompt else noise
+
+    def image(self, index: int) -> Image.Image:
+        """One image, RGB.
+
+        Raises:
+            DataError: the file is missing or is no image.
+        """
+        return open_image(self.folder / self.manifest["images"][index]["file"])
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A generated image and the training image nearest to it in feature space."""
+
+    sample: int
+    training: int
+    distance: float
+    mirrored: bool
+    """Whether the sample is that near to the training image's mirror image."""
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """All pairs, closest first; below `threshold` a sample counts as memorised."""
+
+    threshold: float
+    pairs: tuple[Pair, ...]
+
+
+@dataclass(frozen=True)
+class Results:
+    """What one adaptation has produced so far."""
+
+    adaptation: Adaptation
+    samples: Samples | None
+    losses: Mapping[str, np.ndarray] | None
+    """Columns of `losses.csv`, float64 `(rows,)`, NaN where a cell is empty."""
+    previews: tuple[tuple[int, Path], ...]
+    """Step and file of each preview, in the order of training."""
+    metrics: Mapping[str, Any] | None
+    nearest: Nearest | None
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """Names of the loss terms that were logged."""
+        return tuple(name for name in self.losses or () if name not in BOOKKEEPING)
+
+
+@dataclass(frozen=True)
+class Target:
+    """A target domain: the training images, and the whole domain."""
+
+    shots: PackedImages | None
+    domain: PackedImages | None
+
+    def unseen(self, number: int) -> list[int]:
+        """Evenly spaced positions of domain images that are not among the training images (by file hash)."""
+        if self.domain is None:
+            return []
+        seen = {record.sha256 for record in self.shots.records} if self.shots else set()
+        rest = [i for i, record in enumerate(self.domain.records) if record.sha256 not in seen]
+        count = min(number, len(rest))
+        return [rest[i * len(rest) // count] for i in range(count)]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Everything that the report shows."""
+
+    settings: Settings
+    source_images: PackedImages | None
+    targets: Mapping[str, Target]
+    sources: Mapping[str, Samples | None]
+    results: tuple[Results, ...]
+
+
+def read(root: Path, settings: Settings) -> Inputs:
+    """Read the outputs of every stage below `root`.
+
+    Raises:
+        DataError: a file is there but cannot be understood.
+    """
+    adaptations = settings.resolved.values()
+    targets = {
+        name: Target(*(_packed(root / "data/targets" / name / part) for part in ("shots", "domain")))
+        for name in dict.fromkeys(item.target for item in adaptations)
+    }
+    sources = {
+        name: _samples(root / "samples/sources" / name)
+        for name in dict.fromkeys(item.source for item in adaptations)
+    }
+    results = tuple(_results(root, item) for item in adaptations)
+    return Inputs(settings, _packed(root / "data/source"), targets, sources, results)
+
+
+def open_image(path: Path) -> Image.Image:
+    """Read an image file as RGB.
+
+    Raises:
+        DataError: the file is missing or is no image.
+    """
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except (OSError, UnidentifiedImageError) as error:
+        raise DataError(
+            f"{path}: cannot read the image ({error}). Run the stage that writes it again"
+        ) from error
+
+
+def _results(root: Path, adaptation: Adaptation) -> Results:
+    training, evaluation = root / "training" / adaptation.name, root / "evaluation" / adaptation.name
+    return Results(
+        adaptation=adaptation,
+        samples=_samples(root / "samples/adapted" / adaptation.name),
+        losses=_parsed(training / "losses.csv", _losses),
+        previews=_previews(training / "previews"),
+        metrics=_parsed(evaluation / "metrics.json", _mapping),
+        nearest=_parsed(evaluation / "nearest.json", _nearest),
+    )
+
+
+def _packed(folder: Path) -> PackedImages | None:
+    manifest = _parsed(folder / MANIFEST, Manifest.model_validate_json)
+    return None if manifest is None else PackedImages(folder, manifest)
+
+
+def _samples(folder: Path) -> Samples | None:
+    manifest = _parsed(folder / "manifest.json", _samples_manifest)
+    return None if manifest is None else Samples(folder, manifest)
+
+
+def _parsed(path: Path, parse: Callable[[str], T]) -> T | None:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    try:
+        return parse(text)
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{path} cannot be understood ({error!r}): run the stage that writes it again"
+        ) from error
+
+
+def _mapping(text: str) -> Mapping[str, Any]:
+    # NaN and infinities are what json.dumps makes of figures that could not be computed.
+    values = json.loads(text, parse_constant=lambda _: None)
+    if not isinstance(values, dict):
+        raise ValueError(f"expected a mapping, got {type(values).__name__}")
+    return values
+
+
+def _samples_manifest(text: str) -> Mapping[str, Any]:
+    manifest = _mapping(text)
+    if manifest["format"] != 1:
+        raise ValueError(f"format {manifest['format']!r} is not 1, the one this version reads")
+    for item in manifest["images"]:
+        str(item["file"]), int(item["seed"])
+    return manifest
+
+
+def _losses(text: str) -> Mapping[str, np.ndarray]:
+    rows = list(csv.DictReader(text.splitlines()))
+    names = list(rows[0]) if rows else []
+    columns = {name: np.array([float(row[name] or "nan") for row in rows]) for name in names}
+    if rows and "step" not in columns:
+        raise ValueError("there is no column `step`")
+    return columns
+
+
+def _nearest(text: str) -> Nearest:
+    values = _mapping(text)
+    pairs = [
+        Pair(int(item["sample"]), int(item["training"]), float(item["distance"]), bool(item.get("mirrored")))
+        for item in values["pairs"]
+        if item["distance"] is not None
+    ]
+    threshold = float(values["threshold"])
+    if not math.isfinite(threshold):
+        raise ValueError("the threshold is not a number")
+    return Nearest(threshold, tuple(sorted(pairs, key=lambda pair: (pair.distance, pair.sample))))
+
+
+def _previews(folder: Path) -> tuple[tuple[int, Path], ...]:
+    found = ((re.fullmatch(r"step-(\d+)\.png", path.name), path) for path in folder.glob("step-*.png"))
+    return tuple(sorted((int(match[1]), path) for match, path in found if match))

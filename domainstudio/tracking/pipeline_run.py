@@ -1,0 +1,69 @@
+"""A run of the whole pipeline in MLflow: trainings are nested under it, and it keeps `dvc.lock`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from domainstudio.registry.aliases import talking
+from domainstudio.tracking.runs import RunPlan, open_run
+from domainstudio.tracking.server import shown_uri
+
+
+@dataclass(frozen=True)
+class PipelineRun:
+    """A run of the pipeline."""
+
+    run_id: str
+    url: str | None
+    """Its page; None where no server shows it."""
+
+
+def start(
+    name: str, key: str, experiment: str, tags: Mapping[str, str], root: Path, kind: str = "pipeline"
+) -> PipelineRun:
+    """Open the run of a pipeline, the same one each time that `key` comes again.
+
+    Args:
+        name: of the run.
+        key: what identifies it, such as the id of the flow run.
+        experiment: MLflow's experiment (`registry.experiment`).
+        tags: anything worth finding it by.
+        root: the project's root.
+        kind: what the run is of.
+
+    Raises:
+        TrackingError: MLflow cannot be reached, or refused.
+    """
+    plan = RunPlan(name, key, experiment, tags=tags, kind=kind)
+    with talking(root) as client:
+        run_id = open_run(client, plan, root)
+        experiment_id = client.get_run(run_id).info.experiment_id
+    return PipelineRun(run_id, page(experiment_id, run_id, root))
+
+
+def page(experiment_id: str, run_id: str, root: Path) -> str | None:
+    """Return the address of a run's page, without a password; None where no server shows it."""
+    server = shown_uri(root).replace("://***@", "://")
+    served = server.startswith(("http://", "https://"))
+    return f"{server.rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}" if served else None
+
+
+def finish(run: PipelineRun, files: Sequence[Path], status: str, root: Path) -> None:
+    """Keep files as the run's artifacts, and close it.
+
+    Args:
+        run: what `start` returned.
+        files: as far as they exist.
+        status: FINISHED, FAILED or KILLED.
+        root: the project's root.
+
+    Raises:
+        TrackingError: MLflow cannot be reached, or refused.
+    """
+    with talking(root) as client:
+        for path in files:
+            if path.is_file():
+                client.log_artifact(run.run_id, str(path))
+        client.set_terminated(run.run_id, status)

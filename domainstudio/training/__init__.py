@@ -1,0 +1,1 @@
+"""From an adaptation's settings to its trained model: one loop for every method and kind of model."""

@@ -1,0 +1,155 @@
+"""Training images together with what each model is told of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from domainstudio.errors import TrainingError
+from domainstudio.models.conditions import take, to_device
+from domainstudio.training.latents import condition_all, encode_all
+from domainstudio.training.objective import Batch
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from domainstudio.config import TrainingSettings
+    from domainstudio.models.denoiser import Condition, Denoiser
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Images and their conditions, all on the CPU.
+
+    Attributes:
+        images: uint8, with shape (N, 3, H, W).
+        condition: what the model in training is told: tensors with shape (N, V, ...), of which each draw
+            takes one of the V variants.
+        source_condition: what the frozen source model is told, in the same form.
+    """
+
+    images: Tensor
+    condition: Condition
+    source_condition: Condition
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @classmethod
+    def unconditional(cls, images: NDArray[np.uint8]) -> Examples:
+        """Return examples of which nothing is said."""
+        return cls(torch.from_numpy(images), {}, {})
+
+    @classmethod
+    def of(
+        cls,
+        denoiser: Denoiser,
+        images: NDArray[np.uint8],
+        texts: Sequence[Sequence[str]],
+        source_texts: Sequence[Sequence[str]] | None = None,
+        folder: Path | None = None,
+    ) -> Examples:
+        """Return examples with conditions of texts, encoded once.
+
+        Args:
+            denoiser: makes the conditions.
+            images: uint8, with shape (N, 3, H, W).
+            texts: prompts or classes of each image; several are variants, repeated to equal number.
+            source_texts: what the source model is told, by default the same.
+            folder: where encoded prompts are kept between runs.
+        """
+        size = images.shape[2], images.shape[3]
+        condition = _variants(denoiser, texts, folder, size)
+        source = condition if source_texts is None else _variants(denoiser, source_texts, folder, size)
+        return cls(torch.from_numpy(images), condition, source)
+
+
+class Feed:
+    """Draws batches of examples: which images, mirrored or not, and with which condition.
+
+    Images of models that encode are encoded once, mirrored ones too, so that augmentation still varies.
+
+    Args:
+        examples: what to draw from.
+        denoiser: encodes; on the training device.
+        settings: how images vary.
+        latents: folder that keeps encoded images between runs.
+    """
+
+    def __init__(
+        self, examples: Examples, denoiser: Denoiser, settings: TrainingSettings, latents: Path | None
+    ) -> None:
+        self.examples, self.denoiser, self.settings = examples, denoiser, settings
+        self.device = next(denoiser.network.parameters()).device
+        self.encoded = encode_all(denoiser, examples.images, settings.horizontal_flip, latents)
+        size = examples.images.shape[2], examples.images.shape[3]
+        self.nothing: Condition = denoiser.condition([""], size) if settings.condition_dropout else {}
+
+    def draw(
+        self, draw: torch.Generator, noise: torch.Generator, batch_size: int, processes: int, rank: int
+    ) -> Batch:
+        """Return one process's share of a global batch, without replacement where that is possible.
+
+        Args:
+            draw: draws the same in every process.
+            noise: draws of this process alone.
+            batch_size: images per process.
+            processes: number of processes.
+            rank: this process.
+        """
+        number, size = len(self.examples), batch_size * processes
+        rounds = [torch.randperm(number, generator=draw) for _ in range(-(-size // number))]
+        flips = torch.rand(size, generator=draw) < 0.5
+        mine = slice(rank * batch_size, (rank + 1) * batch_size)
+        index = torch.cat(rounds)[:size][mine]
+        flip = flips[mine] & self.settings.horizontal_flip
+        images = self.examples.images[index].float() / 127.5 - 1
+        images = torch.where(flip.view(-1, 1, 1, 1), images.flip(3), images).to(self.device)
+        if self.encoded is None:
+            encoded = self.denoiser.encode(images)
+        else:
+            encoded = self.encoded[flip.long(), index].to(self.device)
+        condition, source_condition = self._conditions(draw, index, size, mine)
+        return Batch(images, self.denoiser.x0(encoded, noise), condition, source_condition)
+
+    def _conditions(
+        self, draw: torch.Generator, index: Tensor, size: int, mine: slice
+    ) -> tuple[Condition, Condition]:
+        examples = self.examples
+        if not examples.condition:
+            return {}, {}
+        variant = torch.rand(size, generator=draw)[mine]
+        condition = take(examples.condition, index, variant)
+        source = take(examples.source_condition, index, variant)
+        if self.settings.condition_dropout:
+            dropped = torch.rand(size, generator=draw)[mine] < self.settings.condition_dropout
+            condition, source = (self._drop(each, dropped) for each in (condition, source))
+        return to_device(condition, self.device), to_device(source, self.device)
+
+    def _drop(self, condition: Condition, dropped: Tensor) -> dict[str, Tensor]:
+        return {
+            name: torch.where(dropped.view(-1, *[1] * (values.ndim - 1)), self.nothing[name].cpu(), values)
+            for name, values in condition.items()
+        }
+
+
+def _variants(
+    denoiser: Denoiser, texts: Sequence[Sequence[str]], folder: Path | None, size: tuple[int, int]
+) -> dict[str, Tensor]:
+    if not all(texts):
+        raise TrainingError(
+            "an image has no prompt: give every image a caption, or set a prompt without {caption}"
+        )
+    number = max(len(each) for each in texts)
+    padded = [each[i % len(each)] for each in texts for i in range(number)]
+    unique = sorted(set(padded))
+    condition = condition_all(denoiser, unique, folder, size)
+    row = {text: index for index, text in enumerate(unique)}
+    rows = torch.tensor([row[text] for text in padded]).view(len(texts), number)
+    return {name: values[rows] for name, values in condition.items()}

@@ -1,0 +1,386 @@
+"""One training loop for every kind of model and every method."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from functools import cached_property
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from diffusers.training_utils import EMAModel
+from tqdm import tqdm
+
+from domainstudio.data.buckets import bucket_sizes
+from domainstudio.distributed import gather_with_gradients
+from domainstudio.errors import TrainingError
+from domainstudio.models.conditions import join
+from domainstudio.seeding import generator
+from domainstudio.storage import checkpoint
+from domainstudio.training.examples import Examples, Feed
+from domainstudio.training.objective import Objective, noisy_batch
+from domainstudio.training.optimizer import lower_frozen, make_lr_scheduler, make_optimizer
+from domainstudio.training.sharding import is_sharded, sharded_like, sharded_moments, whole
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor
+
+    from domainstudio.config import LossWeights, TrainingSettings
+    from domainstudio.models.denoiser import Denoiser
+    from domainstudio.training.objective import Batch
+
+Record = Mapping[str, float]
+"""One step's log: `step`, `timestamp` in ms, `seconds` of training, and the values."""
+
+_BATCH, _NOISE, _TIMESTEP, _BUCKET = 0, 1, 2, 3  # what a generator is for
+
+
+class Tracker(Protocol):
+    """Where a run's progress is logged. Called on the main process only."""
+
+    def log_history(self, records: Sequence[Record]) -> None:
+        """Log finished steps. After a kill the same records may come again; they must not count twice."""
+        ...
+
+    def log_image(self, image: Image.Image, name: str) -> None:
+        """Log a picture under a name such as `previews/step-000100.png`."""
+        ...
+
+
+class Trainer:
+    """Trains a model on an image set, from the last checkpoint if there is one.
+
+    Args:
+        denoiser: the model to train, in place.
+        source: the frozen source model, for methods that compare with it.
+        examples: the training images, and what each model is told of them; of several sizes, one for each
+            bucket. A batch comes from one bucket, drawn with a probability proportional to its images.
+        settings: the training run.
+        weights: the method's loss weights.
+        checkpoints: folder of this run's resumable states.
+        prior: images of the source domain for prior preservation, as many per step as training images; of the
+            same sizes.
+        decode: turns x0 into the images that loss terms compare, in place of the model's own decoder.
+        latents: folder that keeps encoded images, for models that encode.
+        tracker: gets each finished stretch of steps once its checkpoint is durable.
+        preview: draws a picture of the averaged model's samples, kept in `checkpoints/previews/`.
+
+    Raises:
+        TrainingError: the images do not fit the model.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        examples: Examples | Sequence[Examples],
+        settings: TrainingSettings,
+        weights: LossWeights,
+        checkpoints: Path,
+        *,
+        source: Denoiser | None = None,
+        prior: Examples | Sequence[Examples] | None = None,
+        decode: Callable[[Tensor], Tensor] | None = None,
+        latents: Path | None = None,
+        tracker: Tracker | None = None,
+        preview: Callable[[Denoiser], Image.Image] | None = None,
+    ) -> None:
+        groups = [_listed(each) for each in (examples, prior) if each is not None]
+        for each in chain(*groups):
+            _check_images(each, denoiser)
+        if prior is None and weights.prior > 0:
+            raise TrainingError("the method's prior weight is above 0: give images of the source domain")
+        self.settings, self.checkpoints, self.tracker, self.preview = settings, checkpoints, tracker, preview
+        self.accelerator = Accelerator(mixed_precision=settings.mixed_precision)
+        # Processes that hold shards keep a whole copy beside, to draw with and to save.
+        self._whole = copy.deepcopy(denoiser) if is_sharded(self.accelerator) else None
+        self.denoiser = denoiser.to(self.accelerator.device)
+        self.buckets = [
+            [Feed(each, denoiser, settings, latents) for each in bucket]
+            for bucket in zip(*groups, strict=True)
+        ]
+        if settings.gradient_checkpointing:
+            denoiser.enable_gradient_checkpointing()
+        _check_full_precision(self._trained(denoiser.network).values())
+        optimizer = make_optimizer(denoiser.network, settings)
+        self.lr_scheduler = make_lr_scheduler(optimizer, settings)
+        for model in (denoiser, source):
+            if model is not None and settings.frozen_precision != "no":
+                lower_frozen(model.network, settings.frozen_precision)
+        if settings.compile:
+            denoiser.network.compile()
+        denoiser.network, self.optimizer = self.accelerator.prepare(denoiser.network, optimizer)
+        self.parameters = list(self._trained(self._network).values())
+        self.ema = None
+        if settings.ema_decay > 0:
+            self.ema = EMAModel(self.parameters, decay=settings.ema_decay, foreach=self._whole is None)
+        if source is not None:
+            source.to(self.accelerator.device)
+        self.objective = Objective(
+            denoiser, source, weights, gather_with_gradients, self.accelerator.autocast, decode
+        )
+        self.step = 0
+        self.history: list[Record] = []
+        self._logged = 0
+
+    def train(self) -> list[Record]:
+        """Run to the last step and leave the averaged weights in the model.
+
+        Returns:
+            The history of all steps, those before an interruption included.
+
+        Raises:
+            TrainingError: a loss or a gradient is not finite; the weights are those before that step.
+        """
+        self._resume()
+        settings, started = self.settings, time.monotonic()
+        before = self.history[-1]["seconds"] if self.history else 0.0
+        with tqdm(
+            total=settings.steps,
+            initial=self.step,
+            unit="step",
+            desc="train",
+            disable=not self.accelerator.is_main_process,
+        ) as progress:
+            while self.step < settings.steps:
+                values = self.take_step()
+                self.step += 1
+                now = {"timestamp": int(time.time() * 1000), "seconds": before + time.monotonic() - started}
+                self.history.append({"step": self.step, **now, **values})
+                progress.update()
+                if self.step % 10 == 0:
+                    progress.set_postfix({name: f"{values[name]:.4f}" for name in self._shown(values)})
+                if settings.preview_every and self._due(settings.preview_every):
+                    self._log_preview()
+                if self._due(settings.checkpoint_every):
+                    self._checkpoint()
+        self._use_average()
+        if self._whole is not None:
+            self.denoiser = self._with_weights(self._whole)
+        else:
+            unwrapped = self.accelerator.unwrap_model(self.denoiser.network, keep_fp32_wrapper=False)
+            self.denoiser.network = unwrapped
+        return self.history
+
+    @staticmethod
+    def _trained(network: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+        return {name: p for name, p in network.named_parameters() if p.requires_grad}
+
+    def _with_weights(self, copied: Denoiser) -> Denoiser:
+        """Return a whole copy of the model with the weights as they are now. All processes must take part."""
+        copied.network.load_state_dict(whole(self._trained(self._network)), strict=False)
+        return copied
+
+    @cached_property
+    def _network(self) -> torch.nn.Module:
+        network: torch.nn.Module = self.accelerator.unwrap_model(self.denoiser.network)
+        return network
+
+    def take_step(self) -> dict[str, float]:
+        """Make one optimiser step and return what to log; `train` counts, logs and keeps the steps."""
+        settings = self.settings
+        self.denoiser.network.train()
+        sums: dict[str, float] = {}
+        for micro in range(settings.gradient_accumulation_steps):
+            last = micro == settings.gradient_accumulation_steps - 1
+            with _no_sync_unless(last, self.accelerator, self.denoiser.network):
+                terms = self._micro_step(micro)
+            for name, value in terms.items():
+                sums[name] = sums.get(name, 0.0) + value / settings.gradient_accumulation_steps
+        norm = float(whole(self.accelerator.clip_grad_norm_(self.parameters, settings.max_grad_norm)))
+        if not math.isfinite(norm) and settings.mixed_precision != "fp16":  # fp16's scaler skips such steps
+            raise TrainingError(self._not_finite("gradient norm", norm))
+        learning_rate = float(self.lr_scheduler.get_last_lr()[0])
+        self.optimizer.step()
+        self.lr_scheduler.step()
+        self.optimizer.zero_grad()
+        if self.ema is not None:
+            self.ema.step(self.parameters)
+        return {**sums, "learning_rate": learning_rate, "grad_norm": norm}
+
+    def _micro_step(self, micro: int) -> dict[str, float]:
+        settings, rank = self.settings, self.accelerator.process_index
+        noise = generator(_NOISE, settings.seed, rank, self.step, micro)
+        torch.manual_seed(noise.initial_seed())  # dropout draws from the global generator
+        shared = generator(_TIMESTEP, settings.seed, self.step, micro)
+        batch = noisy_batch(self.denoiser, self._batch(micro, noise), settings, noise, shared)
+        terms = self.objective(batch)
+        total = self.objective.total(terms)
+        logged = {"total": total, **terms}
+        values = {
+            name: float(value)
+            for name, value in zip(logged, self._mean(torch.stack(list(logged.values()))), strict=True)
+        }
+        for name, value in values.items():
+            if not math.isfinite(value):
+                raise TrainingError(self._not_finite(f"loss term {name!r}", value))
+        self.accelerator.backward(total / settings.gradient_accumulation_steps)
+        return values
+
+    def _batch(self, micro: int, noise: torch.Generator) -> Batch:
+        """Return this process's share of the global batch, images of the prior last."""
+        settings, accelerator = self.settings, self.accelerator
+        processes, rank = accelerator.num_processes, accelerator.process_index
+        draws: list[Batch] = []
+        for index, feed in enumerate(self._bucket(micro)):
+            draw = generator(_BATCH + 10 * index, settings.seed, self.step, micro)
+            draws.append(feed.draw(draw, noise, settings.batch_size, processes, rank))
+        batch = draws[0]
+        for other in draws[1:]:
+            batch = replace(
+                batch,
+                x0=torch.cat([batch.x0, other.x0]),
+                condition=join(batch.condition, other.condition),
+            )
+        return batch
+
+    def _bucket(self, micro: int) -> list[Feed]:
+        """Return the feeds of one bucket: training images, then the prior's. The same in every process."""
+        if len(self.buckets) == 1:
+            return self.buckets[0]
+        draw = generator(_BUCKET, self.settings.seed, self.step, micro)
+        sizes = torch.tensor([float(len(feeds[0].examples)) for feeds in self.buckets])
+        return self.buckets[int(torch.multinomial(sizes, 1, generator=draw))]
+
+    def _mean(self, values: Tensor) -> list[float]:
+        mean: list[float] = self.accelerator.reduce(values.detach().float(), "mean").tolist()
+        return mean
+
+    def _due(self, every: int) -> bool:
+        return self.step % every == 0 or self.step == self.settings.steps
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "network": self._trained(self._network),
+            "optimizer": self.optimizer.state_dict(),
+            "lr_scheduler": self.lr_scheduler.state_dict(),
+            "ema": self.ema.state_dict() if self.ema is not None else {},
+            "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else {},
+            "history": self.history,
+        }
+
+    def _checkpoint(self) -> None:
+        """Make the state durable; only then may a tracker see the steps that led to it."""
+        state = whole(self._state())
+        if self.accelerator.is_main_process:
+            checkpoint.save(self.checkpoints, self.step, state)
+            if self.tracker is not None:
+                self.tracker.log_history(self.history[self._logged :])
+            self._logged = self.step
+        self.accelerator.wait_for_everyone()
+
+    def _resume(self) -> None:
+        found = checkpoint.latest(self.checkpoints)
+        if found is None:
+            return
+        self.step, state = found
+        if self.step > self.settings.steps:
+            raise TrainingError(
+                f"{self.checkpoints} is at step {self.step}, beyond the {self.settings.steps} asked for. "
+                "Delete that folder, or ask for more steps"
+            )
+        trained = self._trained(self._network)
+        weights = {name: sharded_like(value, trained[name]) for name, value in state["network"].items()}
+        self._network.load_state_dict(weights, strict=False)
+        self.optimizer.load_state_dict(sharded_moments(state["optimizer"], self.optimizer))
+        self.lr_scheduler.load_state_dict(state["lr_scheduler"])
+        if self.ema is not None:
+            averages = zip(state["ema"]["shadow_params"], self.parameters, strict=True)
+            average = [sharded_like(value, parameter) for value, parameter in averages]
+            self.ema.load_state_dict({**state["ema"], "shadow_params": average})
+            self.ema.to(self.accelerator.device)
+        if self.accelerator.scaler and state["scaler"]:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.history = state["history"]
+        self._logged = self.step
+        if self.accelerator.is_main_process:
+            tqdm.write(f"going on from step {self.step} of {self.checkpoints}")
+            if self.tracker is not None:  # killed between checkpoint and log, the tracker lacks some of them
+                self.tracker.log_history(self.history)
+
+    def _log_preview(self) -> None:
+        main = self.accelerator.is_main_process
+        if self.preview is None or not (main or self._whole is not None):
+            return
+        with self._averaged() as denoiser, torch.random.fork_rng():
+            image = self.preview(denoiser) if main else None
+        if image is None:
+            return
+        name = f"previews/step-{self.step:06d}.png"
+        path = self.checkpoints / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.save(path)
+        if self.tracker is not None:
+            self.tracker.log_image(image, name)
+
+    @contextmanager
+    def _averaged(self) -> Iterator[Denoiser]:
+        """Give the model with its averaged weights, such that one process alone can draw with it."""
+        if self.ema is not None:
+            self.ema.store(self.parameters)
+        self._use_average()
+        wrapped = self.denoiser.network
+        if self._whole is None:
+            self.denoiser.network = self._network
+            yield self.denoiser
+        else:
+            yield self._with_weights(self._whole).to(self.accelerator.device)
+            self._whole.to("cpu")
+        self.denoiser.network = wrapped
+        if self.ema is not None:
+            self.ema.restore(self.parameters)
+
+    def _use_average(self) -> None:
+        if self.ema is not None:
+            self.ema.copy_to(self.parameters)
+
+    def _shown(self, values: Mapping[str, float]) -> list[str]:
+        return [name for name in values if name not in ("learning_rate", "grad_norm")]
+
+    def _not_finite(self, what: str, value: float) -> str:
+        return (
+            f"{what} is {value} at step {self.step + 1}; training stopped before it reached the "
+            f"weights. Lower learning_rate (now {self.settings.learning_rate}) or the weight of that "
+            "term, or use mixed_precision: no"
+        )
+
+
+def _no_sync_unless(last: bool, accelerator: Accelerator, network: torch.nn.Module) -> Any:
+    return nullcontext() if last else accelerator.no_sync(network)
+
+
+def _listed(examples: Examples | Sequence[Examples]) -> Sequence[Examples]:
+    return [examples] if isinstance(examples, Examples) else examples
+
+
+def _check_images(examples: Examples, denoiser: Denoiser) -> None:
+    if not len(examples):
+        raise TrainingError("there are no training images")
+    found, wanted = tuple(examples.images.shape[2:]), denoiser.resolution
+    allowed = bucket_sizes(wanted[0]) if wanted[0] == wanted[1] else (wanted,)
+    if found not in allowed:
+        raise TrainingError(
+            f"the images have {found[0]}x{found[1]} pixels and the model {wanted[0]}x{wanted[1]}: set "
+            f"prepare.resolution to {wanted[0]}"
+        )
+    if found != wanted and any(side % denoiser.multiple for side in found):
+        raise TrainingError(
+            f"prepare.aspect_buckets made images of {found[0]}x{found[1]} pixels (height, width), and beside "
+            f"its own {wanted[0]}x{wanted[1]} the model takes multiples of {denoiser.multiple} only: set "
+            "prepare.aspect_buckets to false"
+        )
+
+
+def _check_full_precision(parameters: Iterable[Tensor]) -> None:
+    if any(p.dtype != torch.float32 for p in parameters):
+        raise TrainingError(
+            "trainable parameters must be float32: load the model in float32 and choose "
+            "finetune.mixed_precision"
+        )

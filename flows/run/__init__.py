@@ -1,0 +1,1 @@
+"""The pipeline as one Prefect flow: a task per stage, GPU slots, clones of the repository, summaries."""

@@ -1,0 +1,181 @@
+"""A folder of one flow run: a clone of the repository, the data that it needs, and what it gives back."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from domainstudio.errors import ConfigError, DomainStudioError
+from flows.run import graph
+from flows.run.commands import Commands, Log, environment
+
+REPOSITORY_VARIABLE = "DOMAINSTUDIO_REPOSITORY"
+"""Where a run clones from: a URL, or a folder."""
+CACHE_VARIABLE = "DOMAINSTUDIO_DVC_CACHE"
+"""A DVC cache that several runs share, on a disk that all of them see; by default each has its own."""
+WORKSPACES_VARIABLE = "DOMAINSTUDIO_WORKSPACES"
+"""Folder for the runs' clones; by default the system's temporary folder."""
+BRANCHES = "runs"
+"""Results are published on branches of this folder: `runs/<name of the flow run>`."""
+
+_NOT_IN_NAMES = re.compile(r"[^\w-]+")
+"""What a flow run may be called, and a branch may not."""
+_IDENTITY = ("DomainStudio pipeline", "pipeline@domainstudio.invalid")
+_CREDENTIALS = re.compile(r"://[^/@\s]+@")
+
+
+class WorkspaceError(DomainStudioError):
+    """The repository could not be cloned, or the results could not be given back."""
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """A clone at one commit."""
+
+    root: Path
+    commit: str
+    """The commit that was asked for, before results."""
+
+
+def checkout(repository: str, revision: str, root: Path) -> Workspace:
+    """Clone a repository and check out a revision, detached.
+
+    Args:
+        repository: URL or folder; what git needs to authenticate comes from its own settings.
+        revision: Branch, tag or commit.
+        root: Folder to make.
+
+    Raises:
+        ConfigError: there is no such repository or revision.
+        WorkspaceError: `root` holds something already.
+    """
+    if root.exists() and any(root.iterdir()):
+        raise WorkspaceError(f"{root} is not empty: a run needs a folder of its own")
+    try:
+        _git(None, "clone", "--quiet", "--no-checkout", "--", repository, str(root))
+    except WorkspaceError as error:
+        raise ConfigError(
+            f"{_shown(repository)} cannot be cloned: correct {REPOSITORY_VARIABLE}. {error}"
+        ) from error
+    for name in (f"origin/{revision}", revision):
+        try:
+            commit = _git(root, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}")
+        except WorkspaceError:
+            continue
+        _git(root, "checkout", "--quiet", "--detach", commit)
+        return Workspace(root, commit)
+    raise ConfigError(f"{_shown(repository)} has no branch, tag or commit {revision!r}: correct `revision`")
+
+
+def share_cache(workspace: Workspace, variables: Mapping[str, str] = os.environ) -> None:
+    """Make the workspace use the shared DVC cache, if `DOMAINSTUDIO_DVC_CACHE` names one."""
+    if folder := variables.get(CACHE_VARIABLE):
+        for key, value in (("cache.dir", folder), ("cache.shared", "group")):
+            _dvc(workspace, "config", "--local", key, value)
+
+
+def has_remote(workspace: Workspace) -> bool:
+    """Tell whether DVC has a default remote there."""
+    return bool(_dvc(workspace, "config", "core.remote", check=False))
+
+
+def pull(workspace: Workspace, commands: Commands, log: Log, stages: Collection[str]) -> None:
+    """Fetch the outputs of stages that the remote has; those of others are made by the run.
+
+    Everything that a selected stage reads must be there before DVC compares: of a folder that is there in
+    part, such as `samples`, it would take the part for the whole.
+    """
+    command = [sys.executable, "-m", "dvc", "pull", "--allow-missing", "--run-cache", *sorted(stages)]
+    commands.run(command, log, "dvc pull")
+
+
+def push(workspace: Workspace, commands: Commands, log: Log, stages: Collection[str]) -> None:
+    """Give the outputs of stages, and what DVC knows of runs, to the remote."""
+    commands.run([sys.executable, "-m", "dvc", "push", "--run-cache", *sorted(stages)], log, "dvc push")
+
+
+def needed(stages: Collection[graph.Stage], known: Mapping[str, graph.Stage]) -> list[str]:
+    """Return the stages whose outputs a run of `stages` reads or makes, without those that git holds.
+
+    Args:
+        stages: what will run.
+        known: every stage, with all that it reads.
+    """
+    found = {stage.address for stage in stages}
+    found.update(name for stage in stages for name in known[stage.address].upstream)
+    return sorted(name for name in found if not known[name].frozen)
+
+
+def publish(workspace: Workspace, name: str, message: str) -> str | None:
+    """Commit what git tracks of the results, `dvc.lock` before all, and push it to a branch of its own.
+
+    Args:
+        workspace: the clone.
+        name: of the branch, below `runs/`; a number is added where another run has taken it.
+        message: the commit's first line; `[skip ci]` is added, so that nobody's CI trains again.
+
+    Returns:
+        The branch, or None where nothing changed.
+
+    Raises:
+        WorkspaceError: the repository did not take it.
+    """
+    root = workspace.root
+    _git(root, "add", "--all")
+    if not _git(root, "status", "--porcelain"):
+        return None
+    identity = {}
+    if not _git(root, "config", "user.email", check=False):
+        name_, email = _IDENTITY
+        identity = {"GIT_AUTHOR_NAME": name_, "GIT_COMMITTER_NAME": name_}
+        identity |= {"GIT_AUTHOR_EMAIL": email, "GIT_COMMITTER_EMAIL": email}
+    _git(root, "commit", "--quiet", "--message", f"{message} [skip ci]", variables=identity)
+    return _push(root, f"{BRANCHES}/{_NOT_IN_NAMES.sub('-', name).strip('-') or 'run'}")
+
+
+def _push(root: Path, name: str, number: int = 1) -> str:
+    """Push to a branch of its own: runs may share a name, and one that starts again has published before."""
+    branch = name if number == 1 else f"{name}-{number}"
+    try:
+        _git(root, "push", "--quiet", "origin", f"HEAD:refs/heads/{branch}")
+    except WorkspaceError:
+        if not _git(root, "ls-remote", "origin", f"refs/heads/{branch}"):
+            raise
+        return _push(root, name, number + 1)
+    return branch
+
+
+def _dvc(workspace: Workspace, *arguments: str, check: bool = True) -> str:
+    return _call([sys.executable, "-m", "dvc", *arguments], workspace.root, {}, check)
+
+
+def _git(
+    root: Path | None, *arguments: str, variables: Mapping[str, str] | None = None, check: bool = True
+) -> str:
+    quiet = {"GIT_TERMINAL_PROMPT": "0"}  # a run that waits for a password waits for ever
+    return _call(["git", *arguments], root, {**quiet, **(variables or {})}, check)
+
+
+def _call(command: list[str], root: Path | None, variables: Mapping[str, str], check: bool) -> str:
+    done = subprocess.run(
+        command,
+        cwd=root,
+        env={**environment(os.environ), **variables},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if check and done.returncode:
+        what = " ".join(["dvc" if command[0] == sys.executable else command[0], command[-1]])
+        raise WorkspaceError(f"{_shown(what)}: {_shown(done.stderr.strip() or done.stdout.strip())}")
+    return done.stdout.strip()
+
+
+def _shown(text: str) -> str:
+    return _CREDENTIALS.sub("://***@", text)

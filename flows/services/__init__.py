@@ -1,9 +1,0 @@
-"""A team's servers on one machine: S3, PostgreSQL, MLflow, a Prefect server and a worker.
-
-`python -m flows.services start` starts them under supervisord; `Team` is the same for tests.
-"""
-
-from flows.services.layout import ServiceError, free_ports
-from flows.services.team import ServiceState, Team
-
-__all__ = ["ServiceError", "ServiceState", "Team", "free_ports"]

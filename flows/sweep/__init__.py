@@ -1,0 +1,1 @@
+"""Sweeps as a Prefect flow whose settings run on a Ray cluster."""

@@ -1,0 +1,103 @@
+"""What a trial reads: hashed, and packed for nodes that do not see the project's folder."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import tarfile
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from domainstudio.errors import DataError
+from flows.run.workspace import WORKSPACES_VARIABLE
+
+if TYPE_CHECKING:
+    from domainstudio.config import Adaptation, Settings
+
+
+def paths(settings: Settings, adaptation: Adaptation) -> dict[str, Path]:
+    """Return all that training, sampling and measuring of an adaptation read, by name.
+
+    Raises:
+        DataError: the stages that make it were not run.
+    """
+    target, source = Path("data/targets") / adaptation.target, adaptation.source
+    found = {
+        "source": Path("models/sources") / source,
+        "subjects": Path(settings.sources[source].subjects),
+        "shots": target / "shots",
+        "domain": target / "domain",
+    }
+    if adaptation.weights.prior > 0 and adaptation.prior.images == "source":
+        found["source images"] = Path("data/source")
+    for name, place in (("tiny_vae", adaptation.weights.tiny_vae), ("clip", settings.evaluate.clip)):
+        if place is not None and Path(place).is_dir():  # else it is an id of the hub
+            found[name] = Path(place)
+    if missing := [str(path) for path in found.values() if not path.exists()]:
+        raise DataError(
+            f"{', '.join(missing)}: missing. `dvc repro prepare_target@{adaptation.target}` prepares the "
+            "target, `python -m stages.import_source` gets a model"
+        )
+    return found
+
+
+def digest(path: Path) -> str:
+    """Return the content hash of an image set, a model folder or a file.
+
+    Raises:
+        DataError: an image set's manifest is damaged.
+    """
+    from domainstudio import models
+
+    if path.is_file():
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    if not (manifest := path / "manifest.json").is_file():
+        return models.digest(path)
+    try:
+        return str(json.loads(manifest.read_text(encoding="utf-8"))["digest"])
+    except (ValueError, KeyError) as error:
+        raise DataError(f"{manifest} is damaged: prepare the images again") from error
+
+
+def pack(path: Path) -> bytes:
+    """Return a file or folder as a tar archive; the same contents give the same bytes."""
+
+    def plain(entry: tarfile.TarInfo) -> tarfile.TarInfo:
+        entry.mtime, entry.uid, entry.gid, entry.uname, entry.gname = 0, 0, 0, "", ""
+        return entry
+
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+            if file.is_file():
+                archive.add(file, file.as_posix(), filter=plain)
+    return buffer.getvalue()
+
+
+def unpack(archives: Mapping[str, object]) -> Path:
+    """Unpack archives on this node, unless they are there, and return the folder that is the project's then.
+
+    Args:
+        archives: what `pack` returned, as references of Ray's, by the hash of the contents.
+    """
+    import ray
+    from filelock import FileLock
+
+    base = Path(os.environ.get(WORKSPACES_VARIABLE) or tempfile.gettempdir())
+    name = hashlib.sha256("".join(sorted(archives)).encode()).hexdigest()[:16]
+    root = base / f"domainstudio-sweep-{name}"
+    base.mkdir(parents=True, exist_ok=True)
+    with FileLock(base / f".{root.name}.lock"):
+        if not root.is_dir():
+            partial = root.with_name(f".{root.name}.partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            for reference in archives.values():
+                with tarfile.open(fileobj=io.BytesIO(ray.get(reference))) as archive:
+                    archive.extractall(partial, filter="data")
+            partial.rename(root)
+    return root
