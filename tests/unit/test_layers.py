@@ -1,0 +1,81 @@
+"""Which room may import which: a table, held against every import, also those for types only."""
+
+import ast
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+LAYERS = (
+    ("errors", "seeding", "redaction", "git", "distributed"),
+    ("config", "storage"),
+    ("data", "tracking"),
+    ("models",),
+    ("sampling",),
+    ("metrics", "training"),
+    ("demo", "registry", "report", "sweep"),
+    ("stages", "services"),
+    ("benchmarks", "flows"),
+)
+"""From the ground up. A room imports itself and lower layers, never its own layer's other rooms."""
+
+LEVELS = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
+
+
+def files():
+    return [
+        path
+        for folder in ("domainstudio", "stages", "services", "flows", "benchmarks")
+        for path in sorted((ROOT / folder).rglob("*.py"))
+    ]
+
+
+def module_of(path):
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {module_of(path): path for path in files()}
+
+
+def room_of(module):
+    """Return `models` for `domainstudio.models.lora`, `stages` for `stages.sample`; "" for the package itself."""
+    first, _, rest = module.partition(".")
+    return rest.partition(".")[0] if first == "domainstudio" else first
+
+
+def imports_of(module):
+    """Return the project's modules that one imports, inside functions and under TYPE_CHECKING too."""
+    found = set()
+    for node in ast.walk(ast.parse(MODULES[module].read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            inner = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= (inner & MODULES.keys()) or {node.module}
+    return (found & MODULES.keys()) - {module}
+
+
+def test_every_room_has_a_layer():
+    rooms = {room_of(module) for module in MODULES} - {""}
+    assert rooms == LEVELS.keys()
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_no_import_goes_up_or_sideways(module):
+    here = room_of(module)
+    others = {other: room_of(other) for other in imports_of(module)}
+    wrong = [
+        other
+        for other, room in others.items()
+        if room not in ("", here) and LEVELS[room] >= LEVELS.get(here, -1)
+    ]
+    assert not wrong, f"{module} ({here}) must not import {wrong}"
+
+
+def test_no_files_import_each_other_in_a_circle():
+    try:
+        TopologicalSorter({module: imports_of(module) for module in MODULES}).prepare()
+    except CycleError as error:
+        pytest.fail(" → ".join(error.args[1]))
