@@ -40,7 +40,7 @@ MODULES = {module_of(path): path for path in files()}
 
 
 def room_of(module):
-    """Return `models` for `domainstudio.models.lora`, `stages` for `stages.sample`; "" for the package itself."""
+    """Return `models` for `domainstudio.models.lora`, `stages` for `stages.sample`, "" for the package."""
     first, _, rest = module.partition(".")
     return rest.partition(".")[0] if first == "domainstudio" else first
 
