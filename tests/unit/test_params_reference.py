@@ -1,0 +1,65 @@
+"""The reference of params.yaml and the editors' schema say what the settings say."""
+
+import copy
+import json
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+
+from domainstudio.config import reference
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def params():
+    return yaml.safe_load((ROOT / "params.yaml").read_text())
+
+
+def faults(values):
+    validator = jsonschema.Draft202012Validator(reference.schema())
+    return ["/".join(map(str, error.absolute_path)) for error in validator.iter_errors(values)]
+
+
+def test_both_files_are_up_to_date():
+    remedy = "run python -m domainstudio.config.reference"
+    assert (ROOT / "docs/params.md").read_text() == reference.markdown(), remedy
+    assert json.loads((ROOT / "docs/params.schema.json").read_text()) == reference.schema(), remedy
+
+
+def test_the_projects_params_fit_the_schema(params):
+    assert faults(params) == []
+    assert (
+        (ROOT / "params.yaml")
+        .read_text()
+        .startswith("# yaml-language-server: $schema=docs/params.schema.json")
+    )
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("sample", "nummber"), 3),
+        (("finetune", "steps"), "many"),
+        (("finetune", "steps"), 0),
+        (("adaptations", "ink-finetune", "finetune"), {"stepps": 5}),
+        (("adaptations", "ink-finetune", "weights"), {"image": -1}),
+        (("registry", "gate", "tolerance"), {"frechet": 0.1}),
+    ],
+)
+def test_editors_mark_what_the_settings_refuse(params, path, value):
+    changed = copy.deepcopy(params)
+    *outer, last = path
+    section = changed
+    for key in outer:
+        section = section[key]
+    section[last] = value
+    assert len(faults(changed)) == 1
+
+
+def test_overrides_of_an_adaptation_need_no_other_key(params):
+    changed = copy.deepcopy(params)
+    changed["adaptations"]["ink-finetune"] |= {"finetune": {"steps": 5}, "weights": {"lora": {"rank": 4}}}
+    assert faults(changed) == []
