@@ -16,7 +16,7 @@ import httpx
 import yaml
 
 from domainstudio.errors import ConfigError, DomainStudioError
-from domainstudio.tracking.server import without_secrets
+from domainstudio.redaction import redact
 from flows.run.gpus import LIMIT_NAME
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except (httpx.HTTPError, httpx.InvalidURL) as error:  # Prefect's own are among them
-        said = without_secrets(str(error) or type(error).__name__)
+        said = redact(str(error) or type(error).__name__)
         check = "check PREFECT_API_URL, PREFECT_API_AUTH_STRING and the server"
         print(f"error: the Prefect server did not do as asked: {said}\n{check}", file=sys.stderr)
         return 2

@@ -6,6 +6,8 @@ import secrets
 from collections.abc import Callable
 from pathlib import Path
 
+from domainstudio.storage.files import write_text
+
 _MAKERS: dict[str, Callable[[], str]] = {
     "AWS_ACCESS_KEY_ID": lambda: secrets.token_hex(10),
     "AWS_SECRET_ACCESS_KEY": lambda: secrets.token_hex(20),
@@ -30,7 +32,8 @@ def ensure(path: Path) -> dict[str, str]:
     missing = [name for name in _MAKERS if not known.get(name)]
     if missing:
         known |= {name: _MAKERS[name]() for name in missing}
-        _write(path, "".join(f"{name}={value}\n" for name, value in known.items()))
+        lines = "".join(f"{name}={value}\n" for name, value in known.items())
+        write_text(path, lines, mode=0o600)
     return known
 
 
@@ -39,11 +42,3 @@ def read(path: Path) -> dict[str, str]:
     lines = path.read_text().splitlines() if path.exists() else []
     pairs = (line.partition("=") for line in lines if "=" in line and not line.startswith("#"))
     return {name: value for name, _, value in pairs}
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.unlink(missing_ok=True)
-    partial.touch(mode=0o600, exist_ok=False)
-    partial.write_text(text)
-    partial.replace(path)

@@ -1,12 +1,9 @@
-"""What stage scripts share: one clean line for an error, and outputs that appear whole or not at all."""
+"""What stage scripts share: an error is one clean line and an exit status."""
 
 from __future__ import annotations
 
-import shutil
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable
 
 from domainstudio.errors import (
     UNAVAILABLE_STATUS,
@@ -28,36 +25,3 @@ def run(main: Callable[[], None]) -> None:
         print(f"error: {error}", file=sys.stderr)
         away = isinstance(error, UnavailableError)
         raise SystemExit(UNAVAILABLE_STATUS if away else USER_ERROR_STATUS) from None
-
-
-@contextmanager
-def output_folder(path: str | Path) -> Iterator[Path]:
-    """Yield an empty folder that takes the place of `path` once the block ends without an exception.
-
-    On an exception what was at `path` stays as it was. The folder being built is `path`'s sibling
-    `.<name>.partial`, so that the last step is a rename within one file system.
-    """
-    path = Path(path)
-    partial, previous = (path.with_name(f".{path.name}.{word}") for word in ("partial", "previous"))
-    if previous.exists() and not path.exists():  # killed between the two renames below
-        previous.replace(path)
-    for leftover in (partial, previous):
-        shutil.rmtree(leftover, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        _exchange(partial, path, previous)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    shutil.rmtree(previous, ignore_errors=True)
-
-
-def _exchange(partial: Path, path: Path, previous: Path) -> None:
-    if path.exists():
-        path.replace(previous)
-    try:
-        partial.replace(path)
-    except OSError:
-        if previous.exists():
-            previous.replace(path)
-        raise

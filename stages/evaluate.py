@@ -7,11 +7,11 @@ evaluation/<adaptation>/metrics.json and nearest.json.
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 from domainstudio import config
+from domainstudio.storage.files import write_json
 from stages.cli import run
 from stages.launch import launch
 
@@ -38,8 +38,8 @@ def main() -> None:
     if not process.is_main_process:
         return
     folder = Path("evaluation", name)
-    _write(folder / "nearest.json", nearest)
-    _write(folder / "metrics.json", metrics)
+    write_json(folder / "nearest.json", nearest)
+    write_json(folder / "metrics.json", metrics)
     print(f"{folder}: {_summary(metrics)}")
 
 
@@ -53,13 +53,6 @@ def _summary(metrics: dict[str, Any]) -> str:
     )
     values = ", ".join(f"{key} {scores[key]:.4g}" for key in shown if key in scores)
     return f"{metrics['number']} samples by {metrics['features']}: {values}"
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    partial.replace(path)
 
 
 if __name__ == "__main__":

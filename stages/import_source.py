@@ -11,7 +11,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stages.cli import output_folder, run
+from domainstudio.storage.files import output_folder
+from stages.cli import run
 
 if TYPE_CHECKING:
     from domainstudio.models.denoiser import Denoiser

@@ -13,7 +13,8 @@ from domainstudio import config
 from domainstudio.data import ImageSet
 from domainstudio.data.packing import prepare
 from domainstudio.errors import ConfigError
-from stages.cli import output_folder, run
+from domainstudio.storage.files import output_folder
+from stages.cli import run
 
 
 def main() -> None:

@@ -11,11 +11,11 @@ TEXT <adaptation>` gives it to any version. `--history <adaptation>` shows who d
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from domainstudio import config
+from domainstudio.storage.files import write_json
 from stages.cli import run
 
 if TYPE_CHECKING:
@@ -171,11 +171,7 @@ def _table(events: list[Event], alias: str) -> str:
 
 def _write(name: str, content: dict[str, str]) -> None:
     """Write registry/<name>.json: neither run id nor version, which differ from database to database."""
-    path = Path("registry", f"{name}.json")
-    path.parent.mkdir(exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps({"format": 1, **content}, indent=1) + "\n", encoding="utf-8")
-    partial.replace(path)
+    write_json(Path("registry", f"{name}.json"), {"format": 1, **content})
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from domainstudio import config, report
+from domainstudio import config, git, report
+from domainstudio.storage.files import write_text
 from stages.cli import run
 
 
@@ -20,8 +21,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("report.html"), help="the file to write")
     arguments = parser.parse_args()
     settings = config.load(arguments.params)
-    html = report.render(arguments.root, settings, report.git_state(arguments.root))
-    report.write(html, arguments.output)
+    html = report.render(arguments.root, settings, git.state(arguments.root))
+    write_text(arguments.output, html)
     print(f"{arguments.output}: {len(settings.adaptations)} adaptations, {len(html.encode()) / 1e6:.1f} MB")
 
 

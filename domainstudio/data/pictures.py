@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from domainstudio.storage.files import output_file
 
 SHEET_IMAGES = 600
 """A contact sheet shows at most this many images."""
@@ -59,10 +60,8 @@ def save_png(images: np.ndarray, paths: Sequence[str | Path]) -> None:
     if len(paths) != len(images):
         raise ValueError(f"{len(images)} images need as many paths, got {len(paths)}")
     for image, path in zip(images, map(Path, paths), strict=True):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}")  # whole or not at all, whoever else writes it
-        Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0))).save(partial, format="PNG")
-        partial.replace(path)
+        with output_file(path) as partial:
+            Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0))).save(partial, format="PNG")
 
 
 def contact_sheet(images: np.ndarray | Sequence[np.ndarray]) -> Image.Image:

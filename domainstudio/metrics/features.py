@@ -15,9 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -27,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from domainstudio.errors import ConfigError, DataError
+from domainstudio.storage.files import output_file
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -214,14 +213,10 @@ def _write(path: Path, features: Features) -> None:
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({"pooled": features.pooled, "perceptual": features.perceptual}, partial)
-        partial.replace(path)
+        with output_file(path) as partial:
+            save_file({"pooled": features.pooled, "perceptual": features.perceptual}, partial)
     except (OSError, SafetensorError) as error:
         logger.warning(
             "features cannot be cached in %s (%s): the next call computes them again", path.parent, error
         )
-        with suppress(OSError):
-            partial.unlink()

@@ -87,7 +87,7 @@ def log_model(client: MlflowClient, entry: Entry, digest: str) -> str:
             model_type="diffusers",
         )
         options: dict[str, Any] = {
-            "python_model": str(Path(__file__).with_name("pyfunc_model.py")),
+            "python_model": str(Path(__file__).with_name("serving.py")),
             "artifacts": {name: str(folder) for name, folder in folders.items()},
             "signature": signature(entry),
             "pip_requirements": requirements(folders["pipeline"]),

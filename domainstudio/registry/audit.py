@@ -9,12 +9,13 @@ from __future__ import annotations
 import getpass
 import json
 import os
-import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from secrets import token_hex
 from typing import TYPE_CHECKING, Literal
+
+from domainstudio import git
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -91,9 +92,8 @@ def holders(events: Sequence[Event], alias: str, holder: str | None = None) -> l
 def who() -> str:
     """Return git's user or the system's, and the flow run where there is one."""
     try:
-        git = subprocess.run(["git", "config", "user.name"], capture_output=True, text=True, timeout=30)
-        user = git.stdout.strip() or getpass.getuser()
-    except (OSError, KeyError, subprocess.SubprocessError):
+        user = git.user() or getpass.getuser()
+    except (OSError, KeyError):
         user = os.environ.get("USER", "unknown")
     run = os.environ.get(FLOW_RUN_VARIABLE)
     return f"{user}, flow run {run}" if run else user

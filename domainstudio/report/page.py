@@ -7,10 +7,7 @@ the same inputs give the same bytes.
 from __future__ import annotations
 
 import platform
-import subprocess
-import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
@@ -19,6 +16,7 @@ from markupsafe import Markup
 
 from domainstudio.config import Settings
 from domainstudio.data.image_set import Manifest
+from domainstudio.git import State
 from domainstudio.report import curves, tables
 from domainstudio.report.reading import Inputs, PackedImages, read
 from domainstudio.report.sections import COLUMNS, comparisons, section
@@ -40,21 +38,13 @@ SCATTERS = (
 PACKAGES = ("domainstudio", "torch", "diffusers", "accelerate", "numpy", "pillow")
 
 
-@dataclass(frozen=True)
-class GitState:
-    """The commit that the report was made from; `dirty` when the code differs from it."""
-
-    commit: str
-    dirty: bool
-
-
-def render(root: Path, settings: Settings, git: GitState | None = None) -> str:
+def render(root: Path, settings: Settings, git: State | None = None) -> str:
     """Make the report.
 
     Args:
         root: folder that holds the outputs of the stages; what is missing there is said in the report.
         settings: the whole of `params.yaml`.
-        git: the commit to name (see `git_state`).
+        git: the commit to name.
 
     Returns:
         The HTML page: every picture inside, no request to anywhere.
@@ -86,45 +76,6 @@ def render(root: Path, settings: Settings, git: GitState | None = None) -> str:
         versions=_versions(),
         columns=COLUMNS,
     )
-
-
-def write(html: str, path: Path) -> None:
-    """Write the page as a whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(
-        "w", encoding="utf-8", newline="\n", dir=path.parent, prefix=path.name, suffix=".part", delete=False
-    ) as file:
-        file.write(html)
-    part = Path(file.name)
-    part.chmod(0o644)
-    part.replace(path)
-
-
-def git_state(root: Path) -> GitState | None:
-    """Commit of the code below `root`, or `None` without git.
-
-    What the pipeline itself writes and git holds (figures, locks, the report) does not count as dirty: it
-    changes while the report is made.
-    """
-    written = ("dvc.lock", "report.html", "evaluation", "registry")
-    status = (
-        "status",
-        "--porcelain",
-        "--untracked-files=no",
-        "--",
-        ".",
-        *(f":(exclude){item}" for item in written),
-    )
-    try:
-        commit, changes = (
-            subprocess.run(
-                ("git", *command), cwd=root, capture_output=True, text=True, check=True
-            ).stdout.strip()
-            for command in (("rev-parse", "HEAD"), status)
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return GitState(commit, bool(changes))
 
 
 def _scatters(table: tables.MetricTable, slots: Mapping[str, int]) -> list[tuple[str, str, Markup]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from itertools import cycle, islice
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 
 from domainstudio.errors import DataError
 from domainstudio.sampling.generate import Images, draw
+from domainstudio.storage.files import write_json
 
 if TYPE_CHECKING:
     from domainstudio.config import SampleSettings
@@ -94,13 +94,7 @@ def _finish(
         **({"negative": settings.negative} if told and settings.negative else {}),
         "images": _entries(paths, seeds, told, subjects),
     }
-    _write_manifest(folder, content)
-
-
-def _write_manifest(folder: Path, content: dict[str, Any]) -> None:
-    partial = folder / f".manifest.json.{os.getpid()}"
-    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    partial.replace(folder / "manifest.json")
+    write_json(folder / "manifest.json", content)
 
 
 def _entries(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import warnings
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from domainstudio.errors import CheckpointError
+from domainstudio.storage.files import output_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,18 +47,10 @@ def save(folder: Path, step: int, state: Mapping[str, Any]) -> Path:
     tensors: dict[str, Tensor] = {}
     tree = _pack(state, tensors, "")
     final = folder / f"step-{step:07d}"
-    partial = folder / f".{final.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    save_file(tensors, partial / "state.safetensors")
-    (partial / "state.json").write_text(
-        json.dumps({"format": 1, "step": step, "tree": tree}), encoding="utf-8"
-    )
-    for path in (*partial.iterdir(), partial):
-        _fsync(path)
-    shutil.rmtree(final, ignore_errors=True)
-    partial.replace(final)
-    _fsync(folder)
+    with output_folder(final, synced=True) as partial:
+        save_file(tensors, partial / "state.safetensors")
+        content = json.dumps({"format": 1, "step": step, "tree": tree})
+        (partial / "state.json").write_text(content, encoding="utf-8")
     for old in sorted(folder.glob("step-*"))[:-KEEP]:
         shutil.rmtree(old, ignore_errors=True)
     return final
@@ -114,11 +106,3 @@ def _unpack(tree: Any, tensors: dict[str, Tensor]) -> Any:
             return tensors[tree["tensor"]]
         return {key: _unpack(item, tensors) for key, item in tree["items"]}
     return tree
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -23,8 +23,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from domainstudio.distributed import this_process
 from domainstudio.errors import ConfigError, DataError
+from domainstudio.redaction import redact
 from domainstudio.storage import checkpoint, s3
-from domainstudio.tracking.server import without_secrets
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ def mirrored(folder: Path) -> Iterator[None]:
         yield
         return
     if not place.startswith("s3://"):
-        raise ConfigError(f"{VARIABLE} must be s3://bucket/prefix, got {without_secrets(place)}")
+        raise ConfigError(f"{VARIABLE} must be s3://bucket/prefix, got {redact(place)}")
     process = this_process()
     mirror = Mirror(folder, f"{place.rstrip('/')}/{folder.name}")
     with process.main_process_first():
@@ -160,7 +160,7 @@ class Mirror:
         except s3.UnreachableError:  # which says nothing of the state, and the one before is there too
             raise
         except (DataError, ValidationError, KeyError) as error:
-            reason = without_secrets(str(error)).partition("\n")[0]
+            reason = redact(str(error)).partition("\n")[0]
             logger.warning(
                 "%s/%s cannot be used (%s); going back to the state before", self.url, name, reason
             )
@@ -236,9 +236,9 @@ class Mirror:
             logger.warning(
                 "training states are not kept in %s: training goes on, and the newest is tried again with "
                 "each new one. Correct %s, or: %s",
-                without_secrets(self.url),
+                redact(self.url),
                 VARIABLE,
-                without_secrets(str(error)).partition("\n")[0],
+                redact(str(error)).partition("\n")[0],
             )
 
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from domainstudio.registry.aliases import talking
+from domainstudio.redaction import redact
 from domainstudio.tracking.runs import RunPlan, open_run
-from domainstudio.tracking.server import shown_uri
+from domainstudio.tracking.server import talking, tracking_uri
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def start(
 
 def page(experiment_id: str, run_id: str, root: Path) -> str | None:
     """Return the address of a run's page, without a password; None where no server shows it."""
-    server = shown_uri(root).replace("://***@", "://")
+    server = redact(tracking_uri(root), "")
     served = server.startswith(("http://", "https://"))
     return f"{server.rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}" if served else None
 

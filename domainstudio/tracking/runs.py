@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from domainstudio import git
 from domainstudio.config import Section
 from domainstudio.tracking import provenance, server
 
@@ -169,20 +169,11 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def git_tags(root: str | Path = ".") -> dict[str, str]:
-    """Return the commit, and whether code or settings differ from it; nothing outside a repository.
-
-    Results such as `dvc.lock` and `metrics.json` do not count: a pipeline that runs writes them.
-    """
-
-    def git(*arguments: str) -> str:
-        done = subprocess.run(
-            ["git", *arguments], cwd=root, capture_output=True, text=True, timeout=30, check=True
-        )
-        return done.stdout.strip()
-
-    try:
-        commit = git("rev-parse", "HEAD")
-        changed = git("status", "--porcelain", "--", "*.py", "*.yaml", "*.toml")
-    except (OSError, subprocess.SubprocessError):
+    """Return the commit, and whether code or settings differ from it; nothing outside a repository."""
+    if (state := git.state(root)) is None:
         return {}
-    return {"git.commit": commit, "git.dirty": str(bool(changed)).lower(), "mlflow.source.git.commit": commit}
+    return {
+        "git.commit": state.commit,
+        "git.dirty": str(state.dirty).lower(),
+        "mlflow.source.git.commit": state.commit,
+    }

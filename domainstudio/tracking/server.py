@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from domainstudio.errors import ConfigError, DomainStudioError, MissingExtraError, UnavailableError
+from domainstudio.redaction import redact
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -52,12 +52,7 @@ def is_served(root: str | Path = ".") -> bool:
 
 def shown_uri(root: str | Path = ".") -> str:
     """Return `tracking_uri(root)` as it may be printed."""
-    return without_secrets(tracking_uri(root))
-
-
-def without_secrets(text: str) -> str:
-    """Return a text whose URLs have no user and password."""
-    return re.sub(r"://[^/@\s]+@", "://***@", text)
+    return redact(tracking_uri(root))
 
 
 def client(root: str | Path = ".") -> MlflowClient:
@@ -115,7 +110,7 @@ def talking(root: str | Path = ".") -> Iterator[MlflowClient]:
         try:
             yield connected
         except (MlflowException, RequestException) as error:  # files travel without MLflow's exceptions
-            said = without_secrets(str(error))
+            said = redact(str(error))
             kind = TrackingUnavailableError if is_away(error) else TrackingError
             raise kind(
                 f"MLflow at {shown_uri(root)}: {said}. Check MLFLOW_TRACKING_URI and the server"

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from domainstudio.config import Section
+from domainstudio.redaction import redact
 from domainstudio.tracking import server
 from domainstudio.tracking.runs import RunPlan, log_records, open_run, plan_for, times_of
 
@@ -136,7 +137,7 @@ class RunTracker:
                 server.shown_uri(self._root),
                 self._plan.name,
                 type(error).__name__,
-                server.without_secrets(str(error)).partition("\n")[0],
+                redact(str(error)).partition("\n")[0],
             )
 
 

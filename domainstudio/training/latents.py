@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from domainstudio.models.text_to_image import TextToImageDenoiser
+from domainstudio.storage.files import output_file
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -129,10 +129,8 @@ def _read(path: Path) -> dict[str, Tensor] | None:
 def _write(path: Path, tensors: dict[str, Tensor]) -> None:
     from safetensors.torch import save_file
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")  # processes of one run may write at once
-    save_file(tensors, partial, metadata={"sha256": _digest(tensors)})
-    partial.replace(path)
+    with output_file(path) as partial:  # processes of one run may write at once
+        save_file(tensors, partial, metadata={"sha256": _digest(tensors)})
 
 
 def _digest(tensors: dict[str, Tensor]) -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from domainstudio.errors import ConfigError, DomainStudioError
+from domainstudio.redaction import redact
 from flows.run import graph
 from flows.run.commands import Commands, Log, environment
 
@@ -26,7 +27,6 @@ BRANCHES = "runs"
 _NOT_IN_NAMES = re.compile(r"[^\w-]+")
 """What a flow run may be called, and a branch may not."""
 _IDENTITY = ("DomainStudio pipeline", "pipeline@domainstudio.invalid")
-_CREDENTIALS = re.compile(r"://[^/@\s]+@")
 
 
 class WorkspaceError(DomainStudioError):
@@ -60,7 +60,7 @@ def checkout(repository: str, revision: str, root: Path) -> Workspace:
         _git(None, "clone", "--quiet", "--no-checkout", "--", repository, str(root))
     except WorkspaceError as error:
         raise ConfigError(
-            f"{_shown(repository)} cannot be cloned: correct {REPOSITORY_VARIABLE}. {error}"
+            f"{redact(repository)} cannot be cloned: correct {REPOSITORY_VARIABLE}. {error}"
         ) from error
     for name in (f"origin/{revision}", revision):
         try:
@@ -69,7 +69,7 @@ def checkout(repository: str, revision: str, root: Path) -> Workspace:
             continue
         _git(root, "checkout", "--quiet", "--detach", commit)
         return Workspace(root, commit)
-    raise ConfigError(f"{_shown(repository)} has no branch, tag or commit {revision!r}: correct `revision`")
+    raise ConfigError(f"{redact(repository)} has no branch, tag or commit {revision!r}: correct `revision`")
 
 
 def share_cache(workspace: Workspace, variables: Mapping[str, str] = os.environ) -> None:
@@ -173,9 +173,5 @@ def _call(command: list[str], root: Path | None, variables: Mapping[str, str], c
     )
     if check and done.returncode:
         what = " ".join(["dvc" if command[0] == sys.executable else command[0], command[-1]])
-        raise WorkspaceError(f"{_shown(what)}: {_shown(done.stderr.strip() or done.stdout.strip())}")
+        raise WorkspaceError(f"{redact(what)}: {redact(done.stderr.strip() or done.stdout.strip())}")
     return done.stdout.strip()
-
-
-def _shown(text: str) -> str:
-    return _CREDENTIALS.sub("://***@", text)

@@ -6,7 +6,6 @@ PyYAML's marks say where in the text a value stands, and what was written is rea
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import yaml
 
 from domainstudio.errors import ConfigError
+from domainstudio.storage.files import write_text
 
 
 def write_overrides(files: Sequence[str | Path], adaptation: str, values: Mapping[str, Any]) -> list[str]:
@@ -44,9 +44,7 @@ def write_overrides(files: Sequence[str | Path], adaptation: str, values: Mappin
                 changes.append(f"{path}: {'.'.join(place)}: {before} → {value}")
         if yaml.safe_load(text) != wanted:  # as where an alias would change in another place too
             raise ConfigError(f"{path} is laid out in a way that is not written to. By hand: {changes}")
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
+        write_text(path, text)
         return changes
     raise ConfigError(f"{', '.join(map(str, files))}: no adaptations.{adaptation} to write to")
 

@@ -6,7 +6,6 @@ import hashlib
 import io
 import json
 import os
-import shutil
 import tarfile
 import tempfile
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from domainstudio.errors import DataError
+from domainstudio.storage.files import output_folder
 from flows.run.workspace import WORKSPACES_VARIABLE
 
 if TYPE_CHECKING:
@@ -94,10 +94,8 @@ def unpack(archives: Mapping[str, object]) -> Path:
     base.mkdir(parents=True, exist_ok=True)
     with FileLock(base / f".{root.name}.lock"):
         if not root.is_dir():
-            partial = root.with_name(f".{root.name}.partial")
-            shutil.rmtree(partial, ignore_errors=True)
-            for reference in archives.values():
-                with tarfile.open(fileobj=io.BytesIO(ray.get(reference))) as archive:
-                    archive.extractall(partial, filter="data")
-            partial.rename(root)
+            with output_folder(root) as partial:
+                for reference in archives.values():
+                    with tarfile.open(fileobj=io.BytesIO(ray.get(reference))) as archive:
+                        archive.extractall(partial, filter="data")
     return root

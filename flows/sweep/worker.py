@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from domainstudio.storage.files import write_text
 from flows.sweep import shipping
 
 if TYPE_CHECKING:
@@ -91,9 +92,7 @@ def write(record: Record, grid: bytes) -> None:
     place = folder(record.key)
     place.mkdir(parents=True, exist_ok=True)
     (place / "grid.png").write_bytes(grid)
-    partial = place / f".record.json.{os.getpid()}"
-    partial.write_text(json.dumps({"format": 1, **asdict(record)}) + "\n", encoding="utf-8")
-    partial.replace(place / "record.json")
+    write_text(place / "record.json", json.dumps({"format": 1, **asdict(record)}) + "\n")
 
 
 def run(

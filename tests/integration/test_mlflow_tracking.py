@@ -35,7 +35,7 @@ import os, signal
 
 from tests.integration.mlflow_parts import KEY, NAME, history
 from domainstudio import config
-from domainstudio.integrations.mlflow_tracking import run_for
+from domainstudio.tracking.tracker import run_for
 
 adaptation = config.load({params!r}).adaptation(NAME)
 with run_for(NAME, KEY, adaptation, {{"source": "a", "shots": "b"}}) as tracker:

@@ -9,12 +9,12 @@ import yaml
 from domainstudio import config
 
 ROOT = Path(__file__).parents[2]
-# Modules that a result cannot depend on: errors, package markers, and what only observes a training.
-OBSERVERS = {
+# Modules that a result cannot depend on: messages, package markers, and what only observes a training.
+OBSERVERS = {"domainstudio/git.py"} | {
     f"domainstudio/{name}.py"
     for name in ("storage/mirror", "storage/s3", "tracking/runs", "tracking/server", "tracking/tracker")
 }
-HARMLESS = {"domainstudio/errors.py", "stages/cli.py", "stages/launch.py"}
+HARMLESS = {"domainstudio/errors.py", "domainstudio/redaction.py", "stages/cli.py", "stages/launch.py"}
 STAGES = ("prepare_target", "sample_source", "finetune", "sample", "evaluate", "report", "register")
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from domainstudio.data import ImageSet
 from domainstudio.errors import DataError
-from stages.cli import output_folder, run
+from stages.cli import run
 
 ROOT = Path(__file__).parents[2]
 
@@ -103,28 +103,3 @@ def test_run_reports_expected_errors_and_lets_defects_through(capsys: pytest.Cap
     assert caught.value.code == 2 and capsys.readouterr().err == "error: no images\n"
     with pytest.raises(ZeroDivisionError):
         run(lambda: print(1 / 0))
-
-
-def test_an_output_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
-    out = tmp_path / "new" / "out"
-    with output_folder(out) as partial:
-        (partial / "a").write_text("1")
-        assert not out.exists()
-    with pytest.raises(KeyboardInterrupt), output_folder(out) as partial:
-        (partial / "a").write_text("2")
-        raise KeyboardInterrupt
-    assert (out / "a").read_text() == "1"
-    with output_folder(out) as partial:
-        (partial / "b").write_text("3")
-    assert [path.name for path in out.iterdir()] == ["b"]
-    assert [path.name for path in out.parent.iterdir()] == ["out"]
-
-
-def test_a_killed_exchange_is_mended(tmp_path: Path) -> None:
-    (tmp_path / ".out.previous").mkdir()
-    (tmp_path / ".out.previous/a").write_text("1")
-    (tmp_path / ".out.partial").mkdir()
-    with pytest.raises(DataError), output_folder(tmp_path / "out"):
-        raise DataError("again")
-    assert (tmp_path / "out/a").read_text() == "1"
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]

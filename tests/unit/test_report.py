@@ -15,6 +15,7 @@ from PIL import Image, ImageOps
 from domainstudio import config, report
 from domainstudio.data import ImageRecord, ImageSet, grid, save_png
 from domainstudio.errors import DataError
+from domainstudio.git import State
 from domainstudio.report import curves as report_curves
 from domainstudio.report import tables as report_tables
 from domainstudio.report.pictures import evenly, picture
@@ -164,7 +165,7 @@ def test_every_internal_link_has_its_place(root, settings):
 
 
 def test_same_inputs_same_bytes(root, settings):
-    git = report.GitState("c0ffee", dirty=True)
+    git = State("c0ffee", dirty=True)
     assert report.render(root, settings, git) == report.render(root, settings, git)
     assert "c0ffee</span>, with uncommitted changes" in report.render(root, settings, git)
 
@@ -413,14 +414,6 @@ def test_evenly_keeps_both_ends():
     assert evenly(100, 4) == [0, 33, 66, 99]
 
 
-def test_write_replaces_the_whole_file(tmp_path):
-    path = tmp_path / "new" / "report.html"
-    report.write("one", path)
-    report.write("two", path)
-    assert path.read_text() == "two"
-    assert list(path.parent.iterdir()) == [path]
-
-
 def test_the_stage_writes_the_page_without_torch(root):
     repository = Path(__file__).parents[2]
     code = (
@@ -432,21 +425,3 @@ def test_the_stage_writes_the_page_without_torch(root):
     assert done.returncode == 0, done.stderr
     Page((root / "report.html").read_text(encoding="utf-8"))
     assert str(root / "report.html") in done.stdout
-
-
-def test_git_state_counts_code_but_not_what_the_pipeline_writes(tmp_path):
-    def git(*arguments):
-        identity = ("-c", "user.name=n", "-c", "user.email=e@example.org", "-c", "commit.gpgsign=false")
-        subprocess.run(("git", *identity, *arguments), cwd=tmp_path, check=True, capture_output=True)
-
-    assert report.git_state(tmp_path) is None
-    git("init")
-    (tmp_path / "code.py").write_text("1")
-    (tmp_path / "dvc.lock").write_text("1")
-    git("add", ".")
-    git("commit", "-m", "first")
-    assert len(report.git_state(tmp_path).commit) == 40
-    (tmp_path / "dvc.lock").write_text("2")
-    assert not report.git_state(tmp_path).dirty
-    (tmp_path / "code.py").write_text("2")
-    assert report.git_state(tmp_path).dirty

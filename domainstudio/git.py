@@ -1,0 +1,41 @@
+"""What git says of a folder and of its user."""
+
+from __future__ import annotations
+
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+CODE = ("*.py", "*.j2", "*.yaml", "*.toml")
+"""Code and settings. Results such as `dvc.lock` and `metrics.json` change whenever the pipeline runs."""
+
+
+@dataclass(frozen=True)
+class State:
+    """The commit of a working tree."""
+
+    commit: str
+    dirty: bool
+    """Whether code or settings differ from the commit, or are not in it."""
+
+
+def state(root: str | Path = ".") -> State | None:
+    """Return the commit of the code below a folder, or None outside a repository."""
+    try:
+        return State(_git(root, "rev-parse", "HEAD"), bool(_git(root, "status", "--porcelain", "--", *CODE)))
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def user() -> str | None:
+    """Return `user.name` of git's settings, or None where it is not set or git is missing."""
+    try:
+        return _git(".", "config", "user.name") or None
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _git(root: str | Path, *arguments: str) -> str:
+    command = ["git", *arguments]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=30, check=True)
+    return done.stdout.strip()

@@ -1,0 +1,66 @@
+"""Files and folders are there whole or not at all, also after an exception or a kill."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+import pytest
+
+from domainstudio.errors import DataError
+from domainstudio.storage.files import output_file, output_folder, write_json, write_text
+
+
+def test_a_text_file_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "report.html"
+    write_text(path, "one")
+    write_text(path, "two\r\n")
+    assert path.read_bytes() == b"two\r\n"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_after_an_exception_a_file_is_as_before(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(KeyboardInterrupt), output_file(path) as partial:
+        partial.write_text("half")
+        raise KeyboardInterrupt
+    assert path.read_text() == '{\n "a": 1\n}\n'
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_secret_file_is_its_owners_alone(tmp_path: Path) -> None:
+    write_text(tmp_path / "secret", "x", mode=0o600)
+    assert stat.S_IMODE((tmp_path / "secret").stat().st_mode) == 0o600
+
+
+def test_an_output_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    out = tmp_path / "new" / "out"
+    with output_folder(out) as partial:
+        (partial / "a").write_text("1")
+        assert not out.exists()
+    with pytest.raises(KeyboardInterrupt), output_folder(out) as partial:
+        (partial / "a").write_text("2")
+        raise KeyboardInterrupt
+    assert (out / "a").read_text() == "1"
+    with output_folder(out) as partial:
+        (partial / "b").write_text("3")
+    assert [path.name for path in out.iterdir()] == ["b"]
+    assert [path.name for path in out.parent.iterdir()] == ["out"]
+
+
+def test_a_killed_exchange_is_mended(tmp_path: Path) -> None:
+    (tmp_path / ".out.previous").mkdir()
+    (tmp_path / ".out.previous/a").write_text("1")
+    (tmp_path / ".out.partial").mkdir()
+    with pytest.raises(DataError), output_folder(tmp_path / "out"):
+        raise DataError("again")
+    assert (tmp_path / "out/a").read_text() == "1"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_synced_folder_may_hold_folders(tmp_path: Path) -> None:
+    with output_folder(tmp_path / "out", synced=True) as partial:
+        (partial / "inner").mkdir()
+        (partial / "inner/a").write_text("1")
+    assert (tmp_path / "out/inner/a").read_text() == "1"
