@@ -7,7 +7,8 @@ from pathlib import Path
 
 from prefect.events import emit_event
 
-from domainstudio.registry.aliases import REASON, Promotion, talking
+from domainstudio.registry.aliases import REASON, Promotion
+from domainstudio.tracking.server import connect
 
 REGISTERED, PROMOTED = "domainstudio.model.registered", "domainstudio.model.promoted"
 
@@ -37,7 +38,7 @@ def tell_of_stage(root: Path, adaptation: str) -> None:
 
     entry = json.loads((root / "registry" / f"{adaptation}.json").read_text(encoding="utf-8"))
     model, alias = entry["model"], entry["alias"]
-    with talking(root) as client:
+    with connect(root) as client:
         version = versions.find_version(client, model, entry["key"], entry["digest"])
         if version is None:
             return

@@ -65,10 +65,11 @@ def main() -> None:
 def _register(name: str, settings: config.Settings) -> None:
     from domainstudio.registry import aliases, versions
     from domainstudio.registry.results import Result, ensure_run, log_results
+    from domainstudio.tracking.server import connect
 
     result, registry = Result.load(name), settings.registry
     model, alias = registry.model_prefix + name, registry.alias
-    with aliases.talking() as client:
+    with connect() as client:
         run_id = ensure_run(client, result, registry.experiment)
         log_results(client, run_id, result)
         commit = client.get_run(run_id).data.tags.get("git.commit")
@@ -115,6 +116,7 @@ def _entry(result: Result, model: str, alias: str, run_id: str, commit: str | No
 def _describe(result: Result, promotion: Promotion, alias: str, run_id: str) -> None:
     """Write the card of a version, which states the gate's verdict, as its description and its run's file."""
     from domainstudio.registry import aliases, card, versions
+    from domainstudio.tracking.server import connect
 
     name, version = promotion.model, promotion.version
     grid = (
@@ -123,7 +125,7 @@ def _describe(result: Result, promotion: Promotion, alias: str, run_id: str) -> 
         else None
     )
     label = f"@{alias}" if promotion.promoted else f"/{version}"
-    with aliases.talking() as client:
+    with connect() as client:
         verdict = aliases.verdict(client, name, version)
         text = card.model_card(
             result.readme, result.metrics, _usage(result, name, label), verdict, run_id, grid

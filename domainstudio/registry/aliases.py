@@ -14,8 +14,7 @@ from domainstudio.config import GateSettings
 from domainstudio.registry import audit
 from domainstudio.registry.audit import Event
 from domainstudio.registry.gate import Measurement, Verdict, decide
-from domainstudio.tracking.server import TrackingError
-from domainstudio.tracking.server import talking as talking
+from domainstudio.tracking.server import TrackingError, connect
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -80,7 +79,7 @@ def judge(
         TrackingError: MLflow cannot be reached or refused.
     """
     again: dict[str, Measurement | None] = {}
-    with talking(root) as client:
+    with connect(root) as client:
         while True:
             _await_turn(client, name, version)
             candidate = client.get_model_version(name, version)
@@ -154,7 +153,7 @@ def promote(
     Raises:
         TrackingError: MLflow cannot be reached, or there is no such version.
     """
-    with talking(root) as client:
+    with connect(root) as client:
         client.get_model_version(name, version)
         if (holder := _aliases(client, name).get(alias)) == version:
             return Promotion(name, version, True, f"it is {alias} already", holder, changed=False)
@@ -176,7 +175,7 @@ def rollback(
     Raises:
         TrackingError: no version has the alias, or none had it before.
     """
-    with talking(root) as client:
+    with connect(root) as client:
         model = client.get_registered_model(name)
         if (current := _aliases(client, name).get(alias)) is None:
             raise TrackingError(f"{name} has no version with alias {alias!r}: there is nothing to roll back")
@@ -212,7 +211,7 @@ def history(name: str, root: str | Path = ".") -> list[Event]:
     Raises:
         TrackingError: MLflow cannot be reached, or there is no such model.
     """
-    with talking(root) as client:
+    with connect(root) as client:
         return audit.read(client.get_registered_model(name).tags)
 
 
@@ -222,7 +221,7 @@ def version_of(name: str, version: str, root: str | Path = ".") -> str:
     Raises:
         TrackingError: MLflow cannot be reached, or there is no such model, version or alias.
     """
-    with talking(root) as client:
+    with connect(root) as client:
         if version.isdigit():
             return str(client.get_model_version(name, version).version)
         if (found := _aliases(client, name).get(version)) is None:

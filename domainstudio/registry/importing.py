@@ -7,8 +7,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from domainstudio.errors import CheckpointError
-from domainstudio.registry import aliases
 from domainstudio.storage import s3
+from domainstudio.tracking.server import connect
 
 SUFFIXES = frozenset({".json", ".txt", ".safetensors", ".md", ".model"})
 """Files of a pipeline folder that are taken; pickled weights (.bin, .ckpt) can run code and never are."""
@@ -60,7 +60,7 @@ def _from_s3(location: str, folder: Path) -> None:
 def _from_registry(location: str, folder: Path) -> None:
     """Copy the pipeline inside a registered model."""
     with TemporaryDirectory() as place:
-        with aliases.talking():
+        with connect():
             import mlflow
 
             downloaded = mlflow.artifacts.download_artifacts(artifact_uri=location, dst_path=place)

@@ -20,7 +20,7 @@ from domainstudio.metrics.measure import measure_folders
 from domainstudio.registry.gate import Measurement
 from domainstudio.sampling import default_device, sample_to_folder
 from domainstudio.storage import checkpoint
-from domainstudio.tracking.server import TrackingError, TrackingUnavailableError, talking
+from domainstudio.tracking.server import TrackingError, TrackingUnavailableError, connect
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -52,7 +52,7 @@ def measure_again(
     print(f"{title} was measured in another way: it is drawn and measured again, to compare", flush=True)
     try:
         with TemporaryDirectory() as place:
-            with talking(result.root) as client:
+            with connect(result.root) as client:
                 folder = _download(client, name, version, Path(place))
                 told = _adaptation(client, name, version)
             return _measure(_draw(folder, told, result, sampling, title), result, evaluation)

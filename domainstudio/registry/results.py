@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,15 +15,11 @@ from domainstudio.errors import CheckpointError, DataError
 from domainstudio.models.kinds import Kind, has_adapters, kind_of
 from domainstudio.registry.gate import Measurement
 from domainstudio.registry.lineage import lineage, locked_stages, log_inputs
-from domainstudio.tracking.runs import RunPlan, find_run, log_records, open_run, plan_for, times_of
+from domainstudio.tracking.runs import RunPlan, find_run, log_evaluation, log_missing, open_run, plan_for
 from domainstudio.tracking.server import experiment_id
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
-
-
-MEASURED = ("samples", "references", "paired", "clip")
-"""Sections of metrics.json; the last two are there where models were told subjects and CLIP was asked for."""
 
 
 @dataclass(frozen=True)
@@ -182,34 +176,11 @@ def ensure_run(client: MlflowClient, result: Result, experiment: str) -> str:
     return run_id
 
 
-def log_missing(client: MlflowClient, run_id: str, history: Sequence[Mapping[str, float]]) -> None:
-    """Log the records of a training that its run does not have."""
-    # The value that a replay would send last: if the run has it for each step, it has all.
-    last = list(history[-1])[-1]
-    if len(client.get_metric_history(run_id, last)) < len(history):
-        log_records(client, run_id, history, times_of(client, run_id))
-
-
-def log_measured(client: MlflowClient, run_id: str, metrics: Mapping[str, Any], step: int) -> None:
-    """Log what metrics.json says, at a step; doing it again changes nothing."""
-    from mlflow.entities import Metric
-
-    measured = {part: metrics.get(part) or {} for part in MEASURED}
-    known = client.get_run(run_id).data.metrics
-    now = int(time.time() * 1000)
-    new = [
-        Metric(name, value, now, step)
-        for name, value in flat_numbers(measured).items()
-        if known.get(name) != value
-    ]
-    client.log_batch(run_id, metrics=new, synchronous=True)
-
-
 def log_results(client: MlflowClient, run_id: str, result: Result) -> None:
     """Log metrics, lineage, pictures and files of an adaptation; doing it again changes nothing."""
     from mlflow.entities import RunTag
 
-    log_measured(client, run_id, result.metrics, result.steps)
+    log_evaluation(client, run_id, result.metrics, result.steps)
     client.log_batch(run_id, tags=[RunTag(*tag) for tag in result.tags.items()], synchronous=True)
     client.log_dict(run_id, _origin(client, run_id, result), "lineage.json")
     log_inputs(client, run_id, lineage(result.adaptation, result.root / "dvc.lock"))
@@ -234,17 +205,6 @@ def _origin(client: MlflowClient, run_id: str, result: Result) -> dict[str, Any]
         "metrics": result.metrics.get("samples"),
         "dvc": locked_stages(f"evaluate@{result.adaptation.name}", result.root / "dvc.lock"),
     }
-
-
-def flat_numbers(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """Return nested finite numbers by dotted name: `{"a": {"b": 0.1}}` becomes `{"a.b": 0.1}`."""
-    flat: dict[str, float] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= flat_numbers(value, f"{prefix}{name}.")
-        elif isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-            flat[f"{prefix}{name}"] = float(value)
-    return flat
 
 
 def _files(result: Result) -> list[tuple[Path, str | None]]:

@@ -12,7 +12,7 @@ from domainstudio.models.kinds import has_adapters
 from domainstudio.registry import audit
 from domainstudio.registry.aliases import CHALLENGER, MEASURED, PENDING, VERDICT, challenge
 from domainstudio.registry.artifacts import DIGEST, KEY, Entry, log_model
-from domainstudio.tracking.server import talking
+from domainstudio.tracking.server import connect
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -53,7 +53,7 @@ def register(entry: Entry, root: str | Path = ".") -> Registered:
             "no folder of adapters. Run finetune"
         )
     digest = models.digest(entry.folder)
-    with talking(root) as client:
+    with connect(root) as client:
         if (known := find_version(client, entry.name, entry.key, digest)) is not None:
             if known.tags.get(MEASURED) != entry.tags.get(MEASURED):  # the same model, measured anew
                 for tag, value in entry.tags.items():

@@ -1,4 +1,4 @@
-"""A run of the whole pipeline in MLflow: trainings are nested under it, and it keeps `dvc.lock`."""
+"""The MLflow run of a whole pipeline. Trainings are nested under it, and it keeps `dvc.lock`."""
 
 from __future__ import annotations
 
@@ -8,43 +8,43 @@ from pathlib import Path
 
 from domainstudio.redaction import redact
 from domainstudio.tracking.runs import RunPlan, open_run
-from domainstudio.tracking.server import talking, tracking_uri
+from domainstudio.tracking.server import connect, tracking_uri
 
 
 @dataclass(frozen=True)
 class PipelineRun:
-    """A run of the pipeline."""
+    """An open run."""
 
     run_id: str
     url: str | None
-    """Its page; None where no server shows it."""
+    """Its page; None if no server shows it."""
 
 
 def start(
     name: str, key: str, experiment: str, tags: Mapping[str, str], root: Path, kind: str = "pipeline"
 ) -> PipelineRun:
-    """Open the run of a pipeline, the same one each time that `key` comes again.
+    """Open the run of a pipeline. The same key opens the same run.
 
     Args:
-        name: of the run.
-        key: what identifies it, such as the id of the flow run.
+        name: Name of the run.
+        key: What identifies it, such as the id of the flow run.
         experiment: MLflow's experiment (`registry.experiment`).
-        tags: anything worth finding it by.
-        root: the project's root.
-        kind: what the run is of.
+        tags: Anything to find it by.
+        root: The project's root.
+        kind: `pipeline` or `sweep`.
 
     Raises:
         TrackingError: MLflow cannot be reached, or refused.
     """
     plan = RunPlan(name, key, experiment, tags=tags, kind=kind)
-    with talking(root) as client:
+    with connect(root) as client:
         run_id = open_run(client, plan, root)
         experiment_id = client.get_run(run_id).info.experiment_id
     return PipelineRun(run_id, page(experiment_id, run_id, root))
 
 
 def page(experiment_id: str, run_id: str, root: Path) -> str | None:
-    """Return the address of a run's page, without a password; None where no server shows it."""
+    """Return the address of a run's page, without user and password; None if no server shows it."""
     server = redact(tracking_uri(root), "")
     served = server.startswith(("http://", "https://"))
     return f"{server.rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}" if served else None
@@ -54,15 +54,15 @@ def finish(run: PipelineRun, files: Sequence[Path], status: str, root: Path) -> 
     """Keep files as the run's artifacts, and close it.
 
     Args:
-        run: what `start` returned.
-        files: as far as they exist.
+        run: The result of `start`.
+        files: Files to keep; those that are missing are left out.
         status: FINISHED, FAILED or KILLED.
-        root: the project's root.
+        root: The project's root.
 
     Raises:
         TrackingError: MLflow cannot be reached, or refused.
     """
-    with talking(root) as client:
+    with connect(root) as client:
         for path in files:
             if path.is_file():
                 client.log_artifact(run.run_id, str(path))

@@ -1,9 +1,11 @@
-"""One run of MLflow per adaptation and key: what describes it, how it is found again, how it is filled."""
+"""Runs of MLflow: one per adaptation and key. How a run is described, found again and filled."""
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,11 +18,14 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 PARENT_RUN_VARIABLE = "DOMAINSTUDIO_PARENT_RUN_ID"
-"""Run under which new runs are nested. MLflow's own MLFLOW_RUN_ID would be taken by whichever part of the
-process starts a run first."""
+"""Environment variable: the run under which new runs are nested. MLflow's own MLFLOW_RUN_ID would apply to
+whichever run a process starts first."""
 
-METRICS_PER_BATCH = 1000
-"""MLflow's limit of one request."""
+METRICS_PER_REQUEST, PARAMS_PER_REQUEST = 1000, 100
+"""MLflow's limits."""
+
+METRIC_SECTIONS = ("samples", "references", "paired", "clip")
+"""Sections of metrics.json that are logged. `paired` needs models with a condition, `clip` needs CLIP."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,7 @@ class RunPlan:
         """Tags by which the run is found again."""
         return {
             "domainstudio.kind": self.kind,
-            "domainstudio.training.recipe": self.name,
+            "domainstudio.adaptation": self.name,
             "domainstudio.key": self.key,
         }
 
@@ -60,17 +65,17 @@ def plan_for(
     versions: Mapping[str, str] | None = None,
     root: str | Path = ".",
 ) -> RunPlan:
-    """Describe the run of an adaptation: parameters, origin in git and DVC, versions.
+    """Describe the run of an adaptation by its parameters, its commit, its DVC stage and its packages.
 
     Args:
-        name: the adaptation's name, and the run's.
-        key: hash of the adaptation's parameters and inputs.
-        settings: the resolved adaptation, or the section `pretrain`; all its values become parameters.
-        experiment: name of MLflow's experiment.
-        device: what trains, if that is known.
-        inputs: hashes of the inputs by name.
-        versions: packages that made the model, if not those of this process.
-        root: the project's root.
+        name: The adaptation's name, and the run's.
+        key: Hash of the adaptation's parameters and inputs.
+        settings: The resolved adaptation, or the section `pretrain`. All values become parameters.
+        experiment: Name of MLflow's experiment.
+        device: Device of the training, if it is known.
+        inputs: Hashes of the inputs by name.
+        versions: Packages that made the model; by default those of this process.
+        root: The project's root.
     """
     named = ("method", "source", "target")
     tags = {
@@ -78,21 +83,34 @@ def plan_for(
         **{f"input.{name}": digest for name, digest in (inputs or {}).items()},
         **{f"version.{name}": value for name, value in (versions or provenance.versions()).items()},
         **git_tags(root),
+        **_stage_tags(),
+        **({"device": device} if device else {}),
     }
-    if device:
-        tags["device"] = device
-    if stage := os.environ.get("DVC_STAGE"):
-        tags |= {"DVC_STAGE": stage, "mlflow.source.name": f"dvc stage {stage}", "mlflow.source.type": "JOB"}
-    if dvc_root := os.environ.get("DVC_ROOT"):
-        tags["DVC_ROOT"] = Path(dvc_root).name
     return RunPlan(name, key, experiment, flatten(settings.model_dump(mode="json")), tags)
 
 
-def open_run(client: MlflowClient, plan: RunPlan, root: str | Path = ".") -> str:
-    """Find the run of a plan, whatever its state, or create it; return its id, with status RUNNING.
+def git_tags(root: str | Path = ".") -> dict[str, str]:
+    """Return the commit and whether code or settings differ from it; nothing outside a repository."""
+    if (state := git.state(root)) is None:
+        return {}
+    dirty = str(state.dirty).lower()
+    return {"git.commit": state.commit, "git.dirty": dirty, "mlflow.source.git.commit": state.commit}
 
-    A run that was killed goes on. Creating asks the server first each time, so that a request which was
-    answered too late does not lead to a second run.
+
+def _stage_tags() -> dict[str, str]:
+    tags: dict[str, str] = {}
+    if stage := os.environ.get("DVC_STAGE"):
+        tags |= {"DVC_STAGE": stage, "mlflow.source.name": f"dvc stage {stage}", "mlflow.source.type": "JOB"}
+    if root := os.environ.get("DVC_ROOT"):
+        tags["DVC_ROOT"] = Path(root).name
+    return tags
+
+
+def open_run(client: MlflowClient, plan: RunPlan, root: str | Path = ".") -> str:
+    """Return the id of a plan's run, which gets the status RUNNING. It is created if it is missing.
+
+    A killed run continues. The server is asked for the run each time before one is created, so a request
+    that was answered too late does not lead to a second run.
     """
     from mlflow.entities import Param, RunTag
     from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
@@ -107,14 +125,9 @@ def open_run(client: MlflowClient, plan: RunPlan, root: str | Path = ".") -> str
         client.update_run(run_id, status="RUNNING")
     known = client.get_run(run_id).data.params
     params = [Param(name, value) for name, value in plan.params.items() if name not in known]
-    client.log_batch(
-        run_id,
-        params=params[:100],
-        tags=[RunTag(name, value) for name, value in tags.items()],
-        synchronous=True,
-    )
-    for start in range(100, len(params), 100):
-        client.log_batch(run_id, params=params[start : start + 100], synchronous=True)
+    client.log_batch(run_id, tags=[RunTag(*tag) for tag in tags.items()], synchronous=True)
+    for start in range(0, len(params), PARAMS_PER_REQUEST):
+        client.log_batch(run_id, params=params[start : start + PARAMS_PER_REQUEST], synchronous=True)
     return run_id
 
 
@@ -125,24 +138,24 @@ def find_run(client: MlflowClient, plan: RunPlan, experiment_id: str) -> str | N
     return str(runs[0].info.run_id) if runs else None
 
 
-def times_of(client: MlflowClient, run_id: str) -> dict[int, int]:
-    """Return when each step that a run has was made, in ms since 1970."""
+def step_times(client: MlflowClient, run_id: str) -> dict[int, int]:
+    """Return the time of each logged step of a run, in ms since 1970."""
     return {metric.step: metric.timestamp for metric in client.get_metric_history(run_id, "seconds")}
 
 
 def log_records(
     client: MlflowClient, run_id: str, records: Sequence[Mapping[str, float]], times: Mapping[int, int]
 ) -> None:
-    """Log records of `history.jsonl` with their own steps and times, so that a repetition changes nothing.
+    """Log records of `history.jsonl` with their own steps and times. Logging them again changes nothing.
 
-    MLflow's key of a stored value is (name, timestamp, step, value): the same again is the same row. Steps
-    that the run has from another time are left out: a training whose last states were lost made them twice.
+    MLflow stores a value once per (name, timestamp, step, value). A training that lost its last states makes
+    their steps again, at other times; steps that the run has with another time are left out.
 
     Args:
-        client: of MLflow.
-        run_id: the run.
-        records: each has `step`, `timestamp` (ms since 1970) and any number of named values.
-        times: of the steps that the run has (`times_of`).
+        client: MLflow.
+        run_id: The run.
+        records: Each has `step`, `timestamp` (ms since 1970) and any number of named values.
+        times: The run's logged steps and their times (`step_times`).
     """
     from mlflow.entities import Metric
 
@@ -153,27 +166,44 @@ def log_records(
         for name, value in record.items()
         if name not in ("step", "timestamp") and value is not None
     ]
-    for start in range(0, len(metrics), METRICS_PER_BATCH):
-        client.log_batch(run_id, metrics=metrics[start : start + METRICS_PER_BATCH], synchronous=True)
+    for start in range(0, len(metrics), METRICS_PER_REQUEST):
+        client.log_batch(run_id, metrics=metrics[start : start + METRICS_PER_REQUEST], synchronous=True)
 
 
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+def log_missing(client: MlflowClient, run_id: str, history: Sequence[Mapping[str, float]]) -> None:
+    """Log those records of a training's history that its run lacks."""
+    last = list(history[-1])[-1]  # logged last, so where it is complete, everything is
+    if len(client.get_metric_history(run_id, last)) < len(history):
+        log_records(client, run_id, history, step_times(client, run_id))
+
+
+def log_evaluation(client: MlflowClient, run_id: str, metrics: Mapping[str, Any], step: int) -> None:
+    """Log the numbers of metrics.json at a step. Values that the run has already are not logged again."""
+    from mlflow.entities import Metric
+
+    values = finite_numbers({name: metrics.get(name) or {} for name in METRIC_SECTIONS})
+    known, now = client.get_run(run_id).data.metrics, int(time.time() * 1000)
+    new = [Metric(name, value, now, step) for name, value in values.items() if known.get(name) != value]
+    client.log_batch(run_id, metrics=new, synchronous=True)
+
+
+def flatten(values: Mapping[str, Any]) -> dict[str, str]:
     """Return nested values as text by dotted name: `{"a": {"b": 1}}` becomes `{"a.b": "1"}`."""
-    flat: dict[str, str] = {}
+    return {name: str(value) for name, value in _leaves(values)}
+
+
+def finite_numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    """Return nested finite numbers by dotted name: `{"a": {"b": 0.1}}` becomes `{"a.b": 0.1}`."""
+    return {
+        name: float(value)
+        for name, value in _leaves(values)
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    }
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in values.items():
         if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{name}.")
+            yield from _leaves(value, f"{prefix}{name}.")
         else:
-            flat[f"{prefix}{name}"] = str(value)
-    return flat
-
-
-def git_tags(root: str | Path = ".") -> dict[str, str]:
-    """Return the commit, and whether code or settings differ from it; nothing outside a repository."""
-    if (state := git.state(root)) is None:
-        return {}
-    return {
-        "git.commit": state.commit,
-        "git.dirty": str(state.dirty).lower(),
-        "mlflow.source.git.commit": state.commit,
-    }
+            yield f"{prefix}{name}", value

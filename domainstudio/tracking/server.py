@@ -1,4 +1,4 @@
-"""Where MLflow keeps runs and models, and how this project talks to it: quietly and in bounded time."""
+"""The connection to MLflow: where it keeps runs and models, and how long a request may take."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from domainstudio.errors import ConfigError, DomainStudioError, MissingExtraErro
 from domainstudio.redaction import redact
 
 if TYPE_CHECKING:
+    from mlflow.entities import Experiment
     from mlflow.tracking import MlflowClient
 
 QUIET = {
@@ -22,14 +23,14 @@ QUIET = {
     "MLFLOW_RECORD_ENV_VARS_IN_MODEL_LOGGING": "false",
     "GIT_PYTHON_REFRESH": "quiet",
 }
-"""What MLflow prints otherwise: links, progress bars, advice."""
+"""Keeps MLflow from printing links, progress bars and advice."""
 
 IMPATIENT = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
-"""While a model trains: MLflow's own 7 retries of 120 s would hold up the training for minutes. Without
-retries a request is also never repeated behind our back, so a run is not created twice."""
+"""Limits during a training. MLflow's default of 7 retries of 120 s would stop the training for minutes.
+Without retries MLflow also never sends a request twice, so it cannot create a run twice."""
 
 PATIENT = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "120", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}
-"""While a model is registered: large uploads, and nothing else waits."""
+"""Limits during a registration, where uploads are large and nothing else waits."""
 
 
 class TrackingError(DomainStudioError):
@@ -37,11 +38,11 @@ class TrackingError(DomainStudioError):
 
 
 class TrackingUnavailableError(TrackingError, UnavailableError):
-    """MLflow, or its database or its file store, does not answer."""
+    """MLflow, its database or its file store does not answer."""
 
 
 def tracking_uri(root: str | Path = ".") -> str:
-    """Return `MLFLOW_TRACKING_URI`, or by default the SQLite file `mlflow.db` in the project's root."""
+    """Return `MLFLOW_TRACKING_URI`, by default the SQLite file `mlflow.db` in the project's root."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path(root).resolve() / 'mlflow.db'}"
 
 
@@ -51,17 +52,17 @@ def is_served(root: str | Path = ".") -> bool:
 
 
 def shown_uri(root: str | Path = ".") -> str:
-    """Return `tracking_uri(root)` as it may be printed."""
+    """Return `tracking_uri(root)` without its password."""
     return redact(tracking_uri(root))
 
 
-def client(root: str | Path = ".") -> MlflowClient:
-    """Return a client of `tracking_uri(root)`, to be made and used inside of `calling`.
+def new_client(root: str | Path = ".") -> MlflowClient:
+    """Return a client of `tracking_uri(root)`. Make it and use it inside a `configured` block.
 
     Raises:
         MissingExtraError: MLflow is not installed.
     """
-    # MLflow reads this once, at import; whoever wants its usage statistics sent can set it to false.
+    # MLflow reads this once, at import. Users who want to send usage statistics can set it to false.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     try:
         from mlflow.tracking import MlflowClient
@@ -74,17 +75,17 @@ def client(root: str | Path = ".") -> MlflowClient:
 
 
 @contextmanager
-def calling(defaults: Mapping[str, str]) -> Iterator[None]:
-    """Call MLflow in this block: quietly, and with settings of its environment, except those the user made.
+def configured(limits: Mapping[str, str]) -> Iterator[None]:
+    """Make MLflow quiet and set its limits in this block. Environment variables of the user come first.
 
     Args:
-        defaults: `IMPATIENT` or `PATIENT`.
+        limits: `IMPATIENT` or `PATIENT`.
     """
-    missing = {key: value for key, value in {**QUIET, **defaults}.items() if key not in os.environ}
+    missing = {key: value for key, value in {**QUIET, **limits}.items() if key not in os.environ}
     os.environ.update(missing)
     try:
         with warnings.catch_warnings():
-            # MLflow warns of its own type hints and of its own use of SQLAlchemy.
+            # MLflow warns about its own type hints and its own use of SQLAlchemy.
             warnings.filterwarnings("ignore", module=r"mlflow(\.|$)")
             yield
     finally:
@@ -93,70 +94,72 @@ def calling(defaults: Mapping[str, str]) -> Iterator[None]:
 
 
 @contextmanager
-def talking(root: str | Path = ".") -> Iterator[MlflowClient]:
-    """Yield a client for work that may take long; MLflow's exceptions become TrackingError.
+def connect(root: str | Path = ".") -> Iterator[MlflowClient]:
+    """Yield a client for work that may take long. Errors of MLflow become TrackingError.
 
     Raises:
-        TrackingUnavailableError: the same may succeed later.
-        TrackingError: MLflow refused.
+        TrackingUnavailableError: MLflow does not answer; the same call may succeed later.
+        TrackingError: MLflow refused a request.
     """
-    # Model.log knows the tracking server by this variable alone.
+    # Model.log finds the tracking server by this variable alone.
     uri = {"MLFLOW_TRACKING_URI": tracking_uri(root)}
-    with calling({**PATIENT, **uri}):
-        connected = client(root)
+    with configured({**PATIENT, **uri}):
+        client = new_client(root)
         from mlflow.exceptions import MlflowException
         from requests.exceptions import RequestException
 
         try:
-            yield connected
-        except (MlflowException, RequestException) as error:  # files travel without MLflow's exceptions
-            said = redact(str(error))
-            kind = TrackingUnavailableError if is_away(error) else TrackingError
+            yield client
+        except (MlflowException, RequestException) as error:  # file transfers raise the second kind
+            kind = TrackingUnavailableError if is_unavailable(error) else TrackingError
             raise kind(
-                f"MLflow at {shown_uri(root)}: {said}. Check MLFLOW_TRACKING_URI and the server"
+                f"MLflow at {shown_uri(root)}: {redact(str(error))}. Check MLFLOW_TRACKING_URI and the server"
             ) from error
 
 
-def is_away(error: Exception) -> bool:
-    """Whether MLflow did not answer, or could not do its work, so that the same may succeed later."""
+def is_unavailable(error: Exception) -> bool:
+    """Tell whether MLflow did not answer or could not do its work, so that a later call may succeed."""
     return not 400 <= _status(error) < 500 or _status(error) in (408, 429)
 
 
 def is_refusal(error: Exception) -> bool:
-    """Whether MLflow said no to what was asked, whoever asks, so that asking again is of no use."""
-    return not is_away(error) and _status(error) not in (401, 403)
+    """Tell whether MLflow refused the request whoever sends it, so that sending it again is of no use."""
+    return not is_unavailable(error) and _status(error) not in (401, 403)
 
 
 def _status(error: Exception) -> int:
-    """Return the HTTP status of an error of MLflow or requests; 503 where nobody answered."""
+    """Return the HTTP status of an error of MLflow or requests; 503 if there was no answer."""
     if (status := getattr(error, "get_http_status_code", None)) is not None:
         return int(status())
     return int(getattr(getattr(error, "response", None), "status_code", 503))
 
 
 def experiment_id(client: MlflowClient, name: str, root: str | Path = ".") -> str:
-    """Return the id of an experiment, which is created if need be.
+    """Return the id of an experiment, and create it if it is missing.
 
-    Without a server its artifacts go to `mlartifacts` in the project's root; a server decides itself.
+    Without a server its artifacts go to `mlartifacts` in the project's root. A server chooses their place.
 
     Raises:
         ConfigError: the experiment is in MLflow's trash.
     """
-    from mlflow.exceptions import MlflowException
-
-    folder = None if is_served(root) else str(Path(root).resolve() / "mlartifacts")
-    if (experiment := client.get_experiment_by_name(name)) is None:
-        try:
-            # Otherwise MLflow's pages take it for an experiment with language models.
-            kind = {"mlflow.experimentKind": "custom_model_development"}
-            return str(client.create_experiment(name, artifact_location=folder, tags=kind))
-        except MlflowException:
-            # Two stages may start together: the slower one finds what the faster has made.
-            if (experiment := client.get_experiment_by_name(name)) is None:
-                raise
+    experiment = client.get_experiment_by_name(name) or _create_experiment(client, name, root)
     if experiment.lifecycle_stage != "active":
         raise ConfigError(
             f"registry.experiment: MLflow's experiment {name!r} was deleted. Restore it with `mlflow "
             f"experiments restore --experiment-id {experiment.experiment_id}`, or choose another name"
         )
     return str(experiment.experiment_id)
+
+
+def _create_experiment(client: MlflowClient, name: str, root: str | Path) -> Experiment:
+    from mlflow.exceptions import MlflowException
+
+    folder = None if is_served(root) else str(Path(root).resolve() / "mlartifacts")
+    # Without this tag MLflow's pages show it as an experiment with language models.
+    tags = {"mlflow.experimentKind": "custom_model_development"}
+    try:
+        client.create_experiment(name, artifact_location=folder, tags=tags)
+    except MlflowException:
+        if client.get_experiment_by_name(name) is None:  # else another stage has created it meanwhile
+            raise
+    return client.get_experiment_by_name(name)

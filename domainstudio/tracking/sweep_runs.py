@@ -7,9 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from domainstudio.registry.results import log_measured, log_missing
-from domainstudio.tracking.runs import RunPlan, find_run, flatten, open_run, plan_for
-from domainstudio.tracking.server import experiment_id, talking
+from domainstudio.tracking.runs import (
+    RunPlan,
+    find_run,
+    flatten,
+    log_evaluation,
+    log_missing,
+    open_run,
+    plan_for,
+)
+from domainstudio.tracking.server import connect, experiment_id
 
 if TYPE_CHECKING:
     from domainstudio.config import Adaptation
@@ -61,10 +68,10 @@ def log_trial(
     Raises:
         TrackingError: MLflow cannot be reached, or refused.
     """
-    with talking(root) as client:
+    with connect(root) as client:
         run_id = open_run(client, replace(plan, tags={**plan.tags, **tags}), root)
         log_missing(client, run_id, history)
-        log_measured(client, run_id, metrics, int(history[-1]["step"]))
+        log_evaluation(client, run_id, metrics, int(history[-1]["step"]))
         for path in files:
             client.log_artifact(run_id, str(path))
         client.set_terminated(run_id, "FINISHED")
@@ -81,7 +88,7 @@ def fail_trial(plan: RunPlan, root: Path, reason: str) -> None:
     Raises:
         TrackingError: MLflow cannot be reached, or refused.
     """
-    with talking(root) as client:
+    with connect(root) as client:
         run_id = open_run(client, replace(plan, tags={**plan.tags, "mlflow.note.content": reason}), root)
         client.set_terminated(run_id, "FAILED")
 
@@ -96,7 +103,7 @@ def kill_trial(plan: RunPlan, root: Path) -> None:
     Raises:
         TrackingError: MLflow cannot be reached, or refused.
     """
-    with talking(root) as client:
+    with connect(root) as client:
         run_id = find_run(client, plan, experiment_id(client, plan.experiment, root))
         if run_id is not None:
             client.set_terminated(run_id, "KILLED")

@@ -1,7 +1,7 @@
-"""Training runs in MLflow: one run per adaptation and key, however often the training is restarted.
+"""Tracks trainings in MLflow: one run per adaptation and key, however often the training is restarted.
 
-Nothing here can stop a training. What MLflow does not take is kept and sent again in order, and what is
-never sent is in `training/<adaptation>/history.jsonl`, from where `stages.register` replays it.
+Tracking never stops a training. A record that MLflow does not take waits, and is sent later in order.
+`training/<adaptation>/history.jsonl` holds all records, so `stages.register` can send those that are missing.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from domainstudio.config import Section
 from domainstudio.redaction import redact
 from domainstudio.tracking import server
-from domainstudio.tracking.runs import RunPlan, log_records, open_run, plan_for, times_of
+from domainstudio.tracking.runs import RunPlan, log_records, open_run, plan_for, step_times
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -28,16 +28,17 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-PATIENCE = 20
-"""After a failure of s seconds nothing is tried for `PATIENCE * s` seconds: a server that hangs costs a
-training at most 1/20 of its time."""
+PAUSE = 20
+"""After a failure that took s seconds, the next try waits `PAUSE * s` seconds, and at least `MIN_PAUSE`. So a
+server that hangs costs a training at most 1/20 of its time."""
+MIN_PAUSE = 15.0
 
 Operation = Callable[["MlflowClient", str], None]
-"""Something to do for a run, given its id; safe to do twice."""
+"""A change of a run, given its id. It is safe to do it twice."""
 
 
 class RunTracker:
-    """Sends history and pictures to one run of MLflow, and keeps what could not be sent."""
+    """Sends history and images to one run of MLflow, and keeps what could not be sent yet."""
 
     def __init__(self, plan: RunPlan, root: str | Path = ".") -> None:
         self._plan = plan
@@ -46,14 +47,14 @@ class RunTracker:
         self._run_id: str | None = None
         self._times: Mapping[int, int] = {}
         self._pending: deque[Operation] = deque()
-        self._records: list[dict[str, float]] | None = None  # of the last one that is pending
+        self._records: list[dict[str, float]] | None = None  # of the last pending operation
         self._retry_at = 0.0
         self._warned = False
         self._flush()
 
     @property
     def run_id(self) -> str | None:
-        """MLflow's id of the run; None as long as MLflow has not been reached."""
+        """MLflow's id of the run; None until MLflow has answered."""
         return self._run_id
 
     @property
@@ -62,13 +63,13 @@ class RunTracker:
         return len(self._pending)
 
     def log_history(self, records: Sequence[Mapping[str, float]]) -> None:
-        """Log records of `history.jsonl`; those that the run has already are not logged twice.
+        """Log records of `history.jsonl`. Records that the run has already are not logged twice.
 
         Args:
-            records: each has `step`, `timestamp` (ms since 1970) and any number of named values.
+            records: Each has `step`, `timestamp` (ms since 1970) and any number of named values.
         """
         copies = [dict(record) for record in records]
-        if self._pending and self._records is not None:  # sent together, not in a request for each
+        if self._pending and self._records is not None:  # one request for all, not one for each
             self._records += copies
             self._flush()
             return
@@ -76,18 +77,18 @@ class RunTracker:
         self._records = copies
 
     def log_image(self, image: Image, name: str) -> None:
-        """Log a picture as the run's artifact `name`, such as `previews/step-000100.png`."""
+        """Log an image as the run's artifact `name`, such as `previews/step-000100.png`."""
         copy = image.copy()
         self.submit(lambda client, run_id: client.log_image(run_id, copy, artifact_file=name))
 
     def submit(self, operation: Operation) -> None:
-        """Do something with the run, now or once MLflow answers again, after all that came before."""
+        """Change the run now, or later if MLflow does not answer. Operations keep their order."""
         self._records = None
         self._pending.append(operation)
         self._flush()
 
     def close(self, status: str) -> None:
-        """Try a last time to send everything, and set the run's status (FINISHED, FAILED or KILLED)."""
+        """Try once more to send everything, and set the run's status (FINISHED, FAILED or KILLED)."""
         self._pending.append(lambda client, run_id: client.set_terminated(run_id, status))
         self._retry_at = 0.0
         self._flush()
@@ -104,29 +105,24 @@ class RunTracker:
             return
         started = time.monotonic()
         try:
-            with server.calling(server.IMPATIENT):
-                if self._client is None:
-                    self._client = server.client(self._root)
-                if self._run_id is None:
-                    run_id = open_run(self._client, self._plan, self._root)
-                    self._times = times_of(self._client, run_id)
-                    self._run_id = run_id
+            with server.configured(server.IMPATIENT):
+                client, run_id = self._connect()
                 while self._pending:
-                    started = time.monotonic()  # what was sent before a failure is no part of it
-                    self._do(self._client, self._run_id, self._pending[0])
+                    started = time.monotonic()  # the time of the one that fails, not of those before
+                    _try(self._pending[0], client, run_id)
                     self._pending.popleft()
         except Exception as error:
-            self._retry_at = time.monotonic() + max(15.0, PATIENCE * (time.monotonic() - started))
+            self._retry_at = time.monotonic() + max(MIN_PAUSE, PAUSE * (time.monotonic() - started))
             self._warn(error)
 
-    def _do(self, client: MlflowClient, run_id: str, operation: Operation) -> None:
-        try:
-            operation(client, run_id)
-        except Exception as error:
-            if not server.is_refusal(error):
-                raise
-            # It would be refused each time, and hold up all that follows.
-            logger.warning("MLflow refused a record of run %s, which is left out: %s", run_id, error)
+    def _connect(self) -> tuple[MlflowClient, str]:
+        """Return a client and the run's id; both are made at the first call that MLflow answers."""
+        self._client = self._client or server.new_client(self._root)
+        if self._run_id is None:
+            run_id = open_run(self._client, self._plan, self._root)
+            self._times = step_times(self._client, run_id)
+            self._run_id = run_id
+        return self._client, self._run_id
 
     def _warn(self, error: Exception) -> None:
         if not self._warned:
@@ -141,8 +137,22 @@ class RunTracker:
             )
 
 
+def _try(operation: Operation, client: MlflowClient, run_id: str) -> None:
+    """Do an operation. One that MLflow refuses is left out: it would fail each time and block the rest.
+
+    Raises:
+        Exception: any other failure.
+    """
+    try:
+        operation(client, run_id)
+    except Exception as error:
+        if not server.is_refusal(error):
+            raise
+        logger.warning("MLflow refused a record of run %s, which is left out: %s", run_id, error)
+
+
 class NullTracker:
-    """Takes everything and sends nothing: of all processes of a training only the first has a tracker."""
+    """Sends nothing. With several processes only the first has a real tracker."""
 
     def log_history(self, records: Sequence[Mapping[str, float]]) -> None:
         """Do nothing."""
@@ -162,20 +172,20 @@ def run_for(
     device: str | None = None,
     root: str | Path = ".",
 ) -> Iterator[RunTracker | NullTracker]:
-    """Track the training of an adaptation, in the run that it already has or else in a new one.
+    """Track the training of an adaptation in its run, which is created if it is missing.
 
     Args:
-        name: the adaptation's name, and the run's.
-        key: hash of the adaptation's parameters and inputs.
-        settings: the resolved adaptation, or the section `pretrain`; its values become parameters.
-        inputs: hashes of the inputs by name, such as `source` and `shots`.
-        experiment: name of MLflow's experiment (`registry.experiment`).
-        device: what trains, such as `cpu` or `cuda`; None where that is not known yet.
-        root: the project's root.
+        name: The adaptation's name, and the run's.
+        key: Hash of the adaptation's parameters and inputs.
+        settings: The resolved adaptation, or the section `pretrain`. Its values become parameters.
+        inputs: Hashes of the inputs by name, such as `source` and `shots`.
+        experiment: Name of MLflow's experiment (`registry.experiment`).
+        device: Device of the training, such as `cpu` or `cuda`; None if it is not known yet.
+        root: The project's root.
 
     Yields:
-        A tracker, which never raises. At the end the run is FINISHED; FAILED after an exception; KILLED
-        after SIGTERM or Ctrl-C. After SIGKILL it stays RUNNING until the training is started again.
+        A tracker, which never raises. At the end the run is FINISHED; after an exception FAILED; after
+        SIGTERM or Ctrl-C KILLED. After SIGKILL it stays RUNNING until the training is started again.
     """
     if int(os.environ.get("RANK", "0")) != 0:
         yield NullTracker()
@@ -187,19 +197,11 @@ def run_for(
 
 @contextmanager
 def tracked(plan: RunPlan, root: str | Path = ".") -> Iterator[RunTracker]:
-    """Track what happens in this block in the run of a plan.
-
-    Args:
-        plan: what identifies and describes the run.
-        root: the project's root.
-
-    Yields:
-        A tracker, as `run_for` does.
-    """
+    """Track this block in the run of a plan, as `run_for` does."""
     tracker = RunTracker(plan, root)
     status = "FINISHED"
     try:
-        with _terminated_by_exception():
+        with _sigterm_as_exception():
             yield tracker
     except BaseException as error:
         status = "FAILED" if isinstance(error, Exception) else "KILLED"
@@ -209,8 +211,8 @@ def tracked(plan: RunPlan, root: str | Path = ".") -> Iterator[RunTracker]:
 
 
 @contextmanager
-def _terminated_by_exception() -> Iterator[None]:
-    """Let SIGTERM end a block as Ctrl-C does, unless somebody else has already taken care of it."""
+def _sigterm_as_exception() -> Iterator[None]:
+    """Make SIGTERM end a block as Ctrl-C does, unless SIGTERM has a handler already."""
     ours = (
         threading.current_thread() is threading.main_thread()
         and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL

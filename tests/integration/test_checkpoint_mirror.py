@@ -465,8 +465,8 @@ rank = os.environ["RANK"]
 if rank == "1":
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         del os.environ[name]
-from domainstudio import checkpoint
-from domainstudio.integrations.s3_mirror import mirrored
+from domainstudio.storage import checkpoint
+from domainstudio.storage.mirror import mirrored
 folder = Path(sys.argv[1])
 with mirrored(folder):
     step, _ = checkpoint.latest(folder)

@@ -17,10 +17,10 @@ from domainstudio import models
 from domainstudio.config import LoraSettings
 from domainstudio.errors import CheckpointError, ConfigError, DataError, DomainStudioError
 from domainstudio.models import lora
-from domainstudio.registry.aliases import promote, talking
+from domainstudio.registry.aliases import promote
 from domainstudio.registry.artifacts import Entry
 from domainstudio.registry.versions import register
-from domainstudio.tracking.server import TrackingError, experiment_id
+from domainstudio.tracking.server import TrackingError, connect, experiment_id
 from stages import import_source
 from tests.integration.mlflow_parts import save_pipeline, use_local_store
 from tests.models import tiny_class_denoiser, tiny_text_denoiser
@@ -158,7 +158,7 @@ def test_registered_models_become_sources(
     lora.attach(denoiser, LoraSettings(rank=2), seed=0)
     denoiser.save(root / "adapted")
     lora.save_merged(denoiser, root / "merged")
-    with talking() as client:
+    with connect() as client:
         run_id = client.create_run(experiment_id(client, "tests")).info.run_id
     for folder in ("base", "adapted"):
         registered = register(Entry(f"tests-{folder}", Path(folder), "0" * 64, run_id, "", {}))

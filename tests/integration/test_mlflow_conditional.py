@@ -26,10 +26,11 @@ from domainstudio.errors import CheckpointError
 from domainstudio.models import lora
 from domainstudio.models.class_conditional import ClassConditionalDenoiser
 from domainstudio.models.kinds import kind_of
-from domainstudio.registry import aliases, artifacts, remeasure, versions
+from domainstudio.registry import artifacts, remeasure, versions
 from domainstudio.registry.results import Result
 from domainstudio.sampling import sample
 from domainstudio.tracking import provenance
+from domainstudio.tracking.server import connect
 from stages import register
 from tests.integration.mlflow_parts import METRICS, ROOT, rows, use_local_store, write_result
 from tests.models import (
@@ -65,7 +66,7 @@ class Project:
     def load(self, name: str) -> Any:
         import mlflow
 
-        with aliases.talking():
+        with connect():
             return mlflow.pyfunc.load_model(self.version(name))
 
     def artifacts(self, name: str) -> Path:
@@ -151,7 +152,7 @@ def pipeline_of(folder: Path) -> Any:
 
 def served(folder: Path, hints: dict[str, str] | None = None) -> Any:
     """Return a function that predicts as a registered version of a pipeline folder does."""
-    with aliases.talking():
+    with connect():
         from mlflow.pyfunc.model import PythonModelContext
 
         from domainstudio.registry import serving
@@ -281,7 +282,7 @@ def test_adapters_are_registered_as_a_whole_pipeline_and_beside_it(project: Proj
     import mlflow
 
     drawn = pictures(project.load("ink-lora").predict([{"prompt": PROMPTS[3]}], params={"steps": 3}))
-    with aliases.talking():
+    with connect():
         uri = f"{project.version('ink-lora')}/artifacts/lora"
         folder = Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(tmp_path)))
     entry = json.loads((project.root / "registry/ink-lora.json").read_text())
@@ -382,7 +383,7 @@ def test_the_code_on_a_card_runs(project: Project, monkeypatch: pytest.MonkeyPat
         namespace: dict[str, Any] = {}
         for block in code[1:]:
             block = block.partition("```")[0].replace("30", "2").replace("path/to/the/source/model", source)
-            with aliases.talking():
+            with connect():
                 exec(block, namespace)
         assert len(namespace["images"]) == 4
         assert ("base" in namespace) == (name == "ink-lora")

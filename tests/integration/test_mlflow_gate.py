@@ -308,7 +308,7 @@ def test_a_promotion_that_was_killed_is_completed(database: Path, monkeypatch: P
 
 FIRST = """
 import sqlite3, sys, time
-from domainstudio.integrations import mlflow_registry
+from domainstudio.registry import aliases
 from stages import register
 judge = aliases.judge
 def slowly(*arguments, **options):

@@ -16,8 +16,8 @@ import pytest
 import torch
 from PIL import Image
 
-from domainstudio.registry import aliases, versions
-from domainstudio.tracking.server import TrackingUnavailableError
+from domainstudio.registry import versions
+from domainstudio.tracking.server import TrackingUnavailableError, connect
 from tests.integration.mlflow_parts import (
     KEY,
     METRICS,
@@ -163,7 +163,7 @@ def test_both_ways_of_loading_draw_the_same_images(
     import mlflow
     from diffusers import DiffusionPipeline
 
-    with aliases.talking():
+    with connect():
         model = mlflow.pyfunc.load_model(f"models:/{MODEL}@champion")
         folder = mlflow.artifacts.download_artifacts(f"models:/{MODEL}@champion", dst_path=tmp_path / "down")
     pipeline = DiffusionPipeline.from_pretrained(f"{folder}/artifacts/{NAME}")

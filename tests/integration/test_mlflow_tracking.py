@@ -141,6 +141,8 @@ def test_what_a_run_says_of_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     found = tags(database)
     expected = {
+        "domainstudio.adaptation": NAME,
+        "domainstudio.kind": "finetune",
         "method": "domainstudio",
         "source": "noto",
         "target": "ink",

@@ -183,7 +183,7 @@ def mlflow_runs(project: Project, monkeypatch: pytest.MonkeyPatch) -> Callable[[
     def find(start: str) -> list[Any]:
         from domainstudio.tracking import server
 
-        with server.talking() as client:
+        with server.connect() as client:
             experiment = client.get_experiment_by_name("sweeps").experiment_id
             filters = f"attributes.run_name LIKE '{start}%'"
             return list(client.search_runs([experiment], filters, order_by=["attributes.run_name ASC"]))
@@ -194,7 +194,7 @@ def mlflow_runs(project: Project, monkeypatch: pytest.MonkeyPatch) -> Callable[[
 def files_of(run: Any) -> set[str]:
     from domainstudio.tracking import server
 
-    with server.talking() as client:
+    with server.connect() as client:
         return {item.path for item in client.list_artifacts(run.info.run_id)}
 
 

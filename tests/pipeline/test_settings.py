@@ -9,12 +9,16 @@ import yaml
 from domainstudio import config
 
 ROOT = Path(__file__).parents[2]
-# Modules that a result cannot depend on: messages, package markers, and what only observes a training.
+# Modules that a result cannot depend on: messages, the places of outputs (which DVC checks itself), package
+# markers, and what only observes a training.
 OBSERVERS = {"domainstudio/git.py"} | {
     f"domainstudio/{name}.py"
     for name in ("storage/mirror", "storage/s3", "tracking/runs", "tracking/server", "tracking/tracker")
 }
-HARMLESS = {"domainstudio/errors.py", "domainstudio/redaction.py", "stages/cli.py", "stages/launch.py"}
+HARMLESS = {
+    *("domainstudio/errors.py", "domainstudio/project.py", "domainstudio/redaction.py"),
+    *("stages/cli.py", "stages/launch.py"),
+}
 STAGES = ("prepare_target", "sample_source", "finetune", "sample", "evaluate", "report", "register")
 
 

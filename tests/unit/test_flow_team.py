@@ -23,8 +23,9 @@ from prefect.server.events.schemas.events import ReceivedEvent
 
 import flows
 from domainstudio.registry import aliases
-from domainstudio.registry.aliases import Promotion, TrackingError, talking
+from domainstudio.registry.aliases import Promotion
 from domainstudio.tracking import pipeline_run
+from domainstudio.tracking.server import TrackingError, connect
 from flows import events, registry, revision, setup, watch
 from flows.run.workspace import WORKSPACES_VARIABLE, Workspace, WorkspaceError
 from tests.integration.mlflow_parts import use_local_store
@@ -46,7 +47,7 @@ def emitted(monkeypatch: Patch) -> list[str]:
 def versions(tmp_path: Path, monkeypatch: Patch) -> None:
     """A model with three versions, of which each was the champion in its turn."""
     use_local_store(tmp_path, monkeypatch)
-    with talking() as client:
+    with connect() as client:
         client.create_registered_model(MODEL)
         for number in "123":
             client.create_model_version(MODEL, str(tmp_path))
@@ -55,7 +56,7 @@ def versions(tmp_path: Path, monkeypatch: Patch) -> None:
 
 
 def champion() -> str:
-    with talking() as client:
+    with connect() as client:
         return str(client.get_registered_model(MODEL).aliases["champion"])
 
 
@@ -80,7 +81,7 @@ def test_a_lost_run_does_not_roll_back_once_more(monkeypatch: Patch) -> None:
 
 @pytest.mark.usefixtures("versions", "emitted")
 def test_a_lost_run_does_not_miss_the_challenger_that_it_promoted(monkeypatch: Patch) -> None:
-    with talking() as client:
+    with connect() as client:
         client.set_registered_model_alias(MODEL, "challenger", "1")
     start(monkeypatch, "a", 1)
     registry.promote.fn("ink")
@@ -140,7 +141,7 @@ def test_the_pipelines_run_says_whether_it_failed_or_was_ended(
     with pytest.raises(error), disable_run_logger(), revision._pipeline_run(Workspace(tmp_path, "c" * 40)):
         run_id = os.environ[revision.PARENT_RUN_VARIABLE]
         raise error
-    with talking() as client:
+    with connect() as client:
         assert client.get_run(run_id).info.status == status
 
 
