@@ -9,6 +9,7 @@ import urllib.request
 from collections.abc import Mapping
 from datetime import datetime
 
+from domainstudio.storage import s3
 from services.layout import BUCKETS, POOL
 
 _PATIENCE = 5.0
@@ -17,22 +18,7 @@ _PATIENCE = 5.0
 
 def has_buckets(environment: Mapping[str, str]) -> bool:
     """Tell whether the S3 server of these AWS variables holds our buckets."""
-    import boto3
-    from botocore.config import Config
-    from botocore.exceptions import BotoCoreError, ClientError
-
-    client = boto3.client(
-        "s3",
-        endpoint_url=environment["AWS_ENDPOINT_URL"],
-        region_name=environment["AWS_DEFAULT_REGION"],
-        aws_access_key_id=environment["AWS_ACCESS_KEY_ID"],
-        aws_secret_access_key=environment["AWS_SECRET_ACCESS_KEY"],
-        config=Config(connect_timeout=_PATIENCE, read_timeout=_PATIENCE, retries={"total_max_attempts": 1}),
-    )
-    try:
-        return {bucket["Name"] for bucket in client.list_buckets()["Buckets"]} >= {*BUCKETS}
-    except (BotoCoreError, ClientError):
-        return False
+    return s3.buckets(environment, _PATIENCE) >= {*BUCKETS}
 
 
 def responds(url: str) -> bool:

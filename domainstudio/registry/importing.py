@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 
 from domainstudio.errors import CheckpointError
 from domainstudio.storage import s3
+from domainstudio.storage.files import link_or_copy
 from domainstudio.tracking.server import connect
 
 SUFFIXES = frozenset({".json", ".txt", ".safetensors", ".md", ".model"})
@@ -54,7 +55,7 @@ def _from_s3(location: str, folder: Path) -> None:
         if not s3.is_safe(item.path):
             raise CheckpointError(f"{item.url} is not a safe path: rename that object")
     for item in wanted:
-        s3.link_or_copy(s3.cached(item), folder / item.path)
+        link_or_copy(s3.cached(item), folder / item.path)
 
 
 def _from_registry(location: str, folder: Path) -> None:

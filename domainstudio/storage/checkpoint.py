@@ -1,4 +1,4 @@
-"""Resumable training states: written atomically, as safetensors and JSON, never by pickling."""
+"""Training states, from which a training continues: whole folders of safetensors and JSON, never pickled."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 KEEP = 2
-"""States kept per run: the last, and the one before in case the disk damaged the last."""
+"""States kept per run: the last, and the one before in case the last is damaged."""
 
 
 def run_key(params: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
-    """Return the SHA-256 that names a training run by all that decides its result.
+    """Return the SHA-256 of everything that decides the result of a run.
 
     Args:
         params: JSON-like parameters.
-        inputs: content hashes of the inputs by name.
+        inputs: Content hashes of the inputs by name.
     """
     text = json.dumps({"params": params, "inputs": inputs}, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def save(folder: Path, step: int, state: Mapping[str, Any]) -> Path:
-    """Write a training state so that it is there whole or not at all, and drop the older ones.
+    """Write a training state, whole or not at all, and delete all but the last `KEEP`.
 
     Args:
-        folder: the run's checkpoint folder.
-        step: finished optimiser steps.
-        state: nested dicts and lists of tensors and JSON values, such as `state_dict()`s.
+        folder: The run's checkpoint folder.
+        step: Finished optimiser steps.
+        state: Nested dicts and lists of tensors and JSON values, such as `state_dict()`s.
 
     Returns:
         The folder of this state.
@@ -57,12 +57,9 @@ def save(folder: Path, step: int, state: Mapping[str, Any]) -> Path:
 
 
 def latest(folder: Path) -> tuple[int, dict[str, Any]] | None:
-    """Read the newest whole state of a run, or return `None` where there is none.
+    """Return step and content of a run's newest state that can be read, or `None`.
 
-    A damaged state is passed over with a warning that names it.
-
-    Returns:
-        The step and the state.
+    A damaged state is skipped with a warning that names it.
     """
     for path in sorted(folder.glob("step-*"), reverse=True):
         try:
@@ -85,7 +82,7 @@ def _read(path: Path) -> tuple[int, dict[str, Any]]:
 
 
 def _pack(value: Any, tensors: dict[str, Tensor], name: str) -> Any:
-    """Return a JSON tree; tensors go into `tensors` under their path, dict keys keep their type."""
+    """Return a JSON tree, and put tensors into `tensors` under their path. Dict keys keep their type."""
     import torch
 
     if isinstance(value, torch.Tensor):

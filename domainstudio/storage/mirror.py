@@ -1,10 +1,11 @@
-"""Training states copied to S3 while a model trains, so that a killed run can go on in another place.
+"""Copies training states to S3 during a training, so that a killed run can continue on another machine.
 
-`<DOMAINSTUDIO_CHECKPOINTS>/<name of the checkpoint folder>/step-0000100/` holds a state and `MANIFEST.json`,
-which is written last and names every file with its size and SHA-256: a state is there whole or not at all.
+`<DOMAINSTUDIO_CHECKPOINTS>/<name of the checkpoint folder>/step-0000100/` holds a state and `MANIFEST.json`.
+The manifest is uploaded last and names every file with its size and SHA-256, so a state without it is not
+complete.
 
-The checkpoint folder is watched: whoever trains knows nothing of S3, never waits for it and cannot fail
-because of it. Only a training that has no state of its own does not begin while S3 is away.
+A thread watches the checkpoint folder. The training knows nothing of S3, never waits for it and never fails
+because of it. There is one exception: a training without any state does not begin while S3 is unreachable.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from domainstudio.distributed import this_process
 from domainstudio.errors import ConfigError, DataError
 from domainstudio.redaction import redact
 from domainstudio.storage import checkpoint, s3
+from domainstudio.storage.files import link_or_copy
 
 logger = logging.getLogger(__name__)
 
@@ -35,13 +36,13 @@ MANIFEST = "MANIFEST.json"
 POLL = 0.5
 """Seconds between two looks into the checkpoint folder."""
 WAIT = 120.0
-"""Seconds that the end of a training waits at most for its last state to be copied."""
+"""Seconds for which the end of a training waits, at most, until its last state is copied."""
 
 _FILES = ("state.safetensors", "state.json")
 
 
 class FileRecord(BaseModel):
-    """What a file must be."""
+    """Size in bytes and hash of a file."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -50,7 +51,7 @@ class FileRecord(BaseModel):
 
 
 class Manifest(BaseModel):
-    """`MANIFEST.json` of a state: its files, and the previews drawn up to its step."""
+    """`MANIFEST.json` of a state: its files, and the previews up to its step."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -61,26 +62,28 @@ class Manifest(BaseModel):
 
 @contextmanager
 def mirrored(folder: Path) -> Iterator[None]:
-    """Train in this block: from the newest state, here or in S3; each new one is copied there.
+    """Fetch the newest state of a run if S3 has a newer one, and copy each new state there in this block.
 
-    Without `DOMAINSTUDIO_CHECKPOINTS` nothing is done. Of several processes the main one talks to S3, and
-    the others wait until it has fetched the state. S3 that is away, or refuses, costs one warning; but
-    without a state in the folder, S3 that is away may hold hours of training, so it has to come back first.
+    Without `DOMAINSTUDIO_CHECKPOINTS` nothing is done. With several processes only the main one uses S3, and
+    the others wait until it has fetched the state. If S3 fails, there is one warning. A folder without any
+    state is an error then, because S3 may hold hours of training.
 
     Args:
-        folder: the run's checkpoint folder, named after the run's key.
+        folder: The run's checkpoint folder, named after the run's key.
 
     Raises:
         ConfigError: `DOMAINSTUDIO_CHECKPOINTS` is no `s3://bucket/prefix`.
-        UnreachableError: S3 is away, and the folder has no state.
+        UnreachableError: S3 does not answer, and the folder has no state.
     """
-    if not (place := os.environ.get(VARIABLE)):
+    if not (url := os.environ.get(VARIABLE)):
         yield
         return
-    if not place.startswith("s3://"):
-        raise ConfigError(f"{VARIABLE} must be s3://bucket/prefix, got {redact(place)}")
+    if not url.startswith("s3://"):
+        raise ConfigError(f"{VARIABLE} must be s3://bucket/prefix, got {redact(url)}")
+    from domainstudio.distributed import this_process  # which imports torch
+
     process = this_process()
-    mirror = Mirror(folder, f"{place.rstrip('/')}/{folder.name}")
+    mirror = Mirror(folder, f"{url.rstrip('/')}/{folder.name}")
     with process.main_process_first():
         if process.is_main_process:
             mirror.fetch()
@@ -94,37 +97,37 @@ def mirrored(folder: Path) -> Iterator[None]:
 
 
 class Mirror:
-    """The copy of one run's checkpoint folder.
+    """The copy of one run's checkpoint folder on S3.
 
     Args:
-        folder: the checkpoint folder.
+        folder: The checkpoint folder.
         url: `s3://bucket/prefix/<run>`.
     """
 
     def __init__(self, folder: Path, url: str) -> None:
         self.folder, self.url = folder, url
         self._previews: dict[str, FileRecord] = {}
-        self._copied = self._tried = ""  # the last states that were, or failed to be
+        self._copied = self._tried = ""  # the last states that were copied, and tried
         self._warned = False
         self._closing, self._cancelled = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._watch, name="s3-mirror", daemon=True)
 
     def fetch(self) -> None:
-        """Bring the newest state into the folder, unless it is there; a failure is a warning.
+        """Download the newest state unless the folder has it. A failure is a warning.
 
         Raises:
-            UnreachableError: S3 is away, and the folder has no state.
+            UnreachableError: S3 does not answer, and the folder has no state.
         """
         try:
             self._fetch_newest()
         except Exception as error:
-            begins = not any(_is_readable(state) for state in self.folder.glob("step-*"))
-            if begins and isinstance(error, s3.UnreachableError):
+            empty = not any(_is_readable(state) for state in self.folder.glob("step-*"))
+            if empty and isinstance(error, s3.UnreachableError):
                 raise
             self._warn(error)
 
     def start(self) -> None:
-        """Copy states from now on, in a thread; when several have come meanwhile, only the newest."""
+        """Start a thread that copies states. If it falls behind it copies only the newest."""
         self._thread.start()
 
     def close(self) -> None:
@@ -133,31 +136,31 @@ class Mirror:
         try:
             self._thread.join(2)
             if self._thread.is_alive():
-                print(f"waiting for the last training state on its way to {self.url}", flush=True)
+                print(f"waiting until the last training state is in {self.url}", flush=True)
                 self._thread.join(WAIT - 2)
         finally:
             self._cancelled.set()
         if self._thread.is_alive():
-            self._warn(TimeoutError(f"{WAIT:.0f} s were not enough for the last one"))
+            self._warn(TimeoutError(f"the last one was not copied within {WAIT:.0f} s"))
 
     def _fetch_newest(self) -> None:
-        there = {item.path: item for item in s3.find_objects(self.url)}
-        whole = _whole(there)
-        for name in sorted({path.name for path in self.folder.glob("step-*")} | whole, reverse=True):
-            if _is_readable(self.folder / name) or (name in whole and self._fetch_state(name, there)):
-                self._copied = name if name in whole else ""
+        remote = {item.path: item for item in s3.find_objects(self.url)}
+        complete = _complete(remote)
+        for name in sorted({path.name for path in self.folder.glob("step-*")} | complete, reverse=True):
+            if _is_readable(self.folder / name) or (name in complete and self._fetch_state(name, remote)):
+                self._copied = name if name in complete else ""
                 return
 
-    def _fetch_state(self, name: str, there: Mapping[str, s3.S3Object]) -> bool:
-        """Download a state with the previews before it; return whether it was what its manifest says."""
+    def _fetch_state(self, name: str, remote: Mapping[str, s3.S3Object]) -> bool:
+        """Download a state and its previews; return False, with a warning, if it is damaged."""
         unfinished = self.folder / f".{name}.fetched"
         try:
-            s3.download(there[f"{name}/{MANIFEST}"], unfinished / MANIFEST)
+            s3.download(remote[f"{name}/{MANIFEST}"], unfinished / MANIFEST)
             files = Manifest.model_validate_json((unfinished / MANIFEST).read_bytes()).files
             for file in _FILES:
                 path = f"{name}/{file}"
-                s3.download(there[path], unfinished / file, files[path].sha256)
-        except s3.UnreachableError:  # which says nothing of the state, and the one before is there too
+                s3.download(remote[path], unfinished / file, files[path].sha256)
+        except s3.UnreachableError:  # the state may be whole, and the one before cannot be fetched either
             raise
         except (DataError, ValidationError, KeyError) as error:
             reason = redact(str(error)).partition("\n")[0]
@@ -165,15 +168,18 @@ class Mirror:
                 "%s/%s cannot be used (%s); going back to the state before", self.url, name, reason
             )
             return False
-        for path in (path for path in files if path.startswith("previews/") and s3.is_safe(path)):
-            with suppress(DataError, KeyError):  # a picture less
-                if not (self.folder / path).exists():
-                    s3.download(there[path], self.folder / path, files[path].sha256)
+        self._fetch_previews(files, remote)
         (unfinished / MANIFEST).unlink()
         shutil.rmtree(self.folder / name, ignore_errors=True)
         unfinished.rename(self.folder / name)
         print(f"{self.folder / name}: fetched from {self.url}", flush=True)
         return True
+
+    def _fetch_previews(self, files: Mapping[str, FileRecord], remote: Mapping[str, s3.S3Object]) -> None:
+        for path in (path for path in files if path.startswith("previews/") and s3.is_safe(path)):
+            with suppress(DataError, KeyError):  # a missing preview stops nothing
+                if not (self.folder / path).exists():
+                    s3.download(remote[path], self.folder / path, files[path].sha256)
 
     def _watch(self) -> None:
         while not self._closing.wait(POLL):
@@ -185,7 +191,7 @@ class Mirror:
         name = max((path.name for path in self.folder.glob("step-*")), default="")
         if name in ("", self._copied, self._tried):
             return
-        self._tried = name  # what failed is tried again when the next state is there
+        self._tried = name  # after a failure the next try is with the next state
         try:
             self._copy(name)
         except Exception as error:
@@ -193,14 +199,14 @@ class Mirror:
                 self._warn(error)
 
     def _copy(self, name: str) -> None:
-        """Copy a state and the previews before it, the manifest last; then drop older states there."""
-        there = {item.path for item in s3.find_objects(self.url)}
+        """Upload a state and its previews, the manifest last; then delete older states on S3."""
+        remote = {item.path for item in s3.find_objects(self.url)}
         staged = self.folder / ".copied"
         shutil.rmtree(staged, ignore_errors=True)
-        with suppress(FileNotFoundError):  # training has dropped it already, so there is a newer one
-            for file in _FILES:  # links stay when training drops the state
-                s3.link_or_copy(self.folder / name / file, staged / file)
-            if f"{name}/{MANIFEST}" in there:  # damaged, and trained again
+        with suppress(FileNotFoundError):  # the training has deleted this state, so there is a newer one
+            for file in _FILES:  # the links stay when the training deletes the state
+                link_or_copy(self.folder / name / file, staged / file)
+            if f"{name}/{MANIFEST}" in remote:  # that state was damaged, and is trained again
                 s3.delete(f"{self.url}/{name}/{MANIFEST}")
             self._copy_previews(name)
             files = {f"{name}/{file}": self._upload(staged / file, f"{name}/{file}") for file in _FILES}
@@ -208,11 +214,11 @@ class Mirror:
             (staged / MANIFEST).write_text(manifest.model_dump_json(indent=1))
             self._upload(staged / MANIFEST, f"{name}/{MANIFEST}")
             self._copied = name
-            self._drop_before(name, there)
+            self._delete_before(name, remote)
         shutil.rmtree(staged, ignore_errors=True)
 
     def _copy_previews(self, name: str) -> None:
-        """Copy the previews up to a state's step, which are all written when the state is there."""
+        """Upload the previews up to a state's step. They are complete once the state is there."""
         for path in sorted(self.folder.glob("previews/step-*.png")):
             preview = path.relative_to(self.folder).as_posix()
             if _step(path.stem) <= _step(name) and preview not in self._previews:
@@ -222,10 +228,10 @@ class Mirror:
         sha256 = s3.upload(path, f"{self.url}/{name}", self._cancelled.is_set)
         return FileRecord(size=path.stat().st_size, sha256=sha256)
 
-    def _drop_before(self, name: str, there: Collection[str]) -> None:
-        """Delete the states before the newest `checkpoint.KEEP`; of each the manifest first."""
-        kept = sorted(state for state in _whole(there) if state < name)[1 - checkpoint.KEEP :]
-        for path in sorted(there):  # capitals come first
+    def _delete_before(self, name: str, remote: Collection[str]) -> None:
+        """Delete all but the newest `checkpoint.KEEP` states, of each the manifest first."""
+        kept = sorted(state for state in _complete(remote) if state < name)[1 - checkpoint.KEEP :]
+        for path in sorted(remote):  # capital letters, such as the manifest's, sort first
             state = path.partition("/")[0]
             if state.startswith("step-") and state < name and state not in kept:
                 s3.delete(f"{self.url}/{path}")
@@ -234,15 +240,15 @@ class Mirror:
         if not self._warned:
             self._warned = True
             logger.warning(
-                "training states are not kept in %s: training goes on, and the newest is tried again with "
-                "each new one. Correct %s, or: %s",
+                "training states are not copied to %s: training goes on, and each new state is tried again. "
+                "Correct %s, or: %s",
                 redact(self.url),
                 VARIABLE,
                 redact(str(error)).partition("\n")[0],
             )
 
 
-def _whole(paths: Collection[str]) -> set[str]:
+def _complete(paths: Collection[str]) -> set[str]:
     """Return the names of the states that have a manifest."""
     return {
         path.partition("/")[0] for path in paths if path.startswith("step-") and path.endswith(f"/{MANIFEST}")
@@ -254,7 +260,7 @@ def _step(name: str) -> int:
 
 
 def _is_readable(state: Path) -> bool:
-    """Tell whether a state on this disk has all its bytes, without reading them."""
+    """Tell whether the files of a local state have all their bytes, without reading their content."""
     from safetensors import SafetensorError, safe_open
 
     try:

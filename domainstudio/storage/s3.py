@@ -1,7 +1,7 @@
-"""Files from and to S3, or any server that speaks its protocol: in parts, checked, only what changed.
+"""Files on S3, or on any server with its protocol: read in parts, verified, and fetched only if changed.
 
-Endpoint, region and credentials are those of the environment (`AWS_ENDPOINT_URL`, `AWS_PROFILE`, …) or of
-boto3's files.
+Endpoint, region and credentials come from the environment (`AWS_ENDPOINT_URL`, `AWS_PROFILE`, …) or from
+boto3's files. Only this module imports boto3.
 """
 
 from __future__ import annotations
@@ -10,9 +10,8 @@ import base64
 import fcntl
 import hashlib
 import os
-import shutil
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,15 +20,16 @@ from pathlib import Path
 from typing import IO, Any
 
 from domainstudio.errors import DataError, MissingExtraError, UnavailableError
+from domainstudio.storage.files import sha256_of
 
 CACHE = Path(".cache/s3")
-"""Copies of objects that were read; it can be deleted whenever nothing runs."""
+"""Copies of objects that were read. It can be deleted whenever nothing runs."""
 
 ATTEMPTS = 5
-"""Of each request, with growing pauses, before a transfer fails."""
+"""Attempts of each request, with growing pauses, before a transfer fails."""
 
 PART, PARALLEL = 16 * 2**20, 8
-"""Large objects are read in parts of so many bytes, so many at once: up to 128 MiB are in memory."""
+"""Size of a part in bytes, and how many parts of a large object are read at once: 128 MiB in memory."""
 
 _DENIED = (
     "access was denied. Ask for s3:ListBucket and s3:GetObject, to write also for s3:PutObject and "
@@ -40,20 +40,19 @@ _REMEDIES = {
     "NoSuchBucket": "there is no such bucket. Correct its name, or AWS_ENDPOINT_URL",
     "AccessDenied": _DENIED,
     "403": _DENIED,
-    "InvalidAccessKeyId": "the access key is unknown there. Correct AWS_ACCESS_KEY_ID, or AWS_ENDPOINT_URL",
+    "InvalidAccessKeyId": "the server does not know the access key. Correct AWS_ACCESS_KEY_ID, or "
+    "AWS_ENDPOINT_URL",
     "SignatureDoesNotMatch": "the secret key is wrong. Correct AWS_SECRET_ACCESS_KEY",
-    "NoSuchKey": "the object is gone since it was listed",
+    "NoSuchKey": "the object was deleted since it was listed",
     "PreconditionFailed": _CHANGED,
     "412": _CHANGED,
 }
-
-
-_BUSY = {"RequestTimeout", "SlowDown", "Throttling", "ThrottlingException", "TooManyRequests"}
-"""Codes of errors that pass by themselves, whatever their HTTP status."""
+_TEMPORARY = {"RequestTimeout", "SlowDown", "Throttling", "ThrottlingException", "TooManyRequests"}
+"""Error codes of a busy server, whatever the HTTP status."""
 
 
 class UnreachableError(DataError, UnavailableError):
-    """The server does not answer, stopped answering, or says that it cannot now."""
+    """The server does not answer, stopped answering, or is too busy."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +63,8 @@ class S3Object:
         path: Its key without the prefix.
         url: `s3://bucket/key`.
         size: Bytes.
-        read: Returns its bytes, from `CACHE` if they have been read before; may raise DataError.
-        etag: Changes with its content.
+        read: Returns its bytes, from `CACHE` if they were read before; may raise DataError.
+        etag: Changes with the content.
     """
 
     path: str
@@ -76,23 +75,23 @@ class S3Object:
 
 
 def list_objects(url: str) -> Iterator[S3Object]:
-    """List the objects of `s3://bucket/prefix`, whatever their number.
+    """List the objects of `s3://bucket/prefix`, however many there are.
 
-    The prefix is a folder: `s3://bucket/ink` holds `ink/a.png` and not `ink2/a.png`. The empty objects that
+    The prefix is a folder: `s3://bucket/ink` holds `ink/a.png` but not `ink2/a.png`. The empty objects that
     consoles create for folders are left out.
 
     Raises:
-        DataError: the URL names no bucket, there are no credentials, the server cannot be reached, refuses,
-            or has nothing under that prefix.
+        DataError: the URL names no bucket, there are no credentials, the server cannot be reached or refuses,
+            or nothing has that prefix.
         MissingExtraError: boto3 is not installed.
     """
-    if not (listed := find_objects(url)):
+    if not (found := find_objects(url)):
         raise DataError(f"{url} holds no objects: correct the prefix, or upload the images there")
-    yield from listed
+    yield from found
 
 
 def find_objects(url: str) -> list[S3Object]:
-    """List the objects of `s3://bucket/prefix` as `list_objects` does; there may be none.
+    """List the objects of `s3://bucket/prefix` as `list_objects` does, also if there are none.
 
     Raises:
         DataError: as `list_objects`.
@@ -102,16 +101,16 @@ def find_objects(url: str) -> list[S3Object]:
     prefix = f"{prefix.rstrip('/')}/" if prefix.strip("/") else ""
     client = _client(url)
     return [
-        _listed(item["Key"].removeprefix(prefix), f"s3://{bucket}/{item['Key']}", item["Size"], item["ETag"])
-        for item in _explained(url, lambda: [*_pages(client, bucket, prefix)])
+        _object(item["Key"].removeprefix(prefix), f"s3://{bucket}/{item['Key']}", item["Size"], item["ETag"])
+        for item in _request(url, lambda: [*_pages(client, bucket, prefix)])
         if not item["Key"].endswith("/")
     ]
 
 
 def cached(item: S3Object, folder: Path = CACHE) -> Path:
-    """Return a local copy of an object, downloaded only if it has changed since the last time.
+    """Return a local copy of an object. It is downloaded only if the object has changed since the last time.
 
-    A copy's name holds its ETag and size, by which it is found, and its SHA-256, by which it is verified.
+    A copy is found by ETag and size, and verified by SHA-256. Its name holds all three.
 
     Raises:
         DataError: as `download`.
@@ -120,37 +119,37 @@ def cached(item: S3Object, folder: Path = CACHE) -> Path:
     place.mkdir(parents=True, exist_ok=True)
     version = _version(item)
     with (place / "lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # of two processes the second finds what the first has fetched
+        fcntl.flock(lock, fcntl.LOCK_EX)  # a second process waits, and finds the copy of the first
         for copy in [path for path in place.iterdir() if path.name != "lock"]:
-            if copy.name == f"{version}-{_sha256(copy)}":
+            if copy.name == f"{version}-{sha256_of(copy)}":
                 return copy
-            if not copy.name.startswith(f".{version}"):  # a download that broke off is kept
+            if not copy.name.startswith(f".{version}"):  # unfinished downloads are kept
                 copy.unlink()
         fetched = place / version
         download(item, fetched)
-        return fetched.rename(place / f"{version}-{_sha256(fetched)}")
+        return fetched.rename(place / f"{version}-{sha256_of(fetched)}")
 
 
 def download(item: S3Object, path: Path, sha256: str | None = None) -> None:
-    """Write an object to a file, large ones in parallel parts; the file is there whole or not at all.
+    """Write an object to a file, whole or not at all. Large objects are read in parallel parts.
 
-    A download that broke off goes on where it was, as long as the object is the same.
+    An interrupted download continues where it stopped, as long as the object has not changed.
 
     Args:
-        item: what to read.
-        path: where to write.
-        sha256: of its content; by default it is compared with what `upload` or the server knows of it.
+        item: The object.
+        path: The file to write.
+        sha256: Expected hash of the content; by default what `upload` or the server has stored with it.
 
     Raises:
-        DataError: the server cannot be reached, refuses, or the content is not what was expected.
+        DataError: the server cannot be reached or refuses, or the content is another.
     """
     client = _client(item.url)
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{_version(item)}-{path.name}.partial")
     with unfinished.open("ab") as file:
-        _explained(item.url, lambda: _append_rest(client, item, file))
-    expected = sha256 or _explained(item.url, lambda: _known(client, item))
-    checksum = _sha256 if len(expected) == 64 else _crc32
+        _request(item.url, lambda: _append_rest(client, item, file))
+    expected = sha256 or _request(item.url, lambda: _stored_checksum(client, item))
+    checksum = sha256_of if len(expected) == 64 else _crc32
     if unfinished.stat().st_size != item.size or (expected and checksum(unfinished) != expected):
         unfinished.unlink()
         raise DataError(f"{item.url} is damaged: its checksum is not {expected}. Upload it again")
@@ -158,14 +157,14 @@ def download(item: S3Object, path: Path, sha256: str | None = None) -> None:
 
 
 def upload(path: Path, url: str, cancelled: Callable[[], bool] = lambda: False) -> str:
-    """Copy a file to S3, large ones in parallel parts, unless the same is there already.
+    """Copy a file to S3 in parallel parts, unless the same content is there already.
 
-    boto3 sends a checksum with every part, which the server compares; the SHA-256 is kept with the object.
+    boto3 sends a checksum with each part for the server to compare. The SHA-256 is stored with the object.
 
     Args:
-        path: a file.
+        path: The file.
         url: `s3://bucket/key`.
-        cancelled: asked all the time; once it says yes the upload fails.
+        cancelled: Asked during the upload; the upload fails once it returns True.
 
     Returns:
         The file's SHA-256.
@@ -174,7 +173,7 @@ def upload(path: Path, url: str, cancelled: Callable[[], bool] = lambda: False) 
         DataError: the server cannot be reached, or refuses.
         MissingExtraError: boto3 is not installed.
     """
-    (bucket, key), client, sha256 = _split(url), _client(url), _sha256(path)
+    (bucket, key), client, sha256 = _split(url), _client(url), sha256_of(path)
 
     def check(transferred: int) -> None:
         if cancelled():
@@ -186,40 +185,54 @@ def upload(path: Path, url: str, cancelled: Callable[[], bool] = lambda: False) 
                 metadata = {"Metadata": {"sha256": sha256}}
                 client.upload_fileobj(file, bucket, key, ExtraArgs=metadata, Callback=check)
 
-    _explained(url, transfer)
+    _request(url, transfer)
     return sha256
 
 
 def delete(url: str) -> None:
-    """Delete an object; it may be gone already.
+    """Delete an object; it may be missing.
 
     Raises:
         DataError: the server cannot be reached, or refuses.
     """
     bucket, key = _split(url)
     client = _client(url)
-    _explained(url, lambda: client.delete_object(Bucket=bucket, Key=key))
+    _request(url, lambda: client.delete_object(Bucket=bucket, Key=key))
+
+
+def buckets(environment: Mapping[str, str], timeout: float) -> set[str]:
+    """Return the names of a server's buckets, or nothing if it does not answer in time or refuses.
+
+    Args:
+        environment: `AWS_ENDPOINT_URL`, `AWS_DEFAULT_REGION`, `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`.
+        timeout: Seconds.
+    """
+    import boto3
+    from botocore.config import Config
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    client = boto3.client(
+        "s3",
+        endpoint_url=environment["AWS_ENDPOINT_URL"],
+        region_name=environment["AWS_DEFAULT_REGION"],
+        aws_access_key_id=environment["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=environment["AWS_SECRET_ACCESS_KEY"],
+        config=Config(connect_timeout=timeout, read_timeout=timeout, retries={"total_max_attempts": 1}),
+    )
+    try:
+        return {bucket["Name"] for bucket in client.list_buckets()["Buckets"]}
+    except (BotoCoreError, ClientError):
+        return set()
 
 
 def is_safe(path: str) -> bool:
-    """Tell whether a key can be a relative path on any system: no part climbs or is empty.
+    """Tell whether a key can be a relative path on any system, without empty parts or `..`.
 
     >>> is_safe("cats/1.png"), is_safe("../1.png"), is_safe("cats//1.png"), is_safe("c:1.png")
     (True, False, False, False)
     """
     plain = path.isprintable() and "\\" not in path and ":" not in path
     return plain and all(part not in {"", ".", ".."} for part in path.split("/"))
-
-
-def link_or_copy(source: Path, target: Path) -> None:
-    """Make `target` the same file as `source`, or a copy where the disk has no hard links."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(source, target)
-    except FileNotFoundError:
-        raise
-    except OSError:
-        shutil.copyfile(source, target)
 
 
 def _split(url: str) -> tuple[str, str]:
@@ -240,12 +253,12 @@ def _client(url: str) -> Any:
             f'{url} needs boto3, which is not installed: pip install "domainstudio[pipeline]"'
         ) from error
     names = sorted(name for name in os.environ if name.startswith("AWS_"))
-    return _explained(url, lambda: _client_for(tuple((name, os.environ[name]) for name in names)))
+    return _request(url, lambda: _client_for(tuple((name, os.environ[name]) for name in names)))
 
 
 @lru_cache(maxsize=4)
 def _client_for(environment: tuple[tuple[str, str], ...]) -> Any:
-    """Make a client of the environment as it is; that takes boto3 a good part of a second."""
+    """Make a client for the present environment, which takes boto3 almost a second."""
     import boto3
     from botocore.config import Config
 
@@ -259,7 +272,7 @@ def _pages(client: Any, bucket: str, prefix: str) -> Iterator[dict[str, Any]]:
         yield from page.get("Contents", ())
 
 
-def _listed(path: str, url: str, size: int, etag: str) -> S3Object:
+def _object(path: str, url: str, size: int, etag: str) -> S3Object:
     item = S3Object(path, url, size, lambda: cached(item).read_bytes(), etag)
     return item
 
@@ -269,38 +282,31 @@ def _version(item: S3Object) -> str:
 
 
 def _append_rest(client: Any, item: S3Object, file: IO[bytes]) -> None:
-    """Append what a file lacks, in order, so that its length always says how far it is."""
+    """Append the missing parts in order, so that the file's length says where to continue."""
     with ThreadPoolExecutor(PARALLEL) as pool:
         while (start := file.tell()) < item.size:
             starts = range(start, min(start + PART * PARALLEL, item.size), PART)
-            for content in pool.map(partial(_part, client, item), starts):
+            for content in pool.map(partial(_read_part, client, item), starts):
                 file.write(content)
 
 
-def _part(client: Any, item: S3Object, start: int) -> bytes:
-    """Read a part of the version that was listed. Of small objects boto3 compares the checksum itself."""
-    from botocore import exceptions
+def _read_part(client: Any, item: S3Object, start: int) -> bytes:
+    """Read one part of the listed version. boto3 verifies objects of one part itself."""
+    from botocore.exceptions import IncompleteReadError, ReadTimeoutError, ResponseStreamingError
 
     bucket, key = _split(item.url)
     wanted = {"Bucket": bucket, "Key": key, "IfMatch": item.etag}
     if start or item.size > PART:
         wanted["Range"] = f"bytes={start}-{min(start + PART, item.size) - 1}"
-    broken = (
-        exceptions.IncompleteReadError,
-        exceptions.ReadTimeoutError,
-        exceptions.ResponseStreamingError,
-    )
-    for _ in range(ATTEMPTS - 1):
+    for _ in range(ATTEMPTS - 1):  # boto3 repeats requests, but not answers that break off
         body = client.get_object(**wanted)["Body"]
-        with suppress(*broken):  # boto3 repeats requests, but not an answer that breaks off
-            content: bytes = body.read()
-            return content
-    last: bytes = client.get_object(**wanted)["Body"].read()
-    return last
+        with suppress(IncompleteReadError, ReadTimeoutError, ResponseStreamingError):
+            return bytes(body.read())
+    return bytes(client.get_object(**wanted)["Body"].read())
 
 
-def _known(client: Any, item: S3Object) -> str:
-    """Return an object's SHA-256 (hexadecimal) or CRC-32 (base64), or "" where nothing remains to compare."""
+def _stored_checksum(client: Any, item: S3Object) -> str:
+    """Return an object's SHA-256 (hexadecimal) or CRC-32 (base64), or "" if there is none to compare."""
     if item.size <= PART:
         return ""
     bucket, key = _split(item.url)
@@ -308,7 +314,7 @@ def _known(client: Any, item: S3Object) -> str:
     if sha256 := head["Metadata"].get("sha256"):
         return str(sha256)
     crc32 = str(head.get("ChecksumCRC32", ""))
-    return "" if "-" in crc32 else crc32  # with a dash it is a checksum of the parts' checksums
+    return "" if "-" in crc32 else crc32  # one with a dash is a checksum of the parts' checksums
 
 
 def _holds(client: Any, bucket: str, key: str, size: int, sha256: str) -> bool:
@@ -317,15 +323,10 @@ def _holds(client: Any, bucket: str, key: str, size: int, sha256: str) -> bool:
     try:
         head = client.head_object(Bucket=bucket, Key=key)
     except ClientError as error:
-        if error.response["Error"]["Code"] in ("404", "403"):  # 403: missing, to those who must not list
+        if error.response["Error"]["Code"] in ("404", "403"):  # without s3:ListBucket a missing key is 403
             return False
         raise
     return bool(head["ContentLength"] == size and head["Metadata"].get("sha256") == sha256)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _crc32(path: Path) -> str:
@@ -336,13 +337,8 @@ def _crc32(path: Path) -> str:
     return base64.b64encode(value.to_bytes(4, "big")).decode()
 
 
-def _passes(status: int) -> bool:
-    """Tell whether an HTTP status is of a busy or failing server; 501 is of one that lacks something."""
-    return status == 429 or (status >= 500 and status != 501)
-
-
-def _explained(url: str, call: Callable[[], Any]) -> Any:
-    """Call; what boto3 raises becomes a DataError that names the URL and the remedy."""
+def _request(url: str, call: Callable[[], Any]) -> Any:
+    """Call boto3. Its errors become a DataError that names the URL and the remedy."""
     from botocore import exceptions
 
     try:
@@ -352,14 +348,20 @@ def _explained(url: str, call: Callable[[], Any]) -> Any:
             f"{url}: no S3 credentials. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
         ) from error
     except exceptions.ClientError as error:
-        code = error.response.get("Error", {}).get("Code", "")
-        if code in _BUSY or _passes(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)):
-            message = f"{url}: the server cannot answer now ({error}). Try again later"
-            raise UnreachableError(message) from error
-        raise DataError(f"{url}: {_REMEDIES.get(code, error)}") from error
+        raise _refusal(url, error.response, error) from error
     except (exceptions.ConnectionError, exceptions.HTTPClientError, exceptions.IncompleteReadError) as error:
         raise UnreachableError(
             f"{url}: the server cannot be reached ({error}). Correct AWS_ENDPOINT_URL"
         ) from error
     except (exceptions.BotoCoreError, ValueError) as error:
         raise DataError(f"{url}: {error}") from error
+
+
+def _refusal(url: str, response: Mapping[str, Any], error: Exception) -> DataError:
+    """Return the error for a request that the server answered with one."""
+    code = response.get("Error", {}).get("Code", "")
+    status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    # 501 is permanent: the server lacks a function.
+    if code in _TEMPORARY or status == 429 or (status >= 500 and status != 501):
+        return UnreachableError(f"{url}: the server cannot answer now ({error}). Try again later")
+    return DataError(f"{url}: {_REMEDIES.get(code, error)}")

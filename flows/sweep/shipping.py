@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from domainstudio.errors import DataError
-from domainstudio.storage.files import output_folder
+from domainstudio.storage.files import output_folder, sha256_of
 from flows.run.workspace import WORKSPACES_VARIABLE
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def digest(path: Path) -> str:
     from domainstudio import models
 
     if path.is_file():
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        return sha256_of(path)
     if not (manifest := path / "manifest.json").is_file():
         return models.digest(path)
     try:

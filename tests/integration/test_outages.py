@@ -33,7 +33,7 @@ def paced() -> None:
     import os
     import time
 
-    from domainstudio.training import Trainer
+    from domainstudio.training.trainer import Trainer
 
     def take_step(trainer, take=Trainer.take_step):
         time.sleep(not os.path.exists(os.environ["HURRY"]))
