@@ -26,9 +26,10 @@ from domainstudio.config import Adaptation, Settings
 from domainstudio.data import ImageSet
 from domainstudio.metrics.diversity import intra_distance
 from domainstudio.metrics.evaluation import held_out
-from domainstudio.metrics.features import FEATURES, Features, extract, load_network
+from domainstudio.metrics.features import FEATURES, Features, extract
 from domainstudio.metrics.frechet import frechet_distance
 from domainstudio.metrics.memorization import memorization
+from domainstudio.metrics.networks import load_network
 from domainstudio.sampling import load_samples
 from domainstudio.sweep import measuring
 from domainstudio.training.recipe import SOURCE_IMAGES

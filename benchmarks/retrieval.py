@@ -21,7 +21,8 @@ from domainstudio.config import SampleSettings, Settings
 from domainstudio.data import ImageSet, grid
 from domainstudio.data.prompts import read_subjects
 from domainstudio.errors import ConfigError
-from domainstudio.metrics.features import FEATURES, extract, load_network
+from domainstudio.metrics.features import FEATURES, extract
+from domainstudio.metrics.networks import load_network
 from domainstudio.metrics.pairing import TOP, Retrieval, drawing_names, retrieval
 from domainstudio.models.denoiser import Denoiser
 from domainstudio.sampling import default_device, draw

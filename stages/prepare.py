@@ -15,6 +15,7 @@ from domainstudio.data.packing import prepare
 from domainstudio.errors import ConfigError
 from domainstudio.storage.files import output_folder
 from stages.cli import run
+from stages.origins import LISTERS
 
 
 def main() -> None:
@@ -28,7 +29,7 @@ def main() -> None:
         parser.error("give `source`, or `target` and a key of `targets`")
     settings = config.load(*arguments.params)
     if arguments.what == "source":
-        images = prepare(settings.pretrain.images, settings.prepare)
+        images = prepare(settings.pretrain.images, settings.prepare, LISTERS)
         _write(Path("data/source"), {".": images})
     else:
         _prepare_target(settings, arguments.name)
@@ -38,9 +39,9 @@ def _prepare_target(settings: config.Settings, name: str) -> None:
     if name not in settings.targets:
         raise ConfigError(f"targets has no {name!r}; there are {sorted(settings.targets)}")
     target = settings.targets[name]
-    domain, buckets = prepare(target.domain, settings.prepare), settings.prepare.aspect_buckets
+    domain, buckets = prepare(target.domain, settings.prepare, LISTERS), settings.prepare.aspect_buckets
     same = target.shots == target.domain and not buckets
-    shots = domain if same else prepare(target.shots, settings.prepare, buckets)
+    shots = domain if same else prepare(target.shots, settings.prepare, LISTERS, buckets)
     shots = shots.draw(target.number, target.seed)
     _write(Path("data/targets", name), {"shots": shots, "domain": domain})
 

@@ -21,21 +21,21 @@ class PrepareSettings(Section):
     min_size: int = Field(default=16, ge=1)
     """Images whose shorter side has fewer pixels are refused."""
     aspect_buckets: bool = False
-    """Train on the shots in shapes of about `resolution`² pixels, each image in that of the nearest aspect
-    ratio, in place of squares. For models that take several sizes: text-to-image ones, and pixel-space ones
-    whose UNet can halve every side. The domain stays square."""
+    """Train on images of the nearest aspect ratio with about `resolution`² pixels, in place of squares. For
+    models that take several sizes: text-to-image ones, and pixel-space ones whose UNet can halve every side.
+    The domain stays square."""
     on_refusal: Literal["stop", "skip"] = "stop"
-    """`stop`: a refused file ends the stage, listing all of them. `skip`: they are left out and listed in
-    the manifest. Stray files that are no images are never errors."""
+    """`stop`: refused files end the stage with a list of all of them. `skip`: they are left out and listed in
+    the manifest. Stray files that are not images are never errors."""
 
 
 class SourceSettings(Section):
     """A pretrained model, the folder `models/sources/<name>` in diffusers' format."""
 
     subjects: str
-    """A text file with a subject or class per line, which models that are told something draw in turn. A
-    subject takes the place of `{caption}` and `{label}` in an adaptation's prompts; the source model is told
-    it as it is."""
+    """A text file with a subject or class per line. Text-to-image and class-conditional models draw them in
+    turn. In an adaptation's prompts a subject takes the place of `{caption}` and `{label}`; for the source
+    model the subject itself is the prompt or class."""
 
 
 class TargetSettings(Section):
@@ -49,5 +49,5 @@ class TargetSettings(Section):
     seed: int = Field(default=0, ge=0)
     """Seed of that draw."""
     domain: str
-    """Origin of the whole target domain, the reference of the Fréchet distance. Where it is not
-    available, name the shots again: the report then says so."""
+    """Origin of the whole target domain, the reference of the Fréchet distance. Without one, name the shots
+    again; the report then says so."""

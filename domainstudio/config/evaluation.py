@@ -11,20 +11,21 @@ class EvaluateSettings(Section):
     """The stage `evaluate`."""
 
     features: str = "efficientnet-lite0"
-    """Feature network, by its name in `domainstudio.metrics.features`. Figures of different networks are
+    """Feature network, by its name in `domainstudio.metrics.networks`. Figures of different networks are
     never comparable."""
     batch_size: int = Field(default=50, ge=1)
     """Images per forward pass of that network."""
     neighbours: int = Field(default=3, ge=1)
     """k of precision, recall, density and coverage."""
     kid_subset_size: int = Field(default=100, ge=2)
-    """Images per subset of the kernel distance; at most the smaller set is used."""
+    """Images per subset of the kernel distance; at most as many as the smaller set has."""
     kid_subsets: int = Field(default=50, ge=1)
-    """Number of subsets, whose mean and standard deviation are given."""
+    """Number of subsets; their mean and standard deviation are given."""
     memorized_below: float = Field(ge=0)
-    """A generated image nearer than this to a training image (perceptual distance) counts as memorised."""
+    """A sample nearer than this to a training image (perceptual distance) counts as memorised. In
+    metrics.json `references.domain.memorized_share` is the share of real, unseen images that would."""
     clip: str | None = None
     """CLIP model for the CLIP score and Intra-CLIP: a folder in transformers' layout, or a hub id; `null`
-    measures neither. DVC does not watch that folder; its weights' hash stands in metrics.json."""
+    measures neither. DVC does not watch that folder; metrics.json holds the hash of its weights."""
     seed: int = Field(default=0, ge=0)
     """Seed of the subsets."""

@@ -21,9 +21,9 @@ class SampleSettings(Section):
     steps: int = Field(default=30, ge=1)
     """Denoising steps."""
     guidance_scale: float = Field(default=1.0, ge=0)
-    """Classifier-free guidance of models that are told something; 1 is without."""
+    """Scale of classifier-free guidance, for text-to-image and class-conditional models; 1 is without."""
     negative: str = ""
-    """Prompt or class that guidance leads away from; "" is the model without a condition."""
+    """Negative prompt or class of the guidance; "" is the unconditional prediction."""
     batch_size: int = Field(default=50, ge=1)
     """Images per forward pass."""
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"

@@ -1,16 +1,17 @@
-"""Origins of images: a folder, an `s3://bucket/prefix`, or a `.yaml` that describes a demo domain.
+"""Origins of images: a folder here, and whatever else the caller brings a lister for.
 
-Every origin yields the same listing, so that reading, checking and packing know none of them.
+Every lister returns the same `Listing`, so that reading, checking and packing do not depend on the origin.
 """
 
 from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from domainstudio.errors import DataError
 
@@ -36,9 +37,9 @@ class Candidate:
     Attributes:
         id: Name, unique in its origin.
         origin: File or URL, for messages and the manifest.
-        read: Returns the file's bytes; may raise DataError, with the reason alone.
-        rasterize: Turns those bytes into a PNG's, given the resolution; None where they are an image.
-        caption: Returns the text that describes it; may raise DataError, with the reason alone.
+        read: Returns the file's bytes; may raise DataError, whose message is the reason alone.
+        rasterize: Turns those bytes into a PNG, given the resolution; None where they are an image.
+        caption: Returns the caption; may raise DataError, whose message is the reason alone.
         label: Class, or None.
         codepoint: The emoji's code points, or None.
         keywords: Further words for what it shows.
@@ -62,8 +63,8 @@ class Listing:
         candidates: The files that are meant as images.
         ignored: Stray files.
         licence: SPDX name of the images' licence, where known.
-        attribution: What the licence asks to be said, where known.
-        keep_repeats: Whether a repeated image is wanted rather than refused.
+        attribution: The attribution that the licence asks for, where known.
+        keep_repeats: Whether repeated images are kept rather than refused.
     """
 
     candidates: tuple[Candidate, ...]
@@ -73,9 +74,13 @@ class Listing:
     keep_repeats: bool = False
 
 
+Lister: TypeAlias = Callable[[str], Listing]
+"""Lists an origin without reading its images; raises DataError where that cannot be done."""
+
+
 @dataclass(frozen=True)
 class Entry:
-    """One file or object of a folder or prefix.
+    """One file of a folder, or one object under a prefix.
 
     Attributes:
         path: Relative to the origin, with `/` between its parts.
@@ -133,25 +138,21 @@ class Entry:
             raise DataError(f"its caption {self.origin} is not usable: {error}") from error
 
 
-def list_origin(origin: str) -> Listing:
+def list_origin(origin: str, listers: Mapping[str, Lister]) -> Listing:
     """List the images of an origin without reading them.
+
+    Args:
+        origin: A folder, or an origin that one of `listers` lists.
+        listers: By the pattern of their origins, such as `s3://*` or `*.yaml`; the first that fits is called.
 
     Raises:
         DataError: the origin does not exist, cannot be listed, or holds no image file.
         MissingExtraError: it needs a package that is not installed.
     """
-    if origin.startswith("s3://"):
-        listing = _classify(_s3_entries(origin))
-    elif "://" in origin:
-        raise DataError(
-            f"{origin} is no usable origin: give a folder, an s3://bucket/prefix or a demo's .yaml"
-        )
-    elif origin.lower().endswith((".yaml", ".yml")):
-        from domainstudio.demo.emoji import list_demo
-
-        listing = list_demo(Path(origin))
-    else:
-        listing = _classify(_folder_entries(Path(origin)))
+    fitting = [lister for pattern, lister in listers.items() if fnmatchcase(origin.lower(), pattern)]
+    if not fitting and "://" in origin:
+        raise DataError(f"{origin} is not a usable origin: give {', '.join(['a folder', *listers])}")
+    listing = next(iter(fitting), list_folder)(origin)
     if not listing.candidates:
         found = f"; it has only {', '.join(listing.ignored[:5])}" if listing.ignored else ""
         raise DataError(
@@ -160,33 +161,47 @@ def list_origin(origin: str) -> Listing:
     return listing
 
 
-def _classify(entries: Iterable[Entry]) -> Listing:
-    """Sort entries into images and strays, and give each image its caption sidecar."""
-    ordered = sorted(entries, key=lambda entry: entry.path)
-    sidecars = {entry.path: entry for entry in ordered if entry.kind == "caption"}
-    candidates, ignored = [], [entry.origin for entry in ordered if entry.kind == "stray"]
-    for entry in (entry for entry in ordered if entry.kind == "image"):
-        path = PurePosixPath(entry.path)
-        sidecar = sidecars.get(str(path.with_suffix(CAPTION_SUFFIX)))
-        candidates.append(
-            Candidate(
-                id=entry.path,
-                origin=entry.origin,
-                read=entry.contents,
-                caption=sidecar.text if sidecar else str,
-                label=str(path.parent) if len(path.parts) > 1 else None,
-            )
-        )
-    images = {str(PurePosixPath(candidate.id).with_suffix(CAPTION_SUFFIX)) for candidate in candidates}
-    ignored += [sidecar.origin for path, sidecar in sidecars.items() if path not in images]
-    return Listing(tuple(candidates), tuple(sorted(ignored)))
+def list_folder(folder: str) -> Listing:
+    """List a folder and its subfolders; links are followed only inside it.
 
-
-def _folder_entries(root: Path) -> Iterator[Entry]:
+    Raises:
+        DataError: it does not exist, is a file, or cannot be listed.
+    """
+    root = Path(folder)
     if not root.exists():
         raise DataError(f"{root} does not exist: correct the path, or put the images there")
     if not root.is_dir():
         raise DataError(f"{root} is a file, not a folder of images: name the folder")
+    return listing_of(_folder_entries(root))
+
+
+def listing_of(entries: Iterable[Entry]) -> Listing:
+    """Sort entries into images and strays, and give each image its caption: the `.txt` of the same name."""
+    ordered = sorted(entries, key=lambda entry: entry.path)
+    images = {_caption_path(entry) for entry in ordered if entry.kind == "image"}
+    captions = {entry.path: entry for entry in ordered if entry.kind == "caption" and entry.path in images}
+    candidates = tuple(_candidate(entry, captions) for entry in ordered if entry.kind == "image")
+    ignored = [entry.origin for entry in ordered if entry.kind != "image" and entry.path not in captions]
+    return Listing(candidates, tuple(sorted(ignored)))
+
+
+def _candidate(entry: Entry, captions: Mapping[str, Entry]) -> Candidate:
+    caption = captions.get(_caption_path(entry))
+    folder = str(PurePosixPath(entry.path).parent)
+    return Candidate(
+        id=entry.path,
+        origin=entry.origin,
+        read=entry.contents,
+        caption=caption.text if caption else str,
+        label=None if folder == "." else folder,
+    )
+
+
+def _caption_path(entry: Entry) -> str:
+    return str(PurePosixPath(entry.path).with_suffix(CAPTION_SUFFIX))
+
+
+def _folder_entries(root: Path) -> Iterator[Entry]:
     for folder, subfolders, files in os.walk(root, onerror=_cannot_list):
         links = [name for name in subfolders if Path(folder, name).is_symlink()]
         for name in [*files, *links]:
@@ -200,18 +215,12 @@ def _cannot_list(error: OSError) -> None:
 
 
 def _folder_entry(path: Path, root: Path) -> Entry:
-    fault = None
-    size, folder = 0, False
+    size, folder, fault = 0, False, None
     try:
         real = path.resolve(strict=True)
-        mode = real.stat().st_mode
-        size, folder = real.stat().st_size, stat.S_ISDIR(mode)
-        if not real.is_relative_to(root.resolve()):
-            fault = "a link that leaves the folder. Copy the file itself there"
-        elif folder:
-            fault = "a link to a folder. Copy the folder itself there, or remove the link"
-        elif not stat.S_ISREG(mode):
-            fault = "not a regular file. Remove it"
+        status = real.stat()
+        size, folder = status.st_size, stat.S_ISDIR(status.st_mode)
+        fault = _fault(real, root, status.st_mode)
     except (OSError, RuntimeError) as error:
         fault = f"a link that leads nowhere ({error})" if path.is_symlink() else f"cannot be read ({error})"
     name = path.relative_to(root).as_posix()
@@ -221,9 +230,9 @@ def _folder_entry(path: Path, root: Path) -> Entry:
     return Entry(printable, f"{root.as_posix()}/{printable}", size, path.read_bytes, fault, folder)
 
 
-def _s3_entries(url: str) -> Iterator[Entry]:
-    from domainstudio.storage import s3
-
-    for item in s3.list_objects(url):
-        fault = None if s3.is_safe(item.path) else "its key is not a plain path. Rename the object"
-        yield Entry(item.path, item.url, item.size, item.read, fault)
+def _fault(real: Path, root: Path, mode: int) -> str | None:
+    if not real.is_relative_to(root.resolve()):
+        return "a link that leaves the folder. Copy the file itself there"
+    if stat.S_ISDIR(mode):
+        return "a link to a folder. Copy the folder itself there, or remove the link"
+    return None if stat.S_ISREG(mode) else "not a regular file. Remove it"

@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
+from types import MappingProxyType
 
 import numpy as np
 from PIL import ImageColor
 
 from domainstudio.config import PrepareSettings
 from domainstudio.data.image_set import ImageRecord, ImageSet, Refusal
-from domainstudio.data.origins import Candidate, list_origin
+from domainstudio.data.origins import Candidate, Lister, list_origin
 from domainstudio.data.reading import Prepared, prepare_image
 from domainstudio.errors import ConfigError, DataError
 
 
-def prepare(origin: str, settings: PrepareSettings, buckets: bool = False) -> ImageSet:
+def prepare(
+    origin: str,
+    settings: PrepareSettings,
+    listers: Mapping[str, Lister] = MappingProxyType({}),
+    buckets: bool = False,
+) -> ImageSet:
     """Read, check and pack every image of an origin.
 
     Refused are files that cannot be read faithfully, and duplicates: the same bytes as an earlier file, or
     the same pixels once prepared (unless a demo domain wants them).
 
     Args:
-        origin: A folder, an `s3://bucket/prefix`, or a `.yaml` that describes a demo domain.
+        origin: A folder, or an origin that one of `listers` lists.
         settings: Section `prepare` of `params.yaml`.
+        listers: See `list_origin`.
         buckets: Pack every image in its aspect-ratio bucket too.
 
     Raises:
@@ -32,7 +40,7 @@ def prepare(origin: str, settings: PrepareSettings, buckets: bool = False) -> Im
         MissingExtraError: the origin needs a package that is not installed.
     """
     _check_background(settings.background)
-    listing = list_origin(origin)
+    listing = list_origin(origin, listers)
     collector = _Collector(settings, listing.keep_repeats, buckets)
     for candidate in listing.candidates:
         collector.add(candidate)

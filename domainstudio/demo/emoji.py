@@ -65,14 +65,17 @@ class DemoDomain(Section):
     """How many emoji that makes; another number means that a package changed."""
 
 
-def list_demo(path: Path) -> Listing:
+def list_demo(path: str | Path) -> Listing:
     """List the drawings of a demo domain in Unicode's order.
+
+    Args:
+        path: The demo domain's `.yaml`.
 
     Raises:
         DataError: the `.yaml` is missing or not usable, or the packages hold other emoji than it expects.
         MissingExtraError: a package is not installed.
     """
-    domain = _read_domain(path)
+    domain = _read_domain(Path(path))
     drawings = _files(domain.images)
     keywords = _keywords()
     shared = set(drawings).intersection(*map(_files, domain.shared_with))

@@ -1,30 +1,18 @@
-"""Image features: one network pass per image, cached on disk; every metric is a function of features alone.
-
-A feature network is anything with the interface of `FeatureNetwork`. Register a factory under a name and
-that name becomes a value of `evaluate.features` in params.yaml:
-
-    register_network("my-network", MyNetwork)
-
-To get Inception's FID, or LPIPS itself, wrap their networks so: `pooled` is what the Fréchet and kernel
-distances, precision and recall see; `perceptual` is any embedding whose squared Euclidean distance is the
-perceptual distance (for LPIPS: scale each channel of `perceptual_rows` by the square root of its learned
-weight). Figures from different networks are never comparable.
-"""
+"""Image features: one network pass per image, cached on disk. Every metric is a function of features."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from domainstudio.errors import ConfigError, DataError
+from domainstudio.errors import DataError
 from domainstudio.storage.files import output_file
 
 if TYPE_CHECKING:
@@ -91,37 +79,6 @@ class FeatureNetwork(Protocol):
 
     def __call__(self, images: Tensor) -> Features:
         """Return the features of uint8 RGB images with shape (B, 3, H, W); no gradient."""
-
-
-_factories: dict[str, Callable[[], FeatureNetwork]] = {}
-
-
-def register_network(name: str, factory: Callable[[], FeatureNetwork]) -> None:
-    """Make `factory` available as `load_network(name)` and as a value of `evaluate.features`."""
-    _factories[name] = factory
-    load_network.cache_clear()
-
-
-@cache
-def load_network(name: str) -> FeatureNetwork:
-    """Return the network registered under `name`, built once per process.
-
-    Raises:
-        ConfigError: no network has that name.
-        MissingExtraError: the network's packages are not installed.
-    """
-    if name not in _factories:
-        raise ConfigError(f"evaluate.features is {name!r}; there are {sorted(_factories)}")
-    return _factories[name]()
-
-
-def _efficientnet_lite0() -> FeatureNetwork:
-    from domainstudio.metrics.efficientnet import EfficientNetLite0
-
-    return EfficientNetLite0()
-
-
-register_network("efficientnet-lite0", _efficientnet_lite0)
 
 
 def extract(

@@ -15,7 +15,8 @@ from domainstudio.data import ImageSet
 from domainstudio.metrics.clip import ClipNetwork, ClipReport, ClipScores, clip_score, load_clip
 from domainstudio.metrics.diversity import intra_distance
 from domainstudio.metrics.evaluation import Images, MetricReport, evaluate, held_out, split_domain
-from domainstudio.metrics.features import FEATURES, FeatureNetwork, Features, extract, load_network
+from domainstudio.metrics.features import FEATURES, FeatureNetwork, Features, extract
+from domainstudio.metrics.networks import load_network
 from domainstudio.metrics.pairing import PairedReport, Texts, Told, drawing_names, retrieval
 from domainstudio.sampling import load_samples
 

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,11 @@ import pytest
 from PIL import Image
 
 from domainstudio.config import PrepareSettings
-from domainstudio.data.packing import prepare
+from domainstudio.data import packing
 from domainstudio.errors import DataError, MissingExtraError
+from stages.origins import LISTERS
 
+prepare = partial(packing.prepare, listers=LISTERS)
 SETTINGS = PrepareSettings(resolution=16)
 ROOT = Path(__file__).parents[2]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import shutil
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +13,16 @@ import pytest
 from PIL import Image
 
 from domainstudio.config import PrepareSettings
-from domainstudio.data.packing import prepare
+from domainstudio.data import packing
 from domainstudio.errors import DataError, UnavailableError
 from domainstudio.registry.importing import import_model
 from domainstudio.storage import s3 as transfers
+from stages.origins import LISTERS
 from tests.integration.conftest import S3Server
 from tests.integration.s3_parts import Proxy, proxy_of
 
 MIB = 2**20
+prepare = partial(packing.prepare, listers=LISTERS)
 
 
 @pytest.fixture

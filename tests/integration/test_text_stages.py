@@ -10,7 +10,7 @@ import yaml
 from PIL import Image
 
 from domainstudio import models
-from domainstudio.metrics.features import register_network
+from domainstudio.metrics.networks import register_network
 from stages import evaluate, finetune, prepare, report, sample
 from tests.integration.mlflow_parts import use_local_store
 from tests.models import Averages, tiny_text_denoiser

@@ -52,7 +52,8 @@ def test_features_of_shares_are_those_of_the_whole(project):
     script = (
         "import numpy as np\n"
         "from domainstudio.distributed import this_process\n"
-        "from domainstudio.metrics.features import extract, load_network\n"
+        "from domainstudio.metrics.features import extract\n"
+        "from domainstudio.metrics.networks import load_network\n"
         "images = np.random.default_rng(0).integers(0, 256, (7, 3, 16, 16), dtype=np.uint8)\n"
         "state = this_process()\n"
         "found = extract(images, load_network('efficientnet-lite0'), 2)\n"

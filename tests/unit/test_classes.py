@@ -10,7 +10,8 @@ from benchmarks import classes
 from domainstudio import config
 from domainstudio.data import ImageRecord, ImageSet
 from domainstudio.data.pictures import save_png
-from domainstudio.metrics.features import Features, register_network
+from domainstudio.metrics.features import Features
+from domainstudio.metrics.networks import register_network
 from tests.models import Averages
 from tests.project import params
 

@@ -18,8 +18,9 @@ from domainstudio.metrics import clip
 from domainstudio.metrics.clip import ClipNetwork, clip_score, load_clip
 from domainstudio.metrics.clip_preprocessing import Preprocessing
 from domainstudio.metrics.diversity import intra_distance
-from domainstudio.metrics.features import FeatureNetwork, Features, extract, register_network
+from domainstudio.metrics.features import FeatureNetwork, Features, extract
 from domainstudio.metrics.measure import measure_images
+from domainstudio.metrics.networks import register_network
 from domainstudio.metrics.pairing import Texts, Told
 from tests.models import PROMPTS, Averages, tiny_images
 

@@ -10,12 +10,8 @@ from safetensors.numpy import load_file
 
 from domainstudio.errors import ConfigError, DataError, MissingExtraError
 from domainstudio.metrics import efficientnet
-from domainstudio.metrics.features import (
-    FeatureNetwork,
-    extract,
-    load_network,
-    register_network,
-)
+from domainstudio.metrics.features import FeatureNetwork, extract
+from domainstudio.metrics.networks import load_network, register_network
 from domainstudio.metrics.perceptual import perceptual_rows
 from tests.models import Averages
 

@@ -13,8 +13,8 @@ from domainstudio import config, report
 from domainstudio.config import EvaluateSettings
 from domainstudio.data import ImageRecord, ImageSet
 from domainstudio.errors import ConfigError, DataError
-from domainstudio.metrics.features import register_network
 from domainstudio.metrics.measure import measure_folders, measure_images
+from domainstudio.metrics.networks import register_network
 from domainstudio.metrics.pairing import Texts, Told, drawing_names, retrieval
 from domainstudio.report.reading import read
 from domainstudio.report.tables import metric_tables

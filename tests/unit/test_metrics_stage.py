@@ -12,7 +12,7 @@ import yaml
 from PIL import Image
 
 from domainstudio.data import ImageRecord, ImageSet
-from domainstudio.metrics.features import load_network, register_network
+from domainstudio.metrics.networks import load_network, register_network
 from stages import evaluate
 from stages.cli import run
 from tests.models import Averages

