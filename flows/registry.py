@@ -1,4 +1,4 @@
-"""Promotion and rollback of registered models as flows: on a CPU, and after a person's approval if wanted."""
+"""Promotion and rollback of registered models as flows, after a person's approval if wanted."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from prefect.states import Completed
 
 from domainstudio import config
 from domainstudio.registry import aliases
+from domainstudio.registry.aliases import Alias
 from flows import events
 
 APPROVAL_SECONDS = 24 * 3600
@@ -18,7 +19,7 @@ APPROVAL_SECONDS = 24 * 3600
 
 
 class Approval(RunInput):
-    """What Prefect's page asks a person."""
+    """The form on the flow run's page."""
 
     approve: bool = False
     by: str = ""
@@ -27,7 +28,7 @@ class Approval(RunInput):
 
 @flow(name="promote", persist_result=False)
 def promote(adaptation: str, version: str = "challenger", reason: str = "", approval: bool = False) -> Any:
-    """Make a version of an adaptation's model the champion, whatever the gate said of it.
+    """Make a version of an adaptation's model the champion, whatever the gate's verdict is.
 
     Args:
         adaptation: A key of `adaptations` in params.yaml.
@@ -35,22 +36,22 @@ def promote(adaptation: str, version: str = "challenger", reason: str = "", appr
         reason: Why, for the audit trail.
         approval: Wait until a person approves on the flow run's page.
     """
-    model, alias = _model(adaptation)
-    if (before := _done_before(model)) is not None:
-        return before
-    version = aliases.version_of(model, version)
+    alias = _alias(adaptation)
+    if (earlier := _completed_earlier(alias)) is not None:
+        return earlier
+    version = aliases.version_number(alias, version)
     by = _this_run()
     if approval:
-        get_run_logger().info("waiting for approval: %s version %s becomes %s", model, version, alias)
+        get_run_logger().info(
+            "waiting for approval: %s version %s becomes %s", alias.model, version, alias.name
+        )
         answer = pause_flow_run(wait_for_input=Approval, timeout=APPROVAL_SECONDS)
         if not answer.approve:
             message = f"{answer.by or 'nobody'} did not approve. {answer.comment}".strip()
             return Completed(name="Declined", message=message)
         by = f"{answer.by or 'unnamed'}, {by}"
         reason = " ".join(filter(None, (reason, answer.comment)))
-    done = aliases.promote(model, version, reason or "promoted by hand", alias, by=by)
-    events.tell(done)
-    return _state(done)
+    return _finish(aliases.promote(alias, version, reason or "promoted by hand", by))
 
 
 @flow(name="rollback", persist_result=False)
@@ -61,36 +62,36 @@ def rollback(adaptation: str, reason: str = "") -> Any:
         adaptation: A key of `adaptations` in params.yaml.
         reason: Why, for the audit trail.
     """
-    model, alias = _model(adaptation)
-    if (before := _done_before(model)) is not None:
-        return before
-    done = aliases.rollback(model, reason, alias, by=_this_run())
-    events.tell(done)
-    return _state(done)
+    alias = _alias(adaptation)
+    if (earlier := _completed_earlier(alias)) is not None:
+        return earlier
+    return _finish(aliases.rollback(alias, reason, _this_run()))
 
 
-def _model(adaptation: str) -> tuple[str, str]:
-    settings = config.load()
-    return settings.registry.model_prefix + settings.adaptation(adaptation).name, settings.registry.alias
+def _alias(adaptation: str) -> Alias:
+    return Alias.of(adaptation, config.load())
 
 
 def _this_run() -> str:
-    """Return what the audit trail calls this flow run; names alone may repeat."""
+    """Return the name of this flow run in the audit trail, with its id because names may repeat."""
     return f"Prefect flow run {runtime.flow_run.name} ({runtime.flow_run.id})"
 
 
-def _done_before(model: str) -> Any:
-    """Return the state of a run that had done its work when its node was lost; None where it has to work.
+def _completed_earlier(alias: Alias) -> Any:
+    """Return the state of a restarted run that had done its work before its node was lost, or None.
 
     A resumed pause counts as a start too, so the audit trail decides.
     """
     if (runtime.flow_run.run_count or 1) == 1:
         return None
-    for event in aliases.history(model):
+    for event in aliases.history(alias):
         if event.by.endswith(_this_run()):
-            return Completed(message=f"{model}: done already at {event.at}: {event.what} {event.version}")
+            return Completed(
+                message=f"{alias.model}: done already at {event.at}: {event.what} {event.version}"
+            )
     return None
 
 
-def _state(done: aliases.Promotion) -> Any:
+def _finish(done: aliases.Promotion) -> Any:
+    events.emit(done)
     return Completed(message=f"{done.model}: version {done.version}, before {done.previous}. {done.reason}")

@@ -1,39 +1,51 @@
-"""Which version of a registered model to use: who has the alias, why, and how it is taken back."""
+"""Aliases of a registered model: which version is in use, who decided that, and how it is undone."""
 
 from __future__ import annotations
 
-import json
-import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
-from domainstudio.config import GateSettings
+from domainstudio.config import Settings
 from domainstudio.registry import audit
-from domainstudio.registry.audit import Event
-from domainstudio.registry.gate import Measurement, Verdict, decide
 from domainstudio.tracking.server import TrackingError, connect
 
 if TYPE_CHECKING:
-    from mlflow.entities.model_registry import ModelVersion
     from mlflow.tracking import MlflowClient
 
 CHALLENGER = "challenger"
-"""Alias of the newest version that has not become the one to use."""
+"""Alias of the newest version that has not become the champion."""
 
-MEASURED, JUDGED = "domainstudio.measured", "gate.judged"
-"""Tags of a version: what was measured of it and how; the hash of what its verdict was made of."""
 
-VERDICT, REASON, FIGURES = "gate", "gate.reason", "gate.figures"
-"""Tags of a version: the gate's verdict, a line for people, and the figures."""
+@dataclass(frozen=True)
+class Alias:
+    """An alias of a registered model. It marks the version to use."""
 
-PENDING = "pending"
-"""The verdict of a version that is being registered."""
+    model: str
+    name: str = "champion"
+    root: str | Path = "."
+    """The project's root."""
 
-PATIENCE = 120
-"""Seconds in which a version gets its verdict, or else its registration was killed."""
+    @classmethod
+    def of(cls, adaptation: str, settings: Settings, root: str | Path = ".") -> Self:
+        """Return the alias of an adaptation's model, as the section `registry` names both.
+
+        Raises:
+            ConfigError: params.yaml has no such adaptation.
+        """
+        model = settings.registry.model_prefix + settings.adaptation(adaptation).name
+        return cls(model, settings.registry.alias, root)
+
+    @property
+    def previous(self) -> str:
+        """Alias of the version before."""
+        return f"previous_{self.name}"
+
+    @property
+    def rolled_back(self) -> str:
+        """Tag of a version that lost this alias by a rollback: the time."""
+        return f"rolled_back_{self.name}"
 
 
 @dataclass(frozen=True)
@@ -45,279 +57,147 @@ class Promotion:
     promoted: bool
     """Whether the version has the alias now."""
     reason: str
-    """Why it has, or has not."""
+    """Why it has the alias, or has not."""
     previous: str | None
-    """The version that had the alias before this call; None: none."""
+    """The version that had the alias before this call, if any."""
     changed: bool
     """Whether this call moved the alias."""
 
-
-def judge(
-    name: str,
-    version: str,
-    gate: GateSettings | None,
-    alias: str = "champion",
-    root: str | Path = ".",
-    measure: Callable[[str], Measurement | None] | None = None,
-) -> Promotion:
-    """Let the gate decide whether a version takes the place of the one with the alias, and move the alias.
-
-    A verdict stands: judged again is only what was measured anew, or could not be compared. What was rolled
-    back is not judged at all. Verdict, reason and figures become tags of the version and `gate.json` of its
-    run.
-
-    Args:
-        name: of the registered model.
-        version: one that `register` has returned.
-        gate: the rules; None promotes whatever is new.
-        alias: the alias.
-        root: the project's root.
-        measure: measures the version of a number as the judged one was, or returns None; called where the
-            two were measured in different ways and the verdict depends on it.
-
-    Raises:
-        TrackingError: MLflow cannot be reached or refused.
-    """
-    again: dict[str, Measurement | None] = {}
-    with connect(root) as client:
-        while True:
-            _await_turn(client, name, version)
-            candidate = client.get_model_version(name, version)
-            aliases = _aliases(client, name)
-            holder = aliases.get(alias)
-            if (standing := _standing(candidate, holder, alias)) is not None:
-                return standing
-            # Of a registration that was killed after the alias had moved, the rival is the version before.
-            rival = holder if holder != version else aliases.get(f"previous_{alias}")
-            verdict = _compare(client, candidate, rival, gate, again)
-            if verdict.outcome != "not comparable" or measure is None or rival is None or rival in again:
-                return _enact(client, candidate, verdict, alias, holder, rival)
-            again[rival] = measure(rival)  # that may take long: then look again who has the alias
+    def describe(self, alias: str, adaptation: str) -> str:
+        """Return one or two lines for people: which version has the alias, and what they can do."""
+        if self.promoted:
+            before = f", before it was {self.previous}" if self.changed and self.previous else ""
+            return f"{self.model}@{alias} is version {self.version}{before}: {self.reason}"
+        named = f"{self.model}@{alias}"
+        stays = f"{named} stays version {self.previous}" if self.previous else f"{self.model} has no {alias}"
+        by_hand = f"python -m stages.register --promote {self.version} --reason WHY {adaptation}"
+        return f"{stays}; version {self.version}: {self.reason}\ntake it all the same: {by_hand}"
 
 
-def _compare(
-    client: MlflowClient,
-    candidate: ModelVersion,
-    rival: str | None,
-    gate: GateSettings | None,
-    again: dict[str, Measurement | None],
-) -> Verdict:
-    """Return the gate's verdict on a version, by what was measured again of its rival where there is that."""
-    if rival is None:
-        return decide(_measured(candidate), None, gate)
-    if (anew := again.get(rival)) is None:
-        return decide(_measured(candidate), _measured(client.get_model_version(candidate.name, rival)), gate)
-    verdict = decide(_measured(candidate), anew, gate)
-    return replace(verdict, reason=f"{verdict.reason}; version {rival} measured again")
-
-
-def _enact(
-    client: MlflowClient,
-    candidate: ModelVersion,
-    verdict: Verdict,
-    alias: str,
-    holder: str | None,
-    rival: str | None,
-) -> Promotion:
-    """Move the aliases as a verdict says, and write it down."""
-    name, version = candidate.name, str(candidate.version)
-    if verdict.promoted:
-        _crown(client, name, version, alias, "promoted", verdict.reason)
-        holder = version
-    elif candidate.tags.get(REASON) != verdict.reason:
-        if holder != version:
-            challenge(client, name, version)
-        audit.record(client, name, verdict.outcome, version, alias, verdict.reason)
-    _note(client, candidate, verdict, rival)
-    return Promotion(name, version, holder == version, verdict.reason, rival, changed=verdict.promoted)
-
-
-def promote(
-    name: str,
-    version: str,
-    reason: str,
-    alias: str = "champion",
-    root: str | Path = ".",
-    by: str | None = None,
-) -> Promotion:
-    """Give the alias to a version by hand, whatever the gate said of it.
+def promote(alias: Alias, version: str, reason: str, by: str | None = None) -> Promotion:
+    """Give the alias to a version by hand, whatever the gate's verdict is.
 
     Args:
-        name: of the registered model.
-        version: any of its versions.
-        reason: why, for the audit trail.
-        alias: the alias.
-        root: the project's root.
-        by: who decided; None: git's user.
+        alias: The alias.
+        version: The number of any version of its model.
+        reason: Why, for the audit trail.
+        by: Who decided; by default git's user.
 
     Raises:
         TrackingError: MLflow cannot be reached, or there is no such version.
     """
-    with connect(root) as client:
-        client.get_model_version(name, version)
-        if (holder := _aliases(client, name).get(alias)) == version:
-            return Promotion(name, version, True, f"it is {alias} already", holder, changed=False)
-        _crown(client, name, version, alias, "promoted by hand", reason, by)
-        return Promotion(name, version, True, reason, holder, changed=True)
+    with connect(alias.root) as client:
+        client.get_model_version(alias.model, version)
+        holder = current_aliases(client, alias.model).get(alias.name)
+        if holder == version:
+            reason = f"it is {alias.name} already"
+        else:
+            give(client, alias, version, "promoted by hand", reason, by)
+        return Promotion(alias.model, version, True, reason, holder, changed=holder != version)
 
 
-def rollback(
-    name: str, reason: str = "", alias: str = "champion", root: str | Path = ".", by: str | None = None
-) -> Promotion:
-    """Give the alias back to the version that had it before the present holder.
+def rollback(alias: Alias, reason: str = "", by: str | None = None) -> Promotion:
+    """Give the alias back to the version that had it before. A second call goes back one version more.
 
-    A second call goes back one version more. The version that loses the alias is marked, so that registering
-    the same result again does not promote it again.
+    The version that loses the alias is marked, so registering the same result again does not promote it.
+
+    Args:
+        alias: The alias.
+        reason: Why, for the audit trail.
+        by: Who decided; by default git's user.
 
     Returns:
         The version that has the alias now; `previous` is the one that lost it.
 
     Raises:
-        TrackingError: no version has the alias, or none had it before.
+        TrackingError: no version has the alias, or no other version had it before.
     """
-    with connect(root) as client:
-        model = client.get_registered_model(name)
-        if (current := _aliases(client, name).get(alias)) is None:
-            raise TrackingError(f"{name} has no version with alias {alias!r}: there is nothing to roll back")
-        *earlier, _ = audit.holders(audit.read(model.tags), alias, current)
+    model, name = alias.model, alias.name
+    with connect(alias.root) as client:
+        if (current := current_aliases(client, model).get(name)) is None:
+            raise TrackingError(f"{model} has no version with alias {name!r}: there is nothing to roll back")
+        *earlier, _ = audit.holders(audit.read(client.get_registered_model(model).tags), name, current)
         if not earlier:
             raise TrackingError(
-                f"version {current} is the first of {name} with alias {alias!r}: there is nothing before it"
+                f"version {current} is the first of {model} with alias {name!r}: there is nothing before it"
             )
         *before, version = earlier
         reason = f"rollback from version {current}. {reason}".strip()
-        _set_or_delete(client, name, f"previous_{alias}", before[-1] if before else None)
-        _move(client, name, version, alias, reason)
-        client.set_model_version_tag(name, current, f"rolled_back_{alias}", _now())
-        audit.record(client, name, "rolled back", version, alias, reason, by)
-        return Promotion(name, version, True, reason, current, changed=True)
+        if before:
+            client.set_registered_model_alias(model, alias.previous, before[-1])
+        else:
+            _delete(client, model, alias.previous)
+        _set(client, alias, version, reason)
+        client.set_model_version_tag(model, current, alias.rolled_back, _now())
+        audit.record(client, model, "rolled back", version, name, reason, by)
+        return Promotion(model, version, True, reason, current, changed=True)
 
 
-def verdict(client: MlflowClient, name: str, version: str) -> str:
-    """Return what the gate said of a version, for people."""
-    tags = client.get_model_version(name, version).tags
-    return f"{tags.get(VERDICT, 'not asked')}: {tags.get(REASON, 'registered before there was one')}"
-
-
-def challenge(client: MlflowClient, name: str, version: str) -> None:
-    """Give a version the alias `challenger`, unless a newer one has it."""
-    if int(_aliases(client, name).get(CHALLENGER, 0)) < int(version):
-        client.set_registered_model_alias(name, CHALLENGER, version)
-
-
-def history(name: str, root: str | Path = ".") -> list[Event]:
-    """Return all that was decided of a model's versions, the oldest first.
+def history(alias: Alias) -> list[audit.Event]:
+    """Return every decision about the alias's model, the oldest first.
 
     Raises:
         TrackingError: MLflow cannot be reached, or there is no such model.
     """
-    with connect(root) as client:
-        return audit.read(client.get_registered_model(name).tags)
+    with connect(alias.root) as client:
+        return audit.read(client.get_registered_model(alias.model).tags)
 
 
-def version_of(name: str, version: str, root: str | Path = ".") -> str:
-    """Return the number of a version that is named by its number or by an alias.
+def version_number(alias: Alias, version: str) -> str:
+    """Return the number of a version of the alias's model.
+
+    Args:
+        alias: Names the model.
+        version: A number, or any alias of the model.
 
     Raises:
-        TrackingError: MLflow cannot be reached, or there is no such model, version or alias.
+        TrackingError: MLflow cannot be reached, or there is no such model or version.
     """
-    with connect(root) as client:
+    with connect(alias.root) as client:
         if version.isdigit():
-            return str(client.get_model_version(name, version).version)
-        if (found := _aliases(client, name).get(version)) is None:
-            raise TrackingError(f"{name} has no version with alias {version!r}: give a version's number")
+            return str(client.get_model_version(alias.model, version).version)
+        if (found := current_aliases(client, alias.model).get(version)) is None:
+            raise TrackingError(
+                f"{alias.model} has no version with alias {version!r}: give a version's number"
+            )
         return found
 
 
-def _crown(
-    client: MlflowClient,
-    name: str,
-    version: str,
-    alias: str,
-    what: audit.What,
-    reason: str,
-    by: str | None = None,
+def current_aliases(client: MlflowClient, model: str) -> dict[str, str]:
+    """Return a model's aliases, with the version of each."""
+    return {alias: str(version) for alias, version in client.get_registered_model(model).aliases.items()}
+
+
+def give(
+    client: MlflowClient, alias: Alias, version: str, what: audit.Action, reason: str, by: str | None = None
 ) -> None:
-    """Give a version the alias, and note who had it; where this was killed, doing it again completes it."""
-    aliases = _aliases(client, name)
-    if (holder := aliases.get(alias)) not in (None, version):
-        client.set_registered_model_alias(name, f"previous_{alias}", holder)
-    _move(client, name, version, alias, reason)
+    """Give the alias to a version and record who had it. After a kill, a second call completes the first."""
+    aliases = current_aliases(client, alias.model)
+    if (holder := aliases.get(alias.name)) not in (None, version):
+        client.set_registered_model_alias(alias.model, alias.previous, holder)
+    _set(client, alias, version, reason)
     if aliases.get(CHALLENGER) == version:
-        client.delete_registered_model_alias(name, CHALLENGER)
-    audit.record(client, name, what, version, alias, reason, by)
+        client.delete_registered_model_alias(alias.model, CHALLENGER)
+    audit.record(client, alias.model, what, version, alias.name, reason, by)
 
 
-def _note(client: MlflowClient, version: ModelVersion, verdict: Verdict, rival: str | None) -> None:
-    client.log_dict(version.run_id, {**verdict.to_json(), "against": rival}, "gate.json")
-    tags = {
-        FIGURES: json.dumps([asdict(check) for check in verdict.checks], ensure_ascii=False),
-        REASON: verdict.reason,
-        JUDGED: verdict.candidate.digest,
-        VERDICT: verdict.outcome,  # the last: who finds it finds the others
-    }
-    for tag, value in tags.items():
-        client.set_model_version_tag(version.name, version.version, tag, value)
+def challenge(client: MlflowClient, model: str, version: str) -> None:
+    """Give the alias `challenger` to a version, unless a newer version has it."""
+    if int(current_aliases(client, model).get(CHALLENGER, 0)) < int(version):
+        client.set_registered_model_alias(model, CHALLENGER, version)
 
 
-def _standing(version: ModelVersion, holder: str | None, alias: str) -> Promotion | None:
-    """Return how things are where a version is not to be judged; None where it is."""
-    tags, number = version.tags, str(version.version)
-    if tags.get(VERDICT) == PENDING:
-        return None
-    if holder == number:
-        reason = tags.get(f"{alias}_reason", "")
-    elif since := tags.get(f"rolled_back_{alias}"):
-        reason = f"it was rolled back at {since}"
-    elif tags.get(VERDICT) not in ("promoted", "refused") or tags.get(JUDGED) != _measured(version).digest:
-        return None
-    elif tags[VERDICT] == "promoted":
-        reason = f"version {holder} took its place" if holder else f"somebody took {alias} away from it"
-    else:
-        reason = tags[REASON]
-    return Promotion(version.name, number, holder == number, reason, holder, changed=False)
+def _set(client: MlflowClient, alias: Alias, version: str, reason: str) -> None:
+    client.set_model_version_tag(alias.model, version, f"{alias.name}_reason", reason)
+    client.set_model_version_tag(alias.model, version, f"{alias.name}_since", _now())
+    client.set_registered_model_alias(alias.model, alias.name, version)
+    if alias.rolled_back in client.get_model_version(alias.model, version).tags:
+        client.delete_model_version_tag(alias.model, version, alias.rolled_back)
 
 
-def _await_turn(client: MlflowClient, name: str, version: str) -> None:
-    """Wait until the older versions are judged.
-
-    Else two that are registered at the same time would both be compared with the same champion. The server
-    numbers versions, so all agree whose turn it is; who was killed before its verdict is not waited for.
-    """
-    created, start = client.get_model_version(name, version).creation_timestamp, time.monotonic()
-    while True:
-        now = created + 1000 * (time.monotonic() - start)  # by the server's clock
-        pending = client.search_model_versions(f"name = '{name}' and tags.`{VERDICT}` = '{PENDING}'")
-        if not any(
-            int(other.version) < int(version) and now - other.creation_timestamp < 1000 * PATIENCE
-            for other in pending
-        ):
-            return
-        time.sleep(0.2)
-
-
-def _measured(version: ModelVersion) -> Measurement:
-    text = version.tags.get(MEASURED)
-    return Measurement.from_json(text) if text else Measurement({}, {})
-
-
-def _aliases(client: MlflowClient, name: str) -> dict[str, str]:
-    return {alias: str(version) for alias, version in client.get_registered_model(name).aliases.items()}
-
-
-def _set_or_delete(client: MlflowClient, name: str, alias: str, version: str | None) -> None:
-    if version is not None:
-        client.set_registered_model_alias(name, alias, version)
-    elif alias in _aliases(client, name):
-        client.delete_registered_model_alias(name, alias)
-
-
-def _move(client: MlflowClient, name: str, version: str, alias: str, reason: str) -> None:
-    client.set_model_version_tag(name, version, f"{alias}_reason", reason)
-    client.set_model_version_tag(name, version, f"{alias}_since", _now())
-    client.set_registered_model_alias(name, alias, version)
-    if f"rolled_back_{alias}" in client.get_model_version(name, version).tags:
-        client.delete_model_version_tag(name, version, f"rolled_back_{alias}")
+def _delete(client: MlflowClient, model: str, alias: str) -> None:
+    if alias in current_aliases(client, model):
+        client.delete_registered_model_alias(model, alias)
 
 
 def _now() -> str:

@@ -1,8 +1,8 @@
-"""What a version of a registered model consists of: its files, its signature, and the packages it needs.
+"""The artifacts of a registered version: model files, signature, and required packages.
 
-MLflow's own flavour `mlflow.diffusers` stores adapters and the name of their source model, for which it asks
-the hub. The source model is a folder of this project here: a version of that flavour would draw on no other
-machine, and not show the picture of a seed. So a version holds the whole pipeline, adapters fused into it.
+MLflow's own flavour `mlflow.diffusers` stores adapters and the name of their source model on the hub. Here
+the source model is a folder of the project, so such a version would work on no other machine. It would also
+not draw the same image for a seed. So a version holds the whole pipeline, with adapters fused into it.
 """
 
 from __future__ import annotations
@@ -18,21 +18,34 @@ from typing import TYPE_CHECKING, Any
 
 from domainstudio import models
 from domainstudio.models.kinds import has_adapters, kind_of
+from domainstudio.registry.tags import DIGEST, KEY
 
 if TYPE_CHECKING:
     from mlflow.models import ModelSignature
     from mlflow.tracking import MlflowClient
 
-KEY, DIGEST = "domainstudio.key", "domainstudio.digest"
-"""Tags by which the version of a result is found again."""
-
 MERGED, ADAPTERS = "pipeline", "lora"
-"""Folders in the artifacts of a version that was trained as adapters."""
+"""Folders of the artifacts of a version that was trained as adapters."""
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What a registered model draws if a request says nothing else."""
+
+    seed: int = 0
+    steps: int = 30
+    """Denoising steps."""
+    guidance_scale: float = 1.0
+    """For models with prompts or classes."""
+    template: str = ""
+    """Template of the prompts of the training, for error messages."""
+    example: str = ""
+    """A prompt or class of the samples, for error messages."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What is registered: a model folder and what people want to know of it."""
+    """A model to register."""
 
     name: str
     """Name of the registered model."""
@@ -41,59 +54,39 @@ class Entry:
     key: str
     """Hash of the parameters and inputs that made it."""
     run_id: str
-    """The run that made it."""
+    """The run of its training."""
     summary: str
     """One paragraph, the registered model's description."""
     tags: Mapping[str, str]
     """The version's tags."""
     step: int = 0
     """The optimiser step at which it was saved."""
-    seed: int = 0
-    """Default of the parameter `seed`."""
-    sampling_steps: int = 30
-    """Default of the parameter `steps`."""
-    guidance_scale: float = 1.0
-    """Default of the parameter `guidance_scale`, of models that are told something."""
-    template: str = ""
-    """Template of the prompts that a model of text was trained on."""
-    example: str = ""
-    """A prompt or class that it draws."""
+    defaults: Defaults = Defaults()
 
 
 def log_model(client: MlflowClient, entry: Entry, digest: str) -> str:
     """Store the files of a version with its run, and return the id of the logged model.
 
-    What a process has stored that was killed before it could register is used again.
+    A process may have been killed after it stored the files and before it registered them. Then those files
+    are used.
 
     Args:
-        client: of the tracking server.
-        entry: what is registered.
-        digest: of the model folder.
+        client: The tracking server.
+        entry: The model.
+        digest: Hash of the model folder.
     """
     import mlflow
     from mlflow.models import Model
 
     experiment = client.get_run(entry.run_id).info.experiment_id
-    ready = client.search_logged_models([experiment], f"tags.`{DIGEST}` = '{digest}'")
-    for model in ready:  # complete but not registered: a process was killed in between
+    for model in client.search_logged_models([experiment], f"tags.`{DIGEST}` = '{digest}'"):
         if model.source_run_id == entry.run_id and model.status == "READY":
             return str(model.model_id)
     with stored_folders(entry.folder) as folders:
+        tags = {KEY: entry.key, DIGEST: digest}
         model = client.create_logged_model(
-            experiment,
-            entry.folder.name,
-            entry.run_id,
-            tags={KEY: entry.key, DIGEST: digest},
-            model_type="diffusers",
+            experiment, entry.folder.name, entry.run_id, tags=tags, model_type="diffusers"
         )
-        options: dict[str, Any] = {
-            "python_model": str(Path(__file__).with_name("serving.py")),
-            "artifacts": {name: str(folder) for name, folder in folders.items()},
-            "signature": signature(entry),
-            "pip_requirements": requirements(folders["pipeline"]),
-        }
-        if entry.example:
-            options["model_config"] = {"template": entry.template, "example": entry.example}
         Model.log(
             None,
             mlflow.pyfunc,
@@ -101,20 +94,32 @@ def log_model(client: MlflowClient, entry: Entry, digest: str) -> str:
             run_id=entry.run_id,
             model_id=model.model_id,
             step=entry.step,
-            **options,
+            **_pyfunc_options(entry, folders),
         )
     return str(model.model_id)
+
+
+def _pyfunc_options(entry: Entry, folders: Mapping[str, Path]) -> dict[str, Any]:
+    options: dict[str, Any] = {
+        "python_model": str(Path(__file__).with_name("serving.py")),
+        "artifacts": {name: str(folder) for name, folder in folders.items()},
+        "signature": signature(entry),
+        "pip_requirements": requirements(folders["pipeline"]),
+    }
+    if entry.defaults.example:
+        options["model_config"] = {"template": entry.defaults.template, "example": entry.defaults.example}
+    return options
 
 
 @contextmanager
 def stored_folders(folder: Path) -> Iterator[dict[str, Path]]:
     """Yield the folders that a version stores as `artifacts/<folder's name>`, by the names of artifacts.
 
-    `pipeline` is the model folder. Of adapters it is the source model with them fused in, made for this
-    block, and `lora` is the small folder itself.
+    `pipeline` is the model folder. For adapters it is the source model with them fused in, which exists only
+    in this block, and `lora` is the small folder itself.
 
     Raises:
-        CheckpointError: the source model of the adapters is gone, or another one.
+        CheckpointError: the source model of the adapters is missing, or another one.
         MissingExtraError: peft is not installed.
     """
     if not has_adapters(folder):
@@ -130,25 +135,25 @@ def stored_folders(folder: Path) -> Iterator[dict[str, Path]]:
 
 
 def signature(entry: Entry) -> ModelSignature:
-    """Describe what the pyfunc takes and gives: a row per request, parameters, a row per image.
+    """Describe the pyfunc: its input has a row per request, its output a row per image.
 
-    No column is required here, though models of text need `prompt` and models of classes `label`: MLflow's
-    own refusal would not say what to write there, and the pyfunc's does.
+    The columns `prompt` and `label` are optional here, though models need them: the pyfunc's error for a
+    missing column says what to write there, and MLflow's would not.
     """
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
-    kind = kind_of(entry.folder)
-    told = {"text-to-image": ("prompt", "negative_prompt"), "class-conditional": ("label",)}.get(kind, ())
+    kind, defaults = kind_of(entry.folder), entry.defaults
+    texts = {"text-to-image": ("prompt", "negative_prompt"), "class-conditional": ("label",)}.get(kind, ())
     parameters = [
         ParamSpec("number", DataType.long, 1),
-        ParamSpec("seed", DataType.long, entry.seed),
-        ParamSpec("steps", DataType.long, entry.sampling_steps),
+        ParamSpec("seed", DataType.long, defaults.seed),
+        ParamSpec("steps", DataType.long, defaults.steps),
         ParamSpec("scheduler", DataType.string, "saved"),
     ]
-    if told:
-        parameters.append(ParamSpec("guidance_scale", DataType.double, entry.guidance_scale))
-    columns = [ColSpec(DataType.string, name, required=False) for name in told]
+    if texts:
+        parameters.append(ParamSpec("guidance_scale", DataType.double, defaults.guidance_scale))
+    columns = [ColSpec(DataType.string, name, required=False) for name in texts]
     return ModelSignature(
         inputs=Schema([*columns, ColSpec(DataType.long, "seed", required=False)]),
         outputs=Schema([ColSpec(DataType.long, "seed"), ColSpec(DataType.string, "png")]),
@@ -157,9 +162,9 @@ def signature(entry: Entry) -> ModelSignature:
 
 
 def requirements(folder: Path) -> list[str]:
-    """Return the packages that serving a pipeline folder needs, pinned to the running versions.
+    """Return the packages that serve a pipeline folder, pinned to the installed versions.
 
-    A local label such as `+cpu` is left out: it names a build that package indexes do not offer.
+    Local labels such as `+cpu` are left out, because package indexes do not offer such builds.
     """
     from importlib.metadata import version
 

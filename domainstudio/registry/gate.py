@@ -1,26 +1,15 @@
-"""The gate: whether a model takes the champion's place, from what was measured of both, and why."""
+"""The gate: decides from the figures of two models whether the new one becomes the champion, and why."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from domainstudio.config import GateSettings
+from domainstudio.registry.measurement import TITLES, Measurement
 
 Outcome = Literal["promoted", "refused", "not comparable"]
-
-TITLES = {
-    "frechet_distance": "Fréchet distance",
-    "kid": "kernel distance",
-    "intra_distance": "intra distance",
-    "top_1": "subject kept",
-    "memorized_share": "memorised",
-}
-"""Figures that the gate looks at; those but the last have a tolerance."""
 
 HIGHER_IS_BETTER = frozenset({"intra_distance", "top_1"})
 SHARES = frozenset({"top_1", "memorized_share"})
@@ -28,91 +17,21 @@ SHARES = frozenset({"top_1", "memorized_share"})
 REMEDY = ". Promote by hand, or register again where the champion can be drawn and measured in the same way"
 
 ROUNDING = 1e-9
-"""What the last bits of a float may take from a figure that stands exactly on a limit, as a share of it."""
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """What was measured of a model, and how.
-
-    Attributes:
-        figures: By name; None where it is not defined or not finite.
-        conditions: All but the model that the figures depend on, by a name that people understand. Figures
-            compare where all of them are equal.
-    """
-
-    figures: Mapping[str, float | None]
-    conditions: Mapping[str, str]
-
-    @classmethod
-    def of(
-        cls,
-        metrics: Mapping[str, Any],
-        samples: Mapping[str, Any],
-        shots: str,
-        domain: str,
-        threshold: float,
-    ) -> Self:
-        """Gather what the stages have written.
-
-        Args:
-            metrics: `evaluation/<adaptation>/metrics.json`.
-            samples: the manifest of the samples.
-            shots: content hash of the training images.
-            domain: content hash of the whole target domain.
-            threshold: distance below which a sample counted as memorised.
-
-        Raises:
-            KeyError: the files lack something.
-        """
-        measured = {**metrics["samples"], **metrics.get("paired", {}).get("samples", {})}
-        images = samples["images"]
-        conditions = {
-            "feature network": f"{metrics['features']} {metrics['features_digest'][:12]}",
-            "number of samples": str(metrics["number"]),
-            "seeds": span([image["seed"] for image in images]),
-            "scheduler": str(samples["scheduler"]),
-            "denoising steps": str(samples["steps"]),
-            "guidance": f"{samples.get('guidance_scale', 1):g}",
-            "negative": str(samples.get("negative", "")),
-            "subjects": _short_hash([image.get("subject", "") for image in images]),
-            "target domain": domain[:12],
-            "training images": shots[:12],
-            "memorised below": f"{threshold:g}",
-        }
-        return cls({name: _finite(measured.get(name)) for name in TITLES}, conditions)
-
-    def figure(self, name: str) -> float | None:
-        """Return a figure; None where it was not measured or is not finite."""
-        return _finite(self.figures.get(name))
-
-    @property
-    def digest(self) -> str:
-        """Hash that only the same measurement has."""
-        return hashlib.sha256(self.to_json().encode()).hexdigest()
-
-    @classmethod
-    def from_json(cls, text: str) -> Self:
-        """Read what `to_json` has written."""
-        return cls(**json.loads(text))
-
-    def to_json(self) -> str:
-        """Return the same text for the same measurement."""
-        return json.dumps(asdict(self), sort_keys=True, ensure_ascii=False)
+"""Tolerance for the rounding error of a figure that lies exactly on a limit, as a share of the figure."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """A figure of both models, and what the gate makes of it.
+    """One figure of both models, compared.
 
     Attributes:
         name: Key in metrics.json.
-        candidate: The new model's figure; None where it was not measured.
-        champion: The champion's; None where there is none to compare with.
-        allowed: The largest share of the champion's figure by which it may be worse; of `memorized_share` the
-            largest value.
-        passed: Whether it is not worse than allowed.
-        improved: Whether it is better by the margin.
+        candidate: The new model's figure; None if it was not measured.
+        champion: The champion's figure; None if there is none to compare with.
+        allowed: How much worse the candidate may be, as a share of the champion's figure. For
+            `memorized_share` it is the largest value.
+        passed: Whether the candidate is not worse than allowed.
+        improved: Whether the candidate is better by the margin.
     """
 
     name: str
@@ -128,18 +47,26 @@ class Check:
         title = TITLES[self.name]
         if self.candidate is None:
             return f"{title} not measured"
-        shown = f"{title} {self._show(self.candidate)}"
-        if self.champion is not None:
-            shown += f" against {self._show(self.champion)}"
+        against = "" if self.champion is None else f" against {self._show(self.champion)}"
+        return f"{title} {self._show(self.candidate)}{against}{self._limit}"
+
+    @property
+    def fault(self) -> str:
+        """What is wrong with the candidate's figure, if the check has not passed."""
+        if self.candidate is None:
+            return f"{TITLES[self.name]} is missing or not finite"
+        return "memorises too much" if self.name == "memorized_share" else f"worse {TITLES[self.name]}"
+
+    @property
+    def _limit(self) -> str:
         if self.name == "memorized_share":
-            return f"{shown} (allowed {_percent(self.allowed)})"
-        if self.champion is None:
-            return shown
-        change = (
-            f"{(self.candidate - self.champion) / abs(self.champion):+.1%}, " if self.champion != 0 else ""
-        )
+            return f" (allowed {_percent(self.allowed)})"
+        if self.champion is None or self.candidate is None:
+            return ""
+        change = (self.candidate - self.champion) / abs(self.champion) if self.champion else None
+        shown = f"{change:+.1%}, " if change is not None else ""
         sign = "-" if self.name in HIGHER_IS_BETTER else "+"
-        return f"{shown} ({change}allowed {sign}{_percent(self.allowed)})"
+        return f" ({shown}allowed {sign}{_percent(self.allowed)})"
 
     def _show(self, value: float) -> str:
         return _percent(value) if self.name in SHARES else f"{value:.4g}"
@@ -147,7 +74,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the gate decided."""
+    """The gate's decision."""
 
     outcome: Outcome
     reason: str
@@ -158,31 +85,30 @@ class Verdict:
 
     @property
     def promoted(self) -> bool:
-        """Whether the candidate takes the champion's place."""
+        """Whether the candidate becomes the champion."""
         return self.outcome == "promoted"
 
     def to_json(self) -> dict[str, Any]:
-        """Return the verdict with all that it was made of."""
+        """Return the verdict with both measurements."""
         return {"format": 1, **asdict(self)}
 
 
 def decide(candidate: Measurement, champion: Measurement | None, gate: GateSettings | None) -> Verdict:
     """Compare a candidate with the champion.
 
-    It is promoted if it was measured whole, memorises no more than allowed, is in no figure worse than
-    tolerated, and in at least one better by the margin. The first model needs no more than the first two. A
-    figure that is missing or not finite never wins.
+    The candidate is promoted if all its figures were measured, it memorises no more than allowed, no figure
+    is worse than tolerated, and at least one is better by the margin. The first model needs only the first
+    two. A figure that is missing or not finite never wins.
 
     Args:
-        candidate: what was measured of the new model.
-        champion: what was measured of the model whose place it would take; None where there is none. Without
-            conditions it is known that there is one, and nothing of it.
-        gate: the rules; None promotes whatever is new.
+        candidate: Measurement of the new model.
+        champion: Measurement of the present champion; None if there is none. An empty measurement stands for
+            a champion of which nothing is known.
+        gate: The rules; None promotes each new model.
     """
     if gate is None:
-        return Verdict(
-            "promoted", "the newest result; registry.gate is null: no rules", (), candidate, champion
-        )
+        reason = "the newest result; registry.gate is null: no rules"
+        return Verdict("promoted", reason, (), candidate, champion)
     differing = [] if champion is None else _differences(candidate, champion, gate)
     checks = _checks(candidate, None if differing else champion, gate)
     outcome, head = _outcome(checks, champion is None, differing, gate)
@@ -191,17 +117,11 @@ def decide(candidate: Measurement, champion: Measurement | None, gate: GateSetti
     return Verdict(outcome, reason, tuple(checks), candidate, champion)
 
 
-def span(seeds: Sequence[int]) -> str:
-    """Return seeds in short: `1000-1199` where they follow each other, else a hash."""
-    first, last = seeds[0], seeds[-1]
-    return f"{first}-{last}" if list(seeds) == list(range(first, last + 1)) else _short_hash(seeds)
-
-
 def _outcome(
     checks: Sequence[Check], first: bool, differing: Sequence[str], gate: GateSettings
 ) -> tuple[Outcome, str]:
     if failed := [check for check in checks if not check.passed]:
-        return "refused", ", ".join(_fault(check) for check in failed)
+        return "refused", ", ".join(check.fault for check in failed)
     if first:
         return "promoted", "there is no champion to compare with"
     if differing:
@@ -212,25 +132,18 @@ def _outcome(
     return "refused", f"not better by {_percent(gate.margin)} in {titles}"
 
 
-def _fault(check: Check) -> str:
-    title = TITLES[check.name]
-    if check.candidate is None:
-        return f"{title} is missing or not finite"
-    return "memorises too much" if check.name == "memorized_share" else f"worse {title}"
-
-
 def _differences(candidate: Measurement, champion: Measurement, gate: GateSettings) -> list[str]:
-    """Say what keeps two measurements from being compared."""
+    """Return why two measurements cannot be compared; nothing if they can."""
     if not champion.conditions:
-        return ["its figures are not known"]
-    here, there = candidate.conditions, champion.conditions
+        return ["the champion's figures are not known"]
+    own, other = candidate.conditions, champion.conditions
     differing = [
-        f"{name} {here.get(name) or 'none'}, there {there.get(name) or 'none'}"
-        for name in sorted({*here, *there})
-        if here.get(name) != there.get(name)
+        f"{name} {own.get(name) or 'none'}, the champion's {other.get(name) or 'none'}"
+        for name in sorted({*own, *other})
+        if own.get(name) != other.get(name)
     ]
-    tolerances = _tolerances(candidate, champion, gate)
-    return differing + [f"no {TITLES[name]} there" for name in tolerances if champion.figure(name) is None]
+    missing = [name for name in _tolerances(candidate, champion, gate) if champion.figure(name) is None]
+    return differing + [f"the champion has no {TITLES[name]}" for name in missing]
 
 
 def _checks(candidate: Measurement, champion: Measurement | None, gate: GateSettings) -> list[Check]:
@@ -251,30 +164,21 @@ def _relative(
         return Check(name, candidate, champion, tolerance, passed=candidate is not None)
     gain = candidate - champion if name in HIGHER_IS_BETTER else champion - candidate
     scale = abs(champion)
-    return Check(
-        *(name, candidate, champion, tolerance),
-        passed=gain >= -scale * (tolerance + ROUNDING),
-        improved=gain > 0 and gain >= scale * (margin - ROUNDING),
-    )
+    passed = gain >= -scale * (tolerance + ROUNDING)
+    improved = gain > 0 and gain >= scale * (margin - ROUNDING)
+    return Check(name, candidate, champion, tolerance, passed, improved)
 
 
 def _tolerances(candidate: Measurement, champion: Measurement | None, gate: GateSettings) -> dict[str, float]:
-    """Return the tolerance of each figure that counts; `top_1` only where models are told subjects."""
-    told = any(item is not None and item.figure("top_1") is not None for item in (candidate, champion))
+    """Return the tolerance of each compared figure; `top_1` only if one of the models has it."""
+    measurements = [candidate] if champion is None else [candidate, champion]
+    has_subjects = any(item.figure("top_1") is not None for item in measurements)
     return {
         name: value
         for name, value in gate.tolerance.model_dump().items()
-        if value is not None and (name != "top_1" or told)
+        if value is not None and (name != "top_1" or has_subjects)
     }
-
-
-def _finite(value: object) -> float | None:
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 def _percent(share: float) -> str:
     return f"{100 * share:.3g}%"
-
-
-def _short_hash(values: Sequence[object]) -> str:
-    return hashlib.sha256(json.dumps(list(values)).encode()).hexdigest()[:12] if any(values) else ""

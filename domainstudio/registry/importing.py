@@ -1,30 +1,71 @@
-"""Bringing a pretrained pipeline into the project: from the hub, S3, MLflow's registry or another folder."""
+"""Imports a pretrained pipeline into the project: from the hub, S3, MLflow's registry or a folder."""
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
-from domainstudio.errors import CheckpointError
+from pydantic import TypeAdapter, ValidationError
+
+from domainstudio.config import Name
+from domainstudio.errors import CheckpointError, ConfigError
+from domainstudio.project import SOURCE_MODELS
 from domainstudio.storage import s3
-from domainstudio.storage.files import link_or_copy
+from domainstudio.storage.files import link_or_copy, output_folder
 from domainstudio.tracking.server import connect
 
+if TYPE_CHECKING:
+    from domainstudio.models.denoiser import Denoiser
+
 SUFFIXES = frozenset({".json", ".txt", ".safetensors", ".md", ".model"})
-"""Files of a pipeline folder that are taken; pickled weights (.bin, .ckpt) can run code and never are."""
+"""Files of a pipeline that are copied. Pickled weights (.bin, .ckpt) can run code and are never copied."""
+
+
+def import_source(name: str, location: str) -> tuple[Path, Denoiser]:
+    """Copy a pipeline into `models/sources/<name>`, and load it once to check it.
+
+    Args:
+        name: Its key of `sources` in params.yaml.
+        location: As `import_model`.
+
+    Returns:
+        The folder and the loaded model.
+
+    Raises:
+        ConfigError: the name cannot be a key of `sources`.
+        CheckpointError: there is no usable pipeline at `location`.
+        DataError: S3 cannot be reached, refuses, or has nothing there.
+        TrackingError: MLflow cannot be reached, or knows no such model.
+    """
+    from domainstudio import models
+
+    try:
+        folder = SOURCE_MODELS / TypeAdapter(Name).validate_python(name)
+    except ValidationError as error:
+        raise ConfigError(
+            f"{name!r} cannot be a key of sources: use lower-case letters, digits, - and _, such as sd15"
+        ) from error
+    with output_folder(folder) as partial:
+        import_model(location, partial)
+        try:
+            denoiser = models.load(partial)
+        except CheckpointError as error:  # name the original, because the copy will be deleted
+            raise CheckpointError(str(error).replace(str(partial), location)) from error
+    return folder, denoiser
 
 
 def import_model(location: str, folder: Path) -> None:
-    """Copy a diffusers pipeline into `folder`, which must be empty.
+    """Copy a diffusers pipeline into an empty folder.
 
     Args:
-        location: a folder, a hub id such as `owner/name`, `s3://bucket/prefix`, or `models:/name@alias` of
+        location: A folder, a hub id such as `owner/name`, `s3://bucket/prefix`, or `models:/name@alias` of
             MLflow's registry.
-        folder: where to write.
+        folder: Where to write.
 
     Raises:
-        CheckpointError: nothing is there that can be used.
+        CheckpointError: there is no usable pipeline at `location`.
         DataError: S3 cannot be reached, refuses, or has nothing there.
         TrackingError: MLflow cannot be reached, or knows no such model.
     """
@@ -49,7 +90,7 @@ def import_model(location: str, folder: Path) -> None:
 
 
 def _from_s3(location: str, folder: Path) -> None:
-    """Fetch the objects that are new or have changed since an earlier import, and link all of them."""
+    """Download the objects that have changed since an earlier import, and link all of them."""
     wanted = [item for item in s3.list_objects(location) if _is_wanted(Path(item.path))]
     for item in wanted:
         if not s3.is_safe(item.path):
@@ -78,5 +119,5 @@ def _copy(source: Path, folder: Path) -> None:
 
 
 def _is_wanted(path: Path) -> bool:
-    """Tell whether a file belongs to the pipeline; weights beside its index are for other programs."""
+    """Tell whether a file belongs to the pipeline. Weights beside model_index.json are for other programs."""
     return path.suffix in SUFFIXES and (len(path.parts) > 1 or path.suffix != ".safetensors")

@@ -1,4 +1,4 @@
-"""Which data a run has used, by the hashes in `dvc.lock`."""
+"""The data that a run used, by its hashes in `dvc.lock`."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ import yaml
 
 from domainstudio.config import Adaptation
 from domainstudio.errors import ConfigError
+from domainstudio.project import SOURCE_MODELS, TARGETS
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 MAX_DIGEST = 36
-"""MLflow's limit: the length of DVC's hash of a folder, an md5 and `.dir`."""
+"""MLflow's limit: as long as DVC's hash of a folder, an md5 and `.dir`."""
 
 
 @dataclass(frozen=True)
 class Input:
-    """Data that a run has used."""
+    """Data that a run used."""
 
     name: str
     path: str
@@ -30,19 +31,19 @@ class Input:
     digest: str
     """DVC's md5 of the output that holds it."""
     context: str
-    """What it was used for."""
+    """Its purpose, such as `training`."""
 
 
 def lineage(adaptation: Adaptation, lock: str | Path = "dvc.lock") -> list[Input]:
-    """List the inputs of an adaptation that `dvc.lock` knows.
+    """List the inputs of an adaptation that `dvc.lock` holds.
 
     Args:
-        adaptation: the resolved adaptation.
-        lock: path of `dvc.lock`; without that file the list is empty.
+        adaptation: The resolved adaptation.
+        lock: Path of `dvc.lock`. If it is missing the list is empty.
 
     Returns:
-        The few training images, the whole target domain, the source model and, where DVC has trained it,
-        the images that it was trained with.
+        The few training images, the whole target domain, the source model and, if DVC has trained it, its
+        training images.
 
     Raises:
         ConfigError: the file cannot be read.
@@ -51,8 +52,8 @@ def lineage(adaptation: Adaptation, lock: str | Path = "dvc.lock") -> list[Input
     hashes = {
         path: digest for stage in stages for kind in ("deps", "outs") for path, digest in _files(stage, kind)
     }
-    source = f"models/sources/{adaptation.source}"
-    target = f"data/targets/{adaptation.target}"
+    source = (SOURCE_MODELS / adaptation.source).as_posix()
+    target = (TARGETS / adaptation.target).as_posix()
     wanted = [
         (f"{adaptation.target}-shots", f"{target}/shots", target, "training"),
         (f"{adaptation.target}-domain", f"{target}/domain", target, "evaluation"),
@@ -70,11 +71,11 @@ def lineage(adaptation: Adaptation, lock: str | Path = "dvc.lock") -> list[Input
 
 
 def locked_stages(last: str, lock: str | Path = "dvc.lock") -> dict[str, dict[str, Any]]:
-    """Return a stage of `dvc.lock` and all that came before it: md5 of dependencies and outputs, parameters.
+    """Return a stage of `dvc.lock` and all stages before it: md5 of dependencies and outputs, parameters.
 
     Args:
-        last: the stage's address.
-        lock: path of `dvc.lock`; without that file, or that stage in it, nothing is returned.
+        last: The stage's address.
+        lock: Path of `dvc.lock`. Without that file, or without the stage, the result is empty.
 
     Raises:
         ConfigError: the file cannot be read.
@@ -88,14 +89,12 @@ def locked_stages(last: str, lock: str | Path = "dvc.lock") -> dict[str, dict[st
             stage = stages[name]
             files = {kind: dict(_files(stage, kind)) for kind in ("deps", "outs")}
             found[name] = {**files, "params": stage.get("params") or {}}
-            todo += [
-                maker for path in files["deps"] for out, maker in makers.items() if _is_within(path, out)
-            ]
+            todo += [maker for path in files["deps"] for out, maker in makers.items() if _overlap(path, out)]
     return dict(sorted(found.items()))
 
 
 def log_inputs(client: MlflowClient, run_id: str, inputs: Sequence[Input]) -> None:
-    """Attach inputs to a run as MLflow datasets; those that it has already are not attached twice."""
+    """Attach inputs to a run as MLflow datasets. Those that it has already are not attached twice."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     entries = [
@@ -119,7 +118,8 @@ def _read(lock: Path) -> dict[str, dict[str, Any]]:
         raise ConfigError(f"{lock} cannot be read: {error}. Restore it with `git checkout {lock}`") from error
 
 
-def _is_within(path: str, out: str) -> bool:
+def _overlap(path: str, out: str) -> bool:
+    """Tell whether one path is the other, or lies in it."""
     return f"{path}/".startswith(f"{out}/") or f"{out}/".startswith(f"{path}/")
 
 

@@ -1,8 +1,7 @@
-"""The code that MLflow stores with each registered model, and runs to serve it.
+"""The code that MLflow stores with each registered model and runs to serve it.
 
-MLflow copies this one file beside the model ("models from code", hence no pickle), so it must work where
-DomainStudio is not installed: it imports MLflow, pandas, torch and diffusers, and nothing else. It is not
-meant to be imported elsewhere.
+MLflow copies this one file beside the model ("models from code", so nothing is pickled). It must work
+without DomainStudio, so it imports MLflow, pandas, torch and diffusers only. Nothing else imports it.
 """
 
 from __future__ import annotations
@@ -21,21 +20,21 @@ import pandas as pd  # type: ignore[import-untyped]
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 BATCH = 16
-"""Images per forward pass, so that a large `number` does not run out of memory."""
+"""Images per forward pass, so that a large `number` fits into memory."""
 
 MAX_NUMBER = 1000
-"""Images per row; more would be one request of hours."""
+"""Images per row. A request for more would take hours."""
 
 
 class ImageModel(PythonModel):  # type: ignore[misc]
     """Draws images from the diffusers pipeline that is stored as the artifact `pipeline`.
 
-    Image i of a row is the pipeline's own for `torch.Generator().manual_seed(seed + i)`. Models of classes
-    are drawn here, since diffusers' pipelines pass no class to their network.
+    Image i of a row is the one that the pipeline draws for `torch.Generator().manual_seed(seed + i)`. Class
+    conditional models are drawn by this file, because diffusers' pipelines pass no class to their network.
     """
 
     def load_context(self, context: PythonModelContext) -> None:
-        """Load the pipeline, to the GPU where there is one, and the names of its classes."""
+        """Load the pipeline, onto a GPU if there is one, and the names of its classes."""
         import torch
         from diffusers import DiffusionPipeline
 
@@ -46,7 +45,7 @@ class ImageModel(PythonModel):  # type: ignore[misc]
         self.pipeline.set_progress_bar_config(disable=True)
         self.classes = class_names(folder, self.pipeline)
         self.takes_text = "prompt" in inspect.signature(self.pipeline.__call__).parameters
-        # The prompt's template in training and an example of it, for messages.
+        # The prompt template of the training and an example of a prompt, for error messages.
         self.hints = dict(context.model_config or {})
 
     def predict(
@@ -55,19 +54,19 @@ class ImageModel(PythonModel):  # type: ignore[misc]
         """Draw `number` images for each row.
 
         Args:
-            context: not used; the pipeline is loaded already.
-            model_input: a row per request. Column `seed` replaces the parameter of that name. Models of text
-                need a column `prompt` and take a `negative_prompt`; models of classes need a column `label`,
-                the name of a class. Without columns, as in `[{}]`, it is one request.
+            context: Not used; the pipeline is loaded already.
+            model_input: A row per request. Column `seed` replaces the parameter of that name. Text-to-image
+                models need a column `prompt` and accept `negative_prompt`; class-conditional models need a
+                column `label`, the name of a class. A table without columns, as in `[{}]`, is one request.
             params: `number` of images per row, `seed` of the first, denoising `steps`, and `scheduler`:
-                `saved` (the one in the model's folder), `ddim`, `ddpm` or `dpm-solver++`; for models of text
-                and classes also `guidance_scale`, where 1 is without guidance.
+                `saved` (the one in the model's folder), `ddim`, `ddpm` or `dpm-solver++`. Models with prompts
+                or classes also have `guidance_scale`; 1 means no guidance.
 
         Returns:
             A row per image, in order: `seed`, and `png`, an image file in base64.
 
         Raises:
-            ValueError: a parameter is out of range, or a column is missing that the model needs.
+            ValueError: a parameter is out of range, or a column is missing.
         """
         params = dict(params or {})
         number, steps = int(params.get("number", 1)), int(params.get("steps", 30))
@@ -76,60 +75,72 @@ class ImageModel(PythonModel):  # type: ignore[misc]
         if steps < 1:
             raise ValueError(f"steps must be at least 1, got {steps}")
         pipeline = with_scheduler(self.pipeline, str(params.get("scheduler", "saved")))
-        # MLflow makes a table without columns one without rows.
+        # MLflow turns a table without columns into one without rows.
         requests = model_input.to_dict("records") or [{}]
-        told = [self.told(request, float(params.get("guidance_scale", 1.0))) for request in requests]
+        scale = float(params.get("guidance_scale", 1.0))
+        conditions = [self.condition(request, scale) for request in requests]
         rows: list[dict[str, Any]] = []
-        for request, options in zip(requests, told, strict=True):
+        for request, condition in zip(requests, conditions, strict=True):
             first = int(value_of(request, "seed", params.get("seed", 0)))
             seeds = range(first, first + number)
             for start in range(0, number, BATCH):
-                rows += draw(pipeline, seeds[start : start + BATCH], steps, options)
+                rows += draw(pipeline, seeds[start : start + BATCH], steps, condition)
         return pd.DataFrame(rows, columns=["seed", "png"])
 
-    def told(self, request: Mapping[str, Any], guidance_scale: float) -> dict[str, Any]:
-        """Return what the model is told for a row, as options of `draw`."""
+    def condition(self, request: Mapping[str, Any], guidance_scale: float) -> dict[str, Any]:
+        """Return the prompt or class of a row, with the guidance, for `draw`.
+
+        Raises:
+            ValueError: it is missing, unknown, or the guidance does not fit the model.
+        """
         if guidance_scale < 0:
             raise ValueError(f"guidance_scale must be at least 0, got {guidance_scale:g}")
         if self.takes_text:
             if not (prompt := value_of(request, "prompt", "")):
-                raise ValueError(f"this model draws from text: give a column `prompt`{self.prompt_hint()}")
+                raise ValueError(f"this is a text-to-image model: give a column `prompt`{self.prompt_hint()}")
             negative = value_of(request, "negative_prompt", "")
             return {"prompt": prompt, "negative_prompt": negative, "guidance_scale": guidance_scale}
         if self.classes is None:
             return {}
-        label, known = value_of(request, "label", ""), ", ".join(self.classes)
+        row, null = self.embedding_rows(value_of(request, "label", ""), self.classes)
+        if null is None and guidance_scale != 1:
+            raise ValueError(
+                f"guidance_scale must be 1, got {guidance_scale:g}: the model was trained without the null "
+                "class that guidance needs"
+            )
+        return {"row": row, "null": null, "guidance_scale": guidance_scale}
+
+    def embedding_rows(self, label: str, classes: Sequence[str]) -> tuple[int, int | None]:
+        """Return the embedding's rows of a class and of the null class; None if there is no null class.
+
+        Raises:
+            ValueError: the class is missing or unknown.
+        """
+        known = ", ".join(classes)
         if not label:
-            raise ValueError(f"this model draws classes: give a column `label`, one of {known}")
-        if label not in self.classes:
+            raise ValueError(f"this is a class-conditional model: give a column `label`, one of {known}")
+        if label not in classes:
             raise ValueError(f"column `label`: the model has no class {label!r}; there are {known}")
-        null = len(self.classes)
-        if null == self.pipeline.unet.config.num_class_embeds:
-            if guidance_scale != 1:
-                raise ValueError(
-                    f"guidance_scale must be 1, got {guidance_scale:g}: the model was not trained without "
-                    "its classes"
-                )
-            null = -1
-        return {"row": self.classes.index(label), "null": null, "guidance_scale": guidance_scale}
+        has_null = len(classes) < self.pipeline.unet.config.num_class_embeds
+        return classes.index(label), len(classes) if has_null else None
 
     def prompt_hint(self) -> str:
-        """Return how prompts of this model look, as the end of a sentence."""
+        """Return an example of a prompt for this model, as the end of a sentence."""
         example, template = self.hints.get("example"), self.hints.get("template")
         such_as = f", such as {example!r}" if example else ""
         return such_as + (f". It was trained on prompts {template!r}" if template else "")
 
 
 def value_of(request: Mapping[str, Any], column: str, default: Any) -> Any:
-    """Return a row's value, or the default where the column is missing or the cell is empty (None or NaN)."""
+    """Return a cell of a row, or the default if the column is missing or the cell is empty (None or NaN)."""
     value = request.get(column)
     return default if value is None or value != value else value
 
 
 def class_names(folder: Path, pipeline: Any) -> list[str] | None:
-    """Return the names of the embedding's rows, None for a model without classes; unnamed rows are numbered.
+    """Return the names of the class embedding's rows, or None for a model without classes.
 
-    An embedding with one more row than there are names has the null class of guidance last.
+    Rows without names are numbered. If there is one row more than names, the last is the null class.
     """
     rows = getattr(pipeline.unet.config, "num_class_embeds", None)
     if set(pipeline.components) != {"unet", "scheduler"} or not rows:
@@ -141,41 +152,37 @@ def class_names(folder: Path, pipeline: Any) -> list[str] | None:
 
 
 def draw(
-    pipeline: Any, seeds: Sequence[int], steps: int, told: Mapping[str, Any] | None = None
+    pipeline: Any, seeds: Sequence[int], steps: int, condition: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
     """Draw one image per seed in one batch; return a record of `seed` and `png` for each."""
     import torch
 
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    told = told or {}
-    if "row" in told:
-        images = draw_class(pipeline, generators, steps, **told)
-    elif "prompt" in told:
-        names = [name for name in ("prompt", "negative_prompt") if told[name]]
-        images = pipeline(
-            **{name: [told[name]] * len(seeds) for name in names},
-            guidance_scale=told["guidance_scale"],
-            generator=generators,
-            num_inference_steps=steps,
-        ).images
+    if "row" in condition:
+        images = draw_class(pipeline, generators, steps, **condition)
     else:
-        images = pipeline(batch_size=len(seeds), generator=generators, num_inference_steps=steps).images
+        options: dict[str, Any] = {"batch_size": len(seeds)}
+        if "prompt" in condition:
+            names = [name for name in ("prompt", "negative_prompt") if condition[name]]
+            options = {name: [condition[name]] * len(seeds) for name in names}
+            options["guidance_scale"] = condition["guidance_scale"]
+        images = pipeline(**options, generator=generators, num_inference_steps=steps).images
     return [{"seed": s, "png": encode(image)} for s, image in zip(seeds, images, strict=True)]
 
 
 def draw_class(
-    pipeline: Any, generators: Sequence[Any], steps: int, row: int, null: int, guidance_scale: float
+    pipeline: Any, generators: Sequence[Any], steps: int, row: int, null: int | None, guidance_scale: float
 ) -> list[Any]:
-    """Draw images of a class by the pipeline's own UNet and scheduler.
+    """Draw images of a class with the pipeline's own UNet and scheduler.
 
     Args:
-        pipeline: gives both.
-        generators: of each image's noise.
-        steps: denoising steps.
-        row: the class's row of the embedding.
-        null: the null class's row.
-        guidance_scale: w of classifier-free guidance, null + w·(class - null) (arXiv 2207.12598; 1 + w
-            there); 1 is without.
+        pipeline: Has both.
+        generators: One per image, for its noise.
+        steps: Denoising steps.
+        row: The class's row of the embedding.
+        null: The null class's row; None only without guidance.
+        guidance_scale: w of classifier-free guidance, null + w·(class - null) (arXiv 2207.12598, where it is
+            1 + w); 1 means no guidance.
     """
     import torch
 
@@ -206,7 +213,7 @@ def draw_class(
 
 
 def with_scheduler(pipeline: Any, name: str) -> Any:
-    """Return the pipeline with another sampler of the same noise levels, or itself for `saved`."""
+    """Return the pipeline with another scheduler of the same noise levels, or itself for `saved`."""
     import diffusers
 
     kinds: dict[str, tuple[str, dict[str, str]]] = {
@@ -223,13 +230,13 @@ def with_scheduler(pipeline: Any, name: str) -> Any:
         raise ValueError(f"scheduler must be saved, {', '.join(kinds)}, got {name!r}")
     kind, options = kinds[name]
     scheduler = getattr(diffusers, kind).from_config(pipeline.scheduler.config, **options)
-    # DDIMPipeline hands its scheduler arguments that only DDIM takes; DDPMPipeline's loop suits them all.
+    # DDIMPipeline passes arguments that only DDIM takes. DDPMPipeline's loop works with every scheduler.
     if set(pipeline.components) == {"unet", "scheduler"}:
         loop = diffusers.DDIMPipeline if name == "ddim" else diffusers.DDPMPipeline
         changed = loop(unet=pipeline.unet, scheduler=scheduler)
         changed.set_progress_bar_config(disable=True)
         return changed
-    # A new pipeline of the same parts would lose options such as force_zeros_for_empty_prompt.
+    # A new pipeline made of the same parts would lose options such as force_zeros_for_empty_prompt.
     changed = copy.copy(pipeline)
     changed.scheduler = scheduler
     return changed

@@ -10,8 +10,9 @@ from domainstudio import models
 from domainstudio.errors import CheckpointError
 from domainstudio.models.kinds import has_adapters
 from domainstudio.registry import audit
-from domainstudio.registry.aliases import CHALLENGER, MEASURED, PENDING, VERDICT, challenge
-from domainstudio.registry.artifacts import DIGEST, KEY, Entry, log_model
+from domainstudio.registry.aliases import CHALLENGER, challenge
+from domainstudio.registry.artifacts import Entry, log_model
+from domainstudio.registry.tags import DIGEST, KEY, MEASUREMENT, PENDING, VERDICT
 from domainstudio.tracking.server import connect
 
 if TYPE_CHECKING:
@@ -29,21 +30,20 @@ class Registered:
     name: str
     version: str
     digest: str
-    """Of the model folder: its weights and configurations."""
+    """Hash of the model folder: its weights and configurations."""
     created: bool
-    """Whether this call made it; False where the same result was registered before."""
+    """Whether this call created it; False if the same result was registered before."""
 
 
 def register(entry: Entry, root: str | Path = ".") -> Registered:
     """Register a model folder, unless the same folder of the same key is registered already.
 
-    The new version has the alias `challenger` until `mlflow_registry.judge` promotes it.
-    The version's pyfunc draws images (see `pyfunc_model`), and its artifacts hold a pipeline that diffusers
-    loads (see `mlflow_model.stored_folders`).
+    The new version has the alias `challenger` until `judging.judge` promotes it. Its pyfunc draws images (see
+    `serving`), and its artifacts hold a pipeline for diffusers (see `artifacts.stored_folders`).
 
     Raises:
         CheckpointError: the folder is neither a diffusers pipeline nor one of adapters, or the source model
-            of the adapters is gone.
+            of the adapters is missing.
         MissingExtraError: adapters need peft, which is not installed.
         TrackingError: MLflow cannot be reached or refused.
     """
@@ -55,15 +55,13 @@ def register(entry: Entry, root: str | Path = ".") -> Registered:
     digest = models.digest(entry.folder)
     with connect(root) as client:
         if (known := find_version(client, entry.name, entry.key, digest)) is not None:
-            if known.tags.get(MEASURED) != entry.tags.get(MEASURED):  # the same model, measured anew
-                for tag, value in entry.tags.items():
-                    client.set_model_version_tag(entry.name, known.version, tag, value)
+            _update_measurement(client, entry, known)
             return Registered(entry.name, str(known.version), digest, created=False)
         model_id = log_model(client, entry, digest)
         _create_model(client, entry)
         version = _create_version(client, entry, digest, model_id)
         first = find_version(client, entry.name, entry.key, digest)
-        if first is not None and str(first.version) != version:  # another process was a moment faster
+        if first is not None and str(first.version) != version:  # another process was faster
             client.delete_model_version(entry.name, version)
             return Registered(entry.name, str(first.version), digest, created=False)
         challenge(client, entry.name, version)
@@ -81,9 +79,15 @@ def find_version(client: MlflowClient, name: str, key: str, digest: str) -> Mode
 
 
 def shorten(card: str) -> str:
-    """Return a model card that fits MLflow's description; the whole is the run's `model_card.md`."""
+    """Return a model card that fits MLflow's description; the whole card is the run's `model_card.md`."""
     note = "\n\n… The whole card is the artifact `model_card.md` of the run.\n"
     return card if len(card) <= MAX_DESCRIPTION else card[: MAX_DESCRIPTION - len(note)] + note
+
+
+def _update_measurement(client: MlflowClient, entry: Entry, version: ModelVersion) -> None:
+    if version.tags.get(MEASUREMENT) != entry.tags.get(MEASUREMENT):
+        for tag, value in entry.tags.items():
+            client.set_model_version_tag(entry.name, version.version, tag, value)
 
 
 def _create_model(client: MlflowClient, entry: Entry) -> None:
@@ -98,8 +102,8 @@ def _create_model(client: MlflowClient, entry: Entry) -> None:
 
 
 def _create_version(client: MlflowClient, entry: Entry, digest: str, model_id: str) -> str:
-    # Tags travel with the request that makes the version: were they set afterwards, a process that is
-    # killed in between would leave a version which the next one cannot recognise.
+    # The tags are part of the request. If they were set afterwards, a process that is killed in between would
+    # leave a version that the next process does not recognise.
     version = client.create_model_version(
         entry.name,
         source=f"models:/{model_id}",

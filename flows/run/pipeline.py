@@ -270,7 +270,7 @@ def _finish(run: _Run, states: Mapping[str, State[Any]], cancelled: bool) -> Sta
                 _show_samples(run.root, name)
         elif stage == "register":
             with unimportant("new model"):
-                events.tell_of_stage(run.root, name)
+                events.emit_registered(run.root, name)
     counts = Counter(row.state for row in rows)
     text = ", ".join(f"{number} {state}" for state, number in counts.items()) or "no stages"
     if cancelled:

@@ -17,7 +17,7 @@ from domainstudio import models
 from domainstudio.config import LoraSettings
 from domainstudio.errors import CheckpointError, ConfigError, DataError, DomainStudioError
 from domainstudio.models import lora
-from domainstudio.registry.aliases import promote
+from domainstudio.registry.aliases import Alias, promote
 from domainstudio.registry.artifacts import Entry
 from domainstudio.registry.versions import register
 from domainstudio.tracking.server import TrackingError, connect, experiment_id
@@ -162,7 +162,7 @@ def test_registered_models_become_sources(
         run_id = client.create_run(experiment_id(client, "tests")).info.run_id
     for folder in ("base", "adapted"):
         registered = register(Entry(f"tests-{folder}", Path(folder), "0" * 64, run_id, "", {}))
-        promote(registered.name, registered.version, "newest")
+        promote(Alias(registered.name), registered.version, "newest")
 
     run_stage("plain", "models:/tests-base@champion")
     assert models.digest(SOURCES / "plain") == models.digest("base")

@@ -26,7 +26,7 @@ from domainstudio.errors import CheckpointError
 from domainstudio.models import lora
 from domainstudio.models.class_conditional import ClassConditionalDenoiser
 from domainstudio.models.kinds import kind_of
-from domainstudio.registry import artifacts, remeasure, versions
+from domainstudio.registry import artifacts, reevaluation, versions
 from domainstudio.registry.results import Result
 from domainstudio.sampling import sample
 from domainstudio.tracking import provenance
@@ -314,7 +314,7 @@ def test_a_version_that_is_measured_again_is_told_what_its_model_was(
     project: Project, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[Path] = []
-    monkeypatch.setattr(remeasure, "_measure", lambda samples, *_: drawn.append(samples))
+    monkeypatch.setattr(reevaluation, "_measure", lambda samples, *_: drawn.append(samples))
     settings = config.load(project.root / "params.yaml")
     subject = "face" if name == "ink-class" else "a red house"
     images = [{"seed": 7, "subject": subject}]
@@ -322,7 +322,7 @@ def test_a_version_that_is_measured_again_is_told_what_its_model_was(
     sampling = settings.sample.model_copy(
         update={"number": 1, "seed": 7, "steps": 3, "mixed_precision": "no"}
     )
-    remeasure.measure_again(f"domainstudio-{name}", "1", result, sampling, settings.evaluate)
+    reevaluation.reevaluate(f"domainstudio-{name}", "1", result, sampling, settings.evaluate)
     (folder,) = drawn
     (entry,) = json.loads((folder / "manifest.json").read_text())["images"]
     told = "face" if name == "ink-class" else "a red house in [V] style"

@@ -15,8 +15,10 @@ import yaml
 
 from domainstudio import config
 from domainstudio.data import ImageRecord, ImageSet
-from domainstudio.registry import aliases, versions
-from domainstudio.registry.gate import Measurement
+from domainstudio.registry import aliases, audit, judging, versions
+from domainstudio.registry.aliases import Alias
+from domainstudio.registry.measurement import Measurement
+from domainstudio.registry.tags import MEASUREMENT
 from domainstudio.tracking.server import TrackingError
 from stages import evaluate, register, sample
 from tests.integration.mlflow_parts import (
@@ -37,12 +39,13 @@ from tests.integration.mlflow_parts import (
 from tests.models import tiny_images
 
 Patch = pytest.MonkeyPatch
+CHAMPION = Alias(MODEL)
 
 
 @pytest.fixture
 def database(tmp_path: Path, monkeypatch: Patch) -> Path:
     make_project(tmp_path)
-    monkeypatch.setattr(aliases.audit, "who", lambda: "tester")
+    monkeypatch.setattr(audit, "current_user", lambda: "tester")
     return use_local_store(tmp_path, monkeypatch)
 
 
@@ -55,7 +58,7 @@ def stored(database: Path) -> dict[str, list[Any]]:
 
 
 def events() -> list[tuple[str, str]]:
-    return [(event.what, event.version) for event in aliases.history(MODEL)]
+    return [(event.what, event.version) for event in aliases.history(CHAMPION)]
 
 
 def test_a_better_model_becomes_champion_and_a_worse_one_does_not(
@@ -175,7 +178,7 @@ def test_a_champion_that_was_measured_otherwise_is_measured_again(
     manifest.write_text(other)
     run_stage(monkeypatch, NAME)
     assert (
-        "version 2: not comparable with the champion (scheduler ddpm, there ddim): "
+        "version 2: not comparable with the champion (scheduler ddpm, the champion's ddim): "
         in capsys.readouterr().out
     )
     before = stored(database)
@@ -274,28 +277,28 @@ def test_who_became_champion_meanwhile_is_measured_too(database: Path, monkeypat
     assert aliases_of(database) == {"champion": 1, "challenger": 3}  # whose files cannot be drawn here
     asked = []
 
-    def measure_again(rival: str) -> Measurement:
+    def reevaluate(rival: str) -> Measurement:
         asked.append(rival)
         if rival == "1":
-            aliases.promote(MODEL, "2", "meanwhile")
-        own = Measurement.from_json(version_tags(database, 3)[aliases.MEASURED])
+            aliases.promote(CHAMPION, "2", "meanwhile")
+        own = Measurement.from_json(version_tags(database, 3)[MEASUREMENT])
         return Measurement(
             {**own.figures, "frechet_distance": 11.0 if rival == "1" else 10.4}, own.conditions
         )
 
     gate = config.load().registry.gate
-    promotion = aliases.judge(MODEL, "3", gate, measure=measure_again)
+    promotion = judging.judge(CHAMPION, "3", gate, reevaluate)
     assert asked == ["1", "2"]
     assert not promotion.promoted and promotion.reason.endswith("; version 2 measured again")
     assert version_tags(database, 3)["gate"] == "refused"  # better than 1 by the margin, not than 2
 
 
-@pytest.mark.parametrize("killed", ["decide", "_note"])
+@pytest.mark.parametrize("killed", ["decide", "_record"])
 def test_a_promotion_that_was_killed_is_completed(database: Path, monkeypatch: Patch, killed: str) -> None:
     run_stage(monkeypatch, NAME)
     other_result(1, frechet_distance=11.0)
     with monkeypatch.context() as patch:
-        patch.setattr(aliases, killed, lambda *_: (_ for _ in ()).throw(SystemExit))
+        patch.setattr(judging, killed, lambda *_: (_ for _ in ()).throw(SystemExit))
         with pytest.raises(SystemExit):
             run_stage(monkeypatch, NAME)
     assert version_tags(database, 2)["gate"] == "pending"
@@ -308,16 +311,16 @@ def test_a_promotion_that_was_killed_is_completed(database: Path, monkeypatch: P
 
 FIRST = """
 import sqlite3, sys, time
-from domainstudio.registry import aliases
+from domainstudio.registry import judging
 from stages import register
-judge = aliases.judge
+judge = judging.judge
 def slowly(*arguments, **options):
     count = "select count(*) from model_versions"
     while sqlite3.connect("mlflow.db").execute(count).fetchone()[0] < 3:
         time.sleep(0.1)
     time.sleep(1)
     return judge(*arguments, **options)
-aliases.judge = slowly
+judging.judge = slowly
 sys.argv = ["register", sys.argv[1]]
 register.main()
 """
@@ -366,9 +369,9 @@ def test_flows_get_values(database: Path, monkeypatch: Patch) -> None:
     monkeypatch.undo()
     monkeypatch.chdir(database.parent)
     monkeypatch.setenv("DOMAINSTUDIO_FLOW_RUN", "1234")
-    kept = aliases.judge(MODEL, "2", None)
+    kept = judging.judge(CHAMPION, "2", None)
     assert (kept.promoted, kept.changed, kept.previous) == (False, False, "1"), "a verdict stands"
-    done = aliases.promote(MODEL, "2", "approved", by="reviewer")
+    done = aliases.promote(CHAMPION, "2", "approved", by="reviewer")
     assert (done.model, done.version, done.promoted, done.changed, done.previous) == (
         MODEL,
         "2",
@@ -376,11 +379,11 @@ def test_flows_get_values(database: Path, monkeypatch: Patch) -> None:
         True,
         "1",
     )
-    again = aliases.promote(MODEL, "2", "approved")
+    again = aliases.promote(CHAMPION, "2", "approved")
     assert (again.promoted, again.changed) == (True, False)
-    back = aliases.rollback(MODEL, "no")
+    back = aliases.rollback(CHAMPION, "no")
     assert (back.version, back.promoted, back.previous) == ("1", True, "2")
-    *_, by_hand, taken_back = aliases.history(MODEL)
+    *_, by_hand, taken_back = aliases.history(CHAMPION)
     assert (by_hand.by, by_hand.why) == ("reviewer", "approved")
     assert taken_back.by.endswith(", flow run 1234")
     assert taken_back.aliases == {"champion": "1"}

@@ -23,7 +23,7 @@ from prefect.server.events.schemas.events import ReceivedEvent
 
 import flows
 from domainstudio.registry import aliases
-from domainstudio.registry.aliases import Promotion
+from domainstudio.registry.aliases import Alias, Promotion
 from domainstudio.tracking import pipeline_run
 from domainstudio.tracking.server import TrackingError, connect
 from flows import events, registry, revision, setup, watch
@@ -51,8 +51,8 @@ def versions(tmp_path: Path, monkeypatch: Patch) -> None:
         client.create_registered_model(MODEL)
         for number in "123":
             client.create_model_version(MODEL, str(tmp_path))
-            aliases.promote(MODEL, number, "first", by="ada")
-    monkeypatch.setattr(registry, "_model", lambda adaptation: (MODEL, "champion"))
+            aliases.promote(Alias(MODEL), number, "first", by="ada")
+    monkeypatch.setattr(registry, "_alias", lambda adaptation: Alias(MODEL))
 
 
 def champion() -> str:
@@ -105,14 +105,14 @@ def test_a_declined_approval_changes_nothing_and_is_no_error(monkeypatch: Patch)
 
 @pytest.mark.usefixtures("versions")
 def test_a_version_that_is_not_there_is_refused_before_anybody_is_asked() -> None:
-    assert aliases.version_of(MODEL, "2") == "2"
+    assert aliases.version_number(Alias(MODEL), "2") == "2"
     with pytest.raises(TrackingError, match="4"):
-        aliases.version_of(MODEL, "4")
+        aliases.version_number(Alias(MODEL), "4")
 
 
 @pytest.mark.parametrize(("changed", "number"), [(True, 2), (False, 1)])
 def test_a_promotion_is_told_where_the_alias_moved(emitted: list[str], changed: bool, number: int) -> None:
-    events.tell(Promotion(MODEL, "1", True, "", None, changed))
+    events.emit(Promotion(MODEL, "1", True, "", None, changed))
     assert emitted == [events.REGISTERED, events.PROMOTED][:number]
 
 

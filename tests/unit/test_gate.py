@@ -9,7 +9,8 @@ import yaml
 
 from domainstudio import config
 from domainstudio.config import GateSettings
-from domainstudio.registry.gate import TITLES, Measurement, decide, span
+from domainstudio.registry.gate import decide
+from domainstudio.registry.measurement import TITLES, Measurement, span
 
 PARAMS = Path(__file__).parents[2] / "params.yaml"
 FIGURES = {
@@ -118,7 +119,7 @@ def test_what_is_missing_or_not_finite_never_wins(name, value):
 def test_a_champion_without_a_figure_cannot_be_compared(value):
     outcome, reason = judged({"intra_distance": 0.9}, {"frechet_distance": value})
     assert outcome == "not comparable"
-    assert reason.startswith("not comparable with the champion (no Fréchet distance there): ")
+    assert reason.startswith("not comparable with the champion (the champion has no Fréchet distance): ")
 
 
 def test_other_conditions_cannot_be_compared():
@@ -126,15 +127,15 @@ def test_other_conditions_cannot_be_compared():
     verdict = decide(better, measured(champion), GATE)
     assert verdict.outcome == "not comparable"
     assert verdict.reason == (
-        "not comparable with the champion (number of samples 200, there 100): Fréchet distance 1; intra "
-        "distance 0.5; memorised 2% (allowed 5%). Promote by hand, or register again where the champion can "
-        "be drawn and measured in the same way"
+        "not comparable with the champion (number of samples 200, the champion's 100): Fréchet distance 1; "
+        "intra distance 0.5; memorised 2% (allowed 5%). Promote by hand, or register again where the "
+        "champion can be drawn and measured in the same way"
     )
     unknown = decide(better, Measurement({}, {}), GATE)
     assert unknown.outcome == "not comparable"
-    assert "(its figures are not known)" in unknown.reason
+    assert "(the champion's figures are not known)" in unknown.reason
     fewer = decide(better, measured({"scheduler": "ddim"}), GATE)
-    assert "(number of samples 200, there none)" in fewer.reason
+    assert "(number of samples 200, the champion's none)" in fewer.reason
 
 
 def test_the_paired_measure_counts_where_models_are_told_subjects():

@@ -1,4 +1,4 @@
-"""A registered version is drawn and measured again as another result was, so that the gate can compare."""
+"""Samples and measures a registered version again, as another result was measured, so that both compare."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from domainstudio.data import prompts
 from domainstudio.errors import CheckpointError, ConfigError, DataError
 from domainstudio.metrics.features import FEATURES
 from domainstudio.metrics.measure import measure_folders
-from domainstudio.registry.gate import Measurement
+from domainstudio.project import CHECKPOINTS, SOURCE_SAMPLES, TARGETS
+from domainstudio.registry.measurement import Measurement
 from domainstudio.sampling import default_device, sample_to_folder
 from domainstudio.storage import checkpoint
 from domainstudio.tracking.server import TrackingError, TrackingUnavailableError, connect
@@ -28,22 +29,22 @@ if TYPE_CHECKING:
     from domainstudio.registry.results import Result
 
 
-def measure_again(
+def reevaluate(
     name: str, version: str, result: Result, sampling: SampleSettings, evaluation: EvaluateSettings
 ) -> Measurement | None:
-    """Draw what a result drew from a registered version, and measure it against the result's images.
+    """Draw a result's samples from a registered version, and measure them against the result's images.
 
-    Goes on with the images that an interrupted call has drawn.
+    An interrupted call is continued with the images that it has drawn.
 
     Args:
-        name: of the registered model.
-        version: the version's number.
-        result: says from which subjects images are drawn, and against which images they are measured.
-        sampling: how to draw, as it was for the result.
-        evaluation: how to measure, as it was for the result.
+        name: Name of the registered model.
+        version: The version's number.
+        result: Names the subjects of the samples and the images to compare with.
+        sampling: Settings of the result's samples.
+        evaluation: Settings of the result's measurement.
 
     Returns:
-        What was measured; None where the version's files cannot be used here, which is told on stderr.
+        The measurement; None, with a message on stderr, if the version's files cannot be used here.
 
     Raises:
         TrackingUnavailableError: MLflow cannot be reached.
@@ -53,9 +54,10 @@ def measure_again(
     try:
         with TemporaryDirectory() as place:
             with connect(result.root) as client:
-                folder = _download(client, name, version, Path(place))
-                told = _adaptation(client, name, version)
-            return _measure(_draw(folder, told, result, sampling, title), result, evaluation)
+                folder = _download(name, version, Path(place))
+                adaptation = _adaptation(client, name, version)
+            samples = _draw(folder, adaptation, result, sampling, title)
+            return _measure(samples, result, evaluation)
     except TrackingUnavailableError:
         raise
     except (CheckpointError, ConfigError, DataError, TrackingError, OSError) as error:
@@ -63,8 +65,8 @@ def measure_again(
         return None
 
 
-def _download(client: MlflowClient, name: str, version: str, place: Path) -> Path:
-    """Return the version's pipeline folder; of a version with adapters the one with these fused in."""
+def _download(name: str, version: str, place: Path) -> Path:
+    """Return the version's pipeline folder, with adapters fused into it."""
     import mlflow
     from mlflow.models import Model
 
@@ -77,7 +79,7 @@ def _download(client: MlflowClient, name: str, version: str, place: Path) -> Pat
 
 
 def _adaptation(client: MlflowClient, name: str, version: str) -> Adaptation:
-    """Return the adaptation that made a version: it says what the model is told of a subject."""
+    """Return the adaptation that made a version, which holds the prompts for its subjects."""
     import mlflow
 
     run_id = client.get_model_version(name, version).run_id
@@ -85,28 +87,28 @@ def _adaptation(client: MlflowClient, name: str, version: str) -> Adaptation:
     try:
         return Adaptation.model_validate(origin["adaptation"])
     except (KeyError, ValidationError) as error:
-        raise CheckpointError(f"lineage.json of run {run_id} is of another format: {error}") from error
+        raise CheckpointError(f"lineage.json of run {run_id} has another format: {error}") from error
 
 
-def _draw(folder: Path, told: Adaptation, result: Result, sampling: SampleSettings, title: str) -> Path:
-    """Draw what the result drew, where it is not drawn yet; return the folder of samples."""
+def _draw(folder: Path, adaptation: Adaptation, result: Result, sampling: SampleSettings, title: str) -> Path:
+    """Draw the samples that are not drawn yet; return their folder."""
     subjects = [str(image.get("subject", "")) for image in result.samples["images"]]
-    conditions = prompts.sample_prompts(told, subjects)
+    conditions = prompts.sample_prompts(adaptation, subjects)
     params = {"sample": sampling.model_dump(mode="json"), "told": conditions}
     key = checkpoint.run_key(params, {"model": models.digest(folder)})
-    samples = result.root / ".checkpoints" / f"champion-{key}"
+    samples = result.root / CHECKPOINTS / f"champion-{key}"
     denoiser = models.load(folder).to(default_device())
     sample_to_folder(denoiser, samples, sampling, conditions, subjects, model=title)
     return samples
 
 
 def _measure(samples: Path, result: Result, evaluation: EvaluateSettings) -> Measurement:
-    """Measure samples against the result's images, and delete them."""
+    """Measure samples against the result's images, and delete the samples."""
     root, adaptation = result.root, result.adaptation
     metrics, nearest = measure_folders(
         samples,
-        root / "samples/sources" / adaptation.source,
-        root / "data/targets" / adaptation.target,
+        root / SOURCE_SAMPLES / adaptation.source,
+        root / TARGETS / adaptation.target,
         evaluation,
         root / FEATURES,
     )
