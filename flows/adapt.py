@@ -11,15 +11,14 @@ from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from domainstudio import telemetry
 from domainstudio.errors import DomainStudioError
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import State
 
-QUIET = {
-    # Nothing of this project speaks to anyone whom the user did not name.
-    "DO_NOT_TRACK": "1",
-    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+SETTINGS = {
+    **telemetry.OFF,
     # A busy laptop needs more than the default 20 s to start the temporary server for the first time.
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
 }
@@ -40,7 +39,7 @@ def run_command(action: Callable[[], int], ended: str) -> int:
         action: calls a flow.
         ended: what is told after Ctrl-C.
     """
-    for name, value in QUIET.items():
+    for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     signal.signal(signal.SIGTERM, _exit_on_signal)
     try:
@@ -96,7 +95,7 @@ def start_server() -> None:
     from prefect.client.orchestration import get_client
     from prefect.context import refresh_global_settings_context
 
-    refresh_global_settings_context()  # Prefect may have been imported before QUIET was set
+    refresh_global_settings_context()  # Prefect may have been imported before SETTINGS were set
     with _interrupts_blocked():
         # Ctrl-C goes to the whole foreground group: blocked here, it does not reach the server, which must
         # live until the run has told it how it ended.

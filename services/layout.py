@@ -10,7 +10,7 @@ from pathlib import Path
 
 from domainstudio.errors import DomainStudioError
 
-PROJECT = Path(__file__).parents[2]
+PROJECT = Path(__file__).parents[1]
 HOST = "127.0.0.1"
 FOLDER = ".services"
 FIRST_PORT = 7400

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 
-from flows.adapt import QUIET
+from domainstudio import telemetry
 from services import checks, postgres
 from services.layout import BUCKETS, HOST, POOL, PROJECT, Layout, ServiceError
 
@@ -71,8 +71,7 @@ def client_environment(layout: Layout, credentials: Mapping[str, str]) -> dict[s
         "PREFECT_API_URL": layout.address("prefect"),
         "DOMAINSTUDIO_CHECKPOINTS": "s3://checkpoints/states",
         "DOMAINSTUDIO_REPOSITORY": os.environ.get("DOMAINSTUDIO_REPOSITORY", str(PROJECT)),
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        **QUIET,
+        **telemetry.OFF,
     }
 
 
@@ -80,7 +79,7 @@ def inherited() -> dict[str, str]:
     """Return this process's environment, without what belongs to other servers."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(_OTHERS)}
     path = os.pathsep.join([str(Path(sys.executable).parent), kept.get("PATH", os.defpath)])
-    return {**kept, **QUIET, "MLFLOW_DISABLE_TELEMETRY": "true", "NO_COLOR": "1", "PATH": path}
+    return {**kept, **telemetry.OFF, "NO_COLOR": "1", "PATH": path}
 
 
 def _s3(layout: Layout, credentials: Mapping[str, str]) -> Program:

@@ -17,6 +17,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import IO, TypeVar
 
+from domainstudio import telemetry
 from domainstudio.errors import (
     UNAVAILABLE_STATUS,
     USER_ERROR_STATUS,
@@ -241,7 +242,7 @@ def environment(base: Mapping[str, str]) -> dict[str, str]:
     """Return a stage's environment: this Python first on the path, unbuffered lines, no statistics sent."""
     folders = [str(Path(sys.executable).parent), *filter(None, base.get("PATH", "").split(os.pathsep))]
     return {
-        "DVC_NO_ANALYTICS": "1",
+        **telemetry.OFF,
         "PYTHONUNBUFFERED": "1",
         "PYTHONIOENCODING": "utf-8",
         **base,

@@ -102,7 +102,7 @@ def _prepare() -> None:
 
 
 def _options(address: str, gpus: int | None) -> dict[str, Any]:
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     options: dict[str, Any] = {
         "logging_level": logging.ERROR,
         "log_to_driver": False,

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from domainstudio import telemetry
 from services import credentials, layout, postgres, programs
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
@@ -88,7 +89,7 @@ def test_no_password_has_a_default(tmp_path):
 def test_servers_get_the_settings_that_they_get_without_docker(local):
     """Addresses differ, passwords have the same names."""
     elsewhere = {"PREFECT_HOME", "MLFLOW_SERVER_ALLOWED_HOSTS", "HEALTH"}
-    elsewhere |= {"DOMAINSTUDIO_WORKSPACES", *programs.QUIET, "MLFLOW_DISABLE_TELEMETRY"}
+    elsewhere |= {"DOMAINSTUDIO_WORKSPACES", *telemetry.OFF}
     for name in ("s3", "mlflow", "prefect", "worker"):
         here = {key: value for key, value in local[name][1].items() if key not in elsewhere}
         there = {key: value for key, value in SERVICES[name]["environment"].items() if key not in elsewhere}

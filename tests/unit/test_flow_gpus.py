@@ -71,7 +71,7 @@ def test_flow_runs_of_one_machine_get_different_devices() -> None:
 HOLD = """
 import sys
 from pathlib import Path
-from flows import gpus
+from flows.run import gpus
 gpus.CLAIMS = Path(sys.argv[1])
 with gpus.GpuSlots(("MIG-a/1/0",)).hold(1, lambda: False):
     print("held", flush=True)

@@ -194,7 +194,8 @@ def test_only_our_lost_runs_are_started_again(name: str) -> None:
 def test_the_automations_know_every_flow() -> None:
     from prefect import Flow
 
-    modules = [importlib.import_module(f"flows.{each.name}") for each in pkgutil.iter_modules(flows.__path__)]
+    names = [each.name for each in pkgutil.walk_packages(flows.__path__, "flows.")]
+    modules = [importlib.import_module(name) for name in names if not name.endswith("__main__")]
     found = {value.name for module in modules for value in vars(module).values() if isinstance(value, Flow)}
     assert found == {*setup.FLOWS}
 
