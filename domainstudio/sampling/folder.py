@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from itertools import cycle, islice
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,9 +37,9 @@ def sample_to_folder(
         denoiser: the model.
         folder: where to write.
         settings: number, seed, scheduler, steps, guidance and batch size.
-        conditions: what the model is told, a prompt or class for each image in turn; `None`: nothing.
-            Ignored, as `subjects` are, where the model cannot be told anything.
-        subjects: what each of them is about, for the manifest.
+        conditions: prompts or classes, which the images take in turn; `None` draws without them. An
+            unconditional model ignores them and `subjects`.
+        subjects: the subject of each condition, for the manifest.
         manifest: further entries of the manifest.
     """
     from tqdm import tqdm
@@ -50,64 +50,54 @@ def sample_to_folder(
     process = this_process()
     if not denoiser.conditional:
         conditions = subjects = None
-    seeds = [settings.seed + i for i in range(settings.number)]
-    paths = [folder / "images" / f"{i:06d}.png" for i in range(settings.number)]
-    told = list(islice(cycle(conditions), settings.number)) if conditions else None
-    (folder / "images").mkdir(parents=True, exist_ok=True)
+    entries = _entries(settings, prompt=conditions, subject=subjects)
     title = f"sample {manifest.get('model', folder.name)}"
-    starts = range(0, settings.number, settings.batch_size)
     quiet = not process.is_main_process
     with tqdm(total=settings.number, unit="image", desc=title, disable=quiet) as progress:
-        for number, start in enumerate(starts):
-            batch = slice(start, start + settings.batch_size)
+        for number, start in enumerate(range(0, settings.number, settings.batch_size)):
+            batch = entries[start : start + settings.batch_size]
+            paths = [folder / entry["file"] for entry in batch]
             mine = number % process.num_processes == process.process_index
-            if mine and not all(path.is_file() for path in paths[batch]):
-                images = draw(denoiser, seeds[batch], told[batch] if told else None, settings)
-                save_png(images, paths[batch])
-            progress.update(len(paths[batch]))
+            if mine and not all(path.is_file() for path in paths):
+                prompts = [entry["prompt"] for entry in batch] if conditions else None
+                save_png(draw(denoiser, [entry["seed"] for entry in batch], prompts, settings), paths)
+            progress.update(len(batch))
     process.wait_for_everyone()
     if process.is_main_process:
-        _finish(folder, settings, paths, seeds, told, subjects, manifest)
+        _finish(folder, settings, entries, manifest)
     process.wait_for_everyone()
+
+
+def _entries(settings: SampleSettings, **columns: Sequence[str] | None) -> list[dict[str, Any]]:
+    """Return the manifest's entry of each image; the values of a column take turns."""
+    entries: list[dict[str, Any]] = [
+        {"file": f"images/{i:06d}.png", "seed": settings.seed + i} for i in range(settings.number)
+    ]
+    for name, values in columns.items():
+        for entry, value in zip(entries, cycle(values or ()), strict=False):
+            entry[name] = value
+    return entries
 
 
 def _finish(
-    folder: Path,
-    settings: SampleSettings,
-    paths: Sequence[Path],
-    seeds: Sequence[int],
-    told: Sequence[str] | None,
-    subjects: Sequence[str] | None,
-    manifest: Mapping[str, Any],
+    folder: Path, settings: SampleSettings, entries: Sequence[Mapping[str, Any]], manifest: Mapping[str, Any]
 ) -> None:
     from domainstudio.data.pictures import grid
 
     for leftover in (folder / "images").glob(".*"):  # of a process that was killed
         leftover.unlink(missing_ok=True)
-    grid(_read(paths[:64]), columns=8).save(folder / "grid.png")
+    grid(_read([folder / entry["file"] for entry in entries[:64]]), columns=8).save(folder / "grid.png")
+    guided = "prompt" in entries[0]
     content = {
         "format": 1,
         **manifest,
         "scheduler": settings.scheduler,
         "steps": settings.steps,
-        **({"guidance_scale": settings.guidance_scale} if told else {}),
-        **({"negative": settings.negative} if told and settings.negative else {}),
-        "images": _entries(paths, seeds, told, subjects),
+        **({"guidance_scale": settings.guidance_scale} if guided else {}),
+        **({"negative": settings.negative} if guided and settings.negative else {}),
+        "images": entries,
     }
     write_json(folder / "manifest.json", content)
-
-
-def _entries(
-    paths: Sequence[Path], seeds: Sequence[int], told: Sequence[str] | None, subjects: Sequence[str] | None
-) -> list[dict[str, Any]]:
-    """Return the manifest's entry of each image."""
-    entries: list[dict[str, Any]] = [
-        {"file": f"images/{path.name}", "seed": seed} for path, seed in zip(paths, seeds, strict=True)
-    ]
-    for name, values in ("prompt", told), ("subject", subjects):
-        for entry, value in zip(entries, cycle(values or ()), strict=False):
-            entry[name] = value
-    return entries
 
 
 def load_samples(folder: str | Path) -> Images:

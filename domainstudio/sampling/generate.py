@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -38,8 +37,8 @@ def sample(
     Args:
         denoiser: the model; its network is put into eval mode.
         seeds: the seed of each image's initial noise, and of the noise that `ddpm` adds.
-        conditions: what the model is told for each image: prompts, or names of classes; `None`: nothing.
-        negative: what guidance leads away from; "" is the model without a condition.
+        conditions: the prompt or class of each image; `None` draws without a condition.
+        negative: prompt or class that guidance leads away from; "" is the model without a condition.
         guidance_scale: w of classifier-free guidance, negative + w·(condition - negative); 1 is without
             (arXiv 2207.12598; 1 + w there).
         scheduler: `ddpm`, `ddim` (η = 0) or `dpm-solver++` (second order).
@@ -56,47 +55,56 @@ def sample(
 
     denoiser.network.eval()
     device = next(denoiser.network.parameters()).device
+    dtype = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[mixed_precision]
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     stepper = make_scheduler(denoiser, scheduler)
     stepper.set_timesteps(steps)
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    options: dict[str, Any] = {} if scheduler == "ddim" else {"generator": generators}
     xt = initial_noise(generators, denoiser.shape).to(device) * stepper.init_noise_sigma
     with torch.inference_mode():
-        told = denoiser.condition(list(conditions) if conditions is not None else [""] * len(seeds))
-        guided = guidance_scale != 1 and bool(told)
-        if guided:
-            told = join(denoiser.condition([negative] * len(seeds)), told)
+        condition = denoiser.condition(list(conditions) if conditions is not None else [""] * len(seeds))
+        guidance_scale = guidance_scale if condition else 1.0
+        if guidance_scale != 1:
+            condition = join(denoiser.condition([negative] * len(seeds)), condition)
         for timestep in stepper.timesteps:
             scaled = stepper.scale_model_input(xt, timestep)
-            with _autocast(device, mixed_precision):
-                prediction = _guided(denoiser, scaled, timestep, told, guidance_scale if guided else None)
-            output = prediction.output
-            if prediction.variance is not None and scheduler == "ddpm":
-                output = torch.cat([output, prediction.variance], dim=1)
-            xt = stepper.step(output, timestep, xt, **options).prev_sample
-        parts = torch.split(xt, max(1, DECODED_PIXELS // (denoiser.resolution[0] * denoiser.resolution[1])))
-        images = torch.cat([denoiser.decode(part) for part in parts]).clamp(-1, 1)
-    return ((images + 1) * 127.5).round().to(torch.uint8).cpu().numpy()
+            with torch.autocast(device.type, dtype, enabled=dtype is not None):
+                prediction = _predict(denoiser, scaled, timestep, condition, guidance_scale)
+            if scheduler == "ddpm" and prediction.variance is not None:
+                output = torch.cat([prediction.output, prediction.variance], dim=1)
+            else:
+                output = prediction.output
+            xt = stepper.step(output, timestep, xt, generator=generators).prev_sample
+        return _decode(denoiser, xt)
 
 
-def _guided(
-    denoiser: Denoiser, xt: Tensor, timestep: Tensor, told: Condition, guidance_scale: float | None
+def _predict(
+    denoiser: Denoiser, xt: Tensor, timestep: Tensor, condition: Condition, guidance_scale: float
 ) -> Prediction:
-    """Return the prediction in float32; with guidance `told` holds the negative condition's rows first."""
+    """Return the prediction in float32; for guidance `condition` begins with the negative rows."""
     from dataclasses import replace
 
     import torch
 
-    if guidance_scale is not None:
-        xt = torch.cat([xt, xt])
-    prediction = denoiser.predict(xt, timestep.expand(len(xt)).to(xt.device), told)
+    guided = guidance_scale != 1
+    rows = torch.cat([xt, xt]) if guided else xt
+    prediction = denoiser.predict(rows, timestep.expand(len(rows)).to(xt.device), condition)
     output, variance = prediction.output.float(), prediction.variance
-    if guidance_scale is not None:
-        away, towards = output.chunk(2)
-        output = away + guidance_scale * (towards - away)
+    if guided:
+        negative, positive = output.chunk(2)
+        output = negative + guidance_scale * (positive - negative)
     if variance is not None:
-        variance = variance.float()[-len(output) :]  # with guidance the condition's own
+        variance = variance.float()[-len(xt) :]  # with guidance the condition's own
     return replace(prediction, output=output, variance=variance)
+
+
+def _decode(denoiser: Denoiser, x0: Tensor) -> Images:
+    """Return x0 as uint8 images, decoded a few at a time."""
+    import torch
+
+    height, width = denoiser.resolution
+    parts = torch.split(x0, max(1, DECODED_PIXELS // (height * width)))
+    images = torch.cat([denoiser.decode(part) for part in parts]).clamp(-1, 1)
+    return ((images + 1) * 127.5).round().to(torch.uint8).cpu().numpy()
 
 
 def draw(
@@ -132,14 +140,6 @@ def make_scheduler(denoiser: Denoiser, name: str) -> Any:
     if name == "ddim":
         return DDIMScheduler.from_config(config)
     return DPMSolverMultistepScheduler.from_config(config, algorithm_type="dpmsolver++")
-
-
-def _autocast(device: torch.device, mixed_precision: str) -> Any:
-    import torch
-
-    if mixed_precision == "no":
-        return nullcontext()
-    return torch.autocast(device.type, {"bf16": torch.bfloat16, "fp16": torch.float16}[mixed_precision])
 
 
 def default_device() -> torch.device:
