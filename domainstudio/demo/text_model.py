@@ -141,7 +141,7 @@ def new_tokenizer(corpus: Sequence[str], vocabulary: int, length: int) -> Any:
         merges = Path(folder, "merges.txt").read_text(encoding="utf-8").splitlines()[1:]
     return CLIPTokenizer(
         vocab=tokens,
-        merges=[tuple(line.split()) for line in merges],  # type: ignore[misc]
+        merges=[tuple(line.split()) for line in merges],
         unk_token=END,
         bos_token=BEGIN,
         eos_token=END,

@@ -92,7 +92,7 @@ class ConditionedUNet(nn.Module):
         if len(self.text_encoders) == 2:
             for name, module in self.text_encoders[0].named_modules():
                 if name.endswith("encoder.layers"):
-                    module[-1].requires_grad_(False)  # type: ignore[index]
+                    module[-1].requires_grad_(False)
                 elif name.endswith("final_layer_norm"):
                     module.requires_grad_(False)
 

@@ -263,7 +263,7 @@ def _client_for(environment: tuple[tuple[str, str], ...]) -> Any:
     from botocore.config import Config
 
     retries = {"total_max_attempts": ATTEMPTS, "mode": "standard"}
-    config = Config(connect_timeout=10, read_timeout=60, retries=retries)  # type: ignore[arg-type]
+    config = Config(connect_timeout=10, read_timeout=60, retries=retries)
     return boto3.Session().client("s3", config=config)
 
 

@@ -70,7 +70,7 @@ class Company:
         from prefect.client.orchestration import get_client
         from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
-        values = {PREFECT_API_URL: self.environment["PREFECT_API_URL"]}
+        values: dict[Any, str | None] = {PREFECT_API_URL: self.environment["PREFECT_API_URL"]}
         values[PREFECT_API_AUTH_STRING] = self.environment.get("PREFECT_API_AUTH_STRING")
         with temporary_settings(values):
             return get_client(sync_client=True)
@@ -109,7 +109,7 @@ class Company:
 
         return MlflowClient(self.environment["MLFLOW_TRACKING_URI"])
 
-    def aliases_of(self) -> dict[str, str]:
+    def aliases(self) -> dict[str, str]:
         found = self.mlflow().get_registered_model(self.model).aliases
         return {alias: str(version) for alias, version in found.items()}
 

@@ -103,4 +103,4 @@ def test_shards_give_the_same_model_also_after_an_interruption(tmp_path: Path) -
 def test_other_ways_to_share_are_refused(kind: DistributedType, version: int, said: str) -> None:
     asked = SimpleNamespace(distributed_type=kind, is_fsdp2=version == 2)
     with pytest.raises(TrainingError, match=said):
-        is_sharded(asked)  # type: ignore[arg-type]
+        is_sharded(asked)
