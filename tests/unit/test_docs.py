@@ -1,0 +1,192 @@
+"""What README, CONTRIBUTING and docs name is there: files, links, commands, make targets, settings."""
+
+import ast
+import re
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+
+from domainstudio.config import AdaptationSettings, Settings, reference
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted(
+    path.relative_to(ROOT).as_posix()
+    for pattern in ("README.md", "CONTRIBUTING.md", "docs/*.md", "benchmarks/README.md")
+    for path in ROOT.glob(pattern)
+)
+ROOMS = ("domainstudio", "stages", "services", "flows", "benchmarks", "tests", "docs", "deploy", "demo")
+TARGETS = set(re.findall(r"^([a-z-]+):.*##", (ROOT / "Makefile").read_text(), re.MULTILINE))
+
+
+def blocks(text, language):
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+def code(text):
+    """Return the fenced blocks and code spans of a page."""
+    fenced = re.findall(r"^```.*?^```", text, re.MULTILINE | re.DOTALL)
+    return [*fenced, *re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S))]
+
+
+def anchors(path):
+    headings = re.findall(r"^#+ (.*)$", path.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def broken_links(page, text):
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if "://" not in link:
+            path, _, anchor = link.partition("#")
+            target = ((ROOT / page).parent / path).resolve() if path else ROOT / page
+            if not target.exists() or (anchor and anchor not in anchors(target)):
+                yield f"link {link}"
+
+
+def missing_paths(_page, text):
+    for part in code(text):
+        for path in re.findall(rf"(?<![\w/.-])(?:{'|'.join(ROOMS)})/[\w./-]*\w", part):
+            # A prefix of outputs (`--output benchmarks/results/ink`) and a file with an example count too.
+            if not (ROOT / path).exists() and not list(ROOT.glob(f"{path}.*")):
+                yield f"path {path}"
+
+
+def source_of(module):
+    """Return the text of one of the project's commands, or `None` where there is none."""
+    path = ROOT / module.replace(".", "/")
+    files = [path.with_suffix(".py")] if path.with_suffix(".py").is_file() else sorted(path.glob("*.py"))
+    runs = path.with_suffix(".py").is_file() or (path / "__main__.py").is_file()
+    return "".join(file.read_text() for file in files) if runs else None
+
+
+def wrong_commands(_page, text):
+    for module, rest in re.findall(r"python -m ([\w.]+)((?:[^`\n#|&]|\\\n)*)", text):
+        if module.partition(".")[0] in ROOMS:
+            source = source_of(module)
+            if source is None:
+                yield f"python -m {module}"
+            else:
+                options = re.findall(r"(?<!\S)(--[a-z-]+)", rest)
+                yield from (
+                    f"python -m {module} {option}" for option in options if f'"{option}"' not in source
+                )
+
+
+def wrong_targets(_page, text):
+    for part in code(text):
+        named = re.findall(r"(?:^|&& |\|\| )make ([a-z][a-z-]*)", part, re.MULTILINE)
+        yield from (f"make {target}" for target in named if target not in TARGETS)
+
+
+def partial_schema():
+    """Return the schema of params.yaml in which no key is required: pages show parts of the file."""
+
+    def without(node):
+        if isinstance(node, dict):
+            return {key: without(value) for key, value in node.items() if key != "required"}
+        return [without(item) for item in node] if isinstance(node, list) else node
+
+    return without(reference.schema())
+
+
+VALIDATOR = jsonschema.Draft202012Validator(partial_schema())
+
+
+def wrong_settings(_page, text):
+    for block in blocks(text, "yaml"):
+        values = yaml.safe_load(block)
+        if "compute_environment" in values:  # a file of accelerate's
+            continue
+        if values.keys() <= AdaptationSettings.model_fields.keys():
+            values = {"adaptations": {"name": values}}
+        yield from (
+            f"{'.'.join(map(str, fault.absolute_path))}: {fault.message}"
+            for fault in VALIDATOR.iter_errors(values)
+        )
+    yield from (f"setting {key}" for key in settings_named(text) if not known(key.split(".")))
+
+
+def settings_named(text):
+    """Return every `section.key` of code spans, and those of `dvc exp run -S`."""
+    for part in code(text):
+        yield from re.findall(r"-S ([\w.-]+)=", part)
+        key = re.match(r"([a-z_]+(?:\.[\w*<>-]+)+)(?::.*)?$", part)
+        if key and key[1].split(".")[0] in Settings.model_fields and not key[1].endswith(".py"):
+            yield key[1]
+
+
+def known(path, schema=VALIDATOR.schema):
+    """Say whether the schema has a key; any name stands for `<name>` and `*`."""
+    while "$ref" in schema:
+        schema = VALIDATOR.schema["$defs"][schema["$ref"].rpartition("/")[2]]
+    if not path:
+        return True
+    if "anyOf" in schema:
+        return any(known(path, part) for part in schema["anyOf"])
+    inner = schema.get("properties", {}).get(path[0]) or schema.get("additionalProperties")
+    inner = inner or next(iter(schema.get("patternProperties", {}).values()), None)
+    return isinstance(inner, dict) and known(path[1:], inner)
+
+
+def defined(path):
+    """Return the names that a module defines or imports at its top."""
+    names = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.ImportFrom | ast.Import):
+            names |= {alias.asname or alias.name for alias in node.names}
+        elif isinstance(node, ast.Assign):
+            names |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            names.add(node.target.id)
+    return names
+
+
+def wrong_names(_page, text):
+    """Check `from domainstudio.… import name` in examples, and "`a/module.py`: `name`" in prose."""
+    pairs = [(f"domainstudio/{path}", name) for path, name in re.findall(r"`([\w/]+\.py)`: `(\w+)`", text)]
+    terms = re.findall(r"`(losses|wavelet)\.((?!py`)\w+)`", text)
+    pairs += [(f"domainstudio/training/{module}.py", name) for module, name in terms]
+    for block in blocks(text, "python"):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] in ROOMS:
+                path = str(node.module).replace(".", "/")
+                path = f"{path}/__init__.py" if (ROOT / path).is_dir() else f"{path}.py"
+                pairs += [(path, alias.name) for alias in node.names]
+    for path, name in pairs:
+        if not (ROOT / path).is_file() or name not in defined(ROOT / path):
+            yield f"{path}: {name}"
+
+
+CHECKS = (broken_links, missing_paths, wrong_commands, wrong_targets, wrong_settings, wrong_names)
+
+
+@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("check", CHECKS)
+def test_what_a_page_names_is_there(check, page):
+    assert not list(check(page, (ROOT / page).read_text()))
+
+
+@pytest.mark.parametrize(
+    ("check", "wrong"),
+    [
+        (broken_links, "[a](docs/nowhere.md)"),
+        (broken_links, "[a](docs/operate.md#nothing)"),
+        (missing_paths, "`stages/fine_tune.py`"),
+        (wrong_commands, "```bash\npython -m stages.fine_tune\n```\n"),
+        (wrong_commands, "`python -m stages.register --roll-back ink`"),
+        (wrong_targets, "`make demos`"),
+        (wrong_settings, "`finetune.stepps`"),
+        (wrong_settings, "`methods.*.spaces: latent`"),
+        (wrong_settings, "`dvc exp run -S methods.domainstudio.imag=0.5`"),
+        (wrong_settings, "```yaml\nfinetun: {steps: 3}\n```\n"),
+        (wrong_settings, "```yaml\nprompts: {sauce: a house}\n```\n"),
+        (wrong_names, "`losses.mean_squared_mistake`"),
+        (wrong_names, "`training/recipe.py`: `make_train`"),
+        (wrong_names, "```python\nfrom domainstudio.config import lode\n```\n"),
+    ],
+)
+def test_a_wrong_name_is_found(check, wrong):
+    assert len(list(check("README.md", wrong))) == 1
