@@ -27,7 +27,7 @@ from accelerate import Accelerator
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from domainstudio.config import SampleSettings
-from domainstudio.previews import previewer
+from domainstudio.training.previews import previewer
 from tests.integration.test_training import trainer
 
 folder, sharded, last = Path(sys.argv[1]), sys.argv[2] == "sharded", int(sys.argv[3])

@@ -180,9 +180,9 @@ TWO_PROCESSES = """
 import sys
 from pathlib import Path
 from domainstudio.config import SampleSettings
-from domainstudio.examples import Examples
-from domainstudio.previews import previewer
-from domainstudio.training import Trainer
+from domainstudio.training.examples import Examples
+from domainstudio.training.previews import previewer
+from domainstudio.training.trainer import Trainer
 from tests.models import DOMAINSTUDIO, tiny_text_denoiser, tiny_text_images, training_settings
 
 denoiser = tiny_text_denoiser("sd1")

@@ -200,7 +200,7 @@ from pathlib import Path
 from tests.integration.test_training import trainer
 training = trainer(Path(sys.argv[1]), steps=1, batch_size=3)
 import torch
-from domainstudio.objective import NoisyBatch
+from domainstudio.training.objective import NoisyBatch
 g = torch.Generator().manual_seed(0)
 noise, t = torch.randn((6, 3, 8, 8), generator=g), torch.tensor([10, 200, 400, 500, 700, 900])
 rank, world = training.accelerator.process_index, training.accelerator.num_processes
