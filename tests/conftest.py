@@ -14,3 +14,9 @@ def fresh_accelerate():
 
         for state in (AcceleratorState, GradientState, PartialState):
             state._reset_state()
+
+
+@pytest.fixture
+def bfloat16(monkeypatch):
+    """Compute in bfloat16 where a test asks for it, however slow this processor is at that."""
+    monkeypatch.setattr("domainstudio.precision.cpu_has_bfloat16", lambda: True)

@@ -43,7 +43,7 @@ def sample(
             (arXiv 2207.12598; 1 + w there).
         scheduler: `ddpm`, `ddim` (η = 0) or `dpm-solver++` (second order).
         steps: denoising steps.
-        mixed_precision: autocast type, `no`, `bf16` or `fp16`.
+        mixed_precision: autocast type, `no`, `bf16` or `fp16`; see `usable_precision`.
 
     Returns:
         Images, with shape (len(seeds), 3, H, W).
@@ -51,11 +51,13 @@ def sample(
     import torch
 
     from domainstudio.models.conditions import join
+    from domainstudio.precision import usable_precision
     from domainstudio.seeding import initial_noise
 
     denoiser.network.eval()
     device = next(denoiser.network.parameters()).device
-    dtype = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[mixed_precision]
+    precision = usable_precision(mixed_precision, device)
+    dtype = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     stepper = make_scheduler(denoiser, scheduler)
     stepper.set_timesteps(steps)

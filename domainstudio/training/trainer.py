@@ -19,9 +19,10 @@ from diffusers.training_utils import EMAModel
 from tqdm import tqdm
 
 from domainstudio.data.buckets import bucket_sizes
-from domainstudio.distributed import gather_with_gradients
+from domainstudio.distributed import gather_with_gradients, this_process
 from domainstudio.errors import TrainingError
 from domainstudio.models.conditions import join
+from domainstudio.precision import usable_precision
 from domainstudio.seeding import generator
 from domainstudio.storage import checkpoint
 from domainstudio.training.examples import Examples, Feed
@@ -98,7 +99,8 @@ class Trainer:
         if prior is None and weights.prior > 0:
             raise TrainingError("the method's prior weight is above 0: give images of the source domain")
         self.settings, self.checkpoints, self.tracker, self.preview = settings, checkpoints, tracker, preview
-        self.accelerator = Accelerator(mixed_precision=settings.mixed_precision)
+        precision = usable_precision(settings.mixed_precision, this_process().device)
+        self.accelerator = Accelerator(mixed_precision=precision)
         # Processes that hold shards keep a whole copy beside, to draw with and to save.
         self._whole = copy.deepcopy(denoiser) if is_sharded(self.accelerator) else None
         self.denoiser = denoiser.to(self.accelerator.device)
@@ -112,7 +114,7 @@ class Trainer:
         optimizer = make_optimizer(denoiser.network, settings)
         self.lr_scheduler = make_lr_scheduler(optimizer, settings)
         for model in (denoiser, source):
-            if model is not None and settings.frozen_precision != "no":
+            if model is not None and "no" not in (settings.frozen_precision, precision):
                 lower_frozen(model.network, settings.frozen_precision)
         if settings.compile:
             denoiser.network.compile()

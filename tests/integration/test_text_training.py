@@ -123,6 +123,7 @@ def test_a_trained_model_is_drawn_and_saved_as_it_is(tmp_path):
     assert np.abs(mine.astype(int) - untrained.astype(int)).max() > 2
 
 
+@pytest.mark.usefixtures("bfloat16")
 def test_only_the_source_models_unet_is_lowered(tmp_path):
     """What is saved must not be rounded: text encoders that are not trained stay as they are."""
     denoiser = tiny_text_denoiser("sd1")

@@ -66,6 +66,7 @@ def test_every_term_is_logged_unweighted_at_every_step(tmp_path):
     assert {"learning_rate", "grad_norm", "timestamp", "seconds"} <= set(record)
 
 
+@pytest.mark.usefixtures("bfloat16")
 @pytest.mark.parametrize("changes", [{}, {"gradient_accumulation_steps": 2, "mixed_precision": "bf16"}])
 def test_resumed_is_bit_identical_to_undisturbed(tmp_path, changes):
     whole = trainer(tmp_path / "whole", **changes)

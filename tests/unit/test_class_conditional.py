@@ -249,6 +249,7 @@ def adapt(folder, denoiser, told, prior_told, weights=PLAIN, **settings):
 
 
 @pytest.mark.parametrize("weights", [PLAIN, DOMAINSTUDIO])
+@pytest.mark.usefixtures("bfloat16")
 @pytest.mark.parametrize("settings", [{"ema_decay": 0.0}, {"ema_decay": 0.9, "mixed_precision": "bf16"}])
 def test_classes_that_never_occur_keep_their_embedding(tmp_path, weights, settings):
     denoiser = tiny_class_denoiser(("adapted", "kept", "unseen"))

@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 LAYERS = (
-    ("errors", "seeding", "redaction", "git", "distributed", "project", "telemetry"),
+    ("errors", "seeding", "redaction", "git", "distributed", "project", "precision", "telemetry"),
     ("config", "storage"),
     ("data", "tracking"),
     ("models",),

@@ -1,0 +1,36 @@
+import logging
+
+import pytest
+import torch
+
+from domainstudio import precision
+from domainstudio.precision import usable_precision
+from domainstudio.sampling import sample
+from tests.integration.test_training import trainer
+from tests.models import tiny_denoiser
+
+
+@pytest.fixture(params=[True, False], ids=["bfloat16", "no bfloat16"])
+def has_bfloat16(request, monkeypatch):
+    monkeypatch.setattr(precision, "cpu_has_bfloat16", lambda: request.param)
+    precision._say_once.cache_clear()
+    return request.param
+
+
+def test_bfloat16_is_used_where_the_processor_has_it(has_bfloat16, caplog):
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert usable_precision("bf16", cpu) == ("bf16" if has_bfloat16 else "no")
+    assert usable_precision("bf16", cpu) == ("bf16" if has_bfloat16 else "no")
+    assert [usable_precision(wanted, cpu) for wanted in ("no", "fp16")] == ["no", "fp16"]
+    assert usable_precision("bf16", gpu) == "bf16"
+    warned = [r for r in caplog.records if r.levelno == logging.WARNING]
+    assert len(warned) == (0 if has_bfloat16 else 1)  # once, not at every batch
+
+
+def test_sampling_and_training_ask_for_it(has_bfloat16, tmp_path):
+    denoiser = tiny_denoiser()
+    drawn, exact = (sample(denoiser, [1], steps=3, mixed_precision=m) for m in ("bf16", "no"))
+    assert (drawn == exact).all() != has_bfloat16
+    training = trainer(tmp_path, mixed_precision="bf16", frozen_precision="bf16")
+    assert training.accelerator.mixed_precision == ("bf16" if has_bfloat16 else "no")
+    training.train()
