@@ -8,7 +8,6 @@ import platform
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +17,14 @@ from prefect.client.schemas.objects import State
 from prefect.states import Failed
 
 from domainstudio import config
-from domainstudio.errors import ConfigError, DomainStudioError
-from domainstudio.tracking import pipeline_run
-from domainstudio.tracking.runs import PARENT_RUN_VARIABLE
+from domainstudio.errors import ConfigError
+from domainstudio.tracking.runs import RunPlan
+from flows.parent_run import ParentRun, parent_run
 from flows.run import graph, workspace
-from flows.run.commands import DELAYS, Commands, patiently
-from flows.run.pipeline import RETRIES, RETRY_DELAY_SECONDS, adapt, unimportant
+from flows.run.commands import Commands
+from flows.run.pipeline import RETRIES, RETRY_DELAY_SECONDS, adapt
 from flows.run.workspace import REPOSITORY_VARIABLE, WORKSPACES_VARIABLE, Workspace, WorkspaceError
+from flows.server import unimportant
 
 ATTEMPTS = 5
 """Starts of one flow run, after nodes that were lost, before it counts as failed."""
@@ -71,23 +71,26 @@ def adapt_revision(
 
 
 def _run(where: Workspace, adaptations: list[str], options: Mapping[str, Any]) -> State[Any]:
-    known = graph.read()
-    stages = graph.select(known, adaptations)
-    needed = workspace.needed(stages.values(), known)
+    known, experiment = graph.read(), config.load().registry.experiment
+    stages = workspace.needed(graph.select(known, adaptations).values(), known)
     commands, log = Commands(where.root), get_run_logger().info
     workspace.share_cache(where)
     if stored := workspace.has_remote(where):
-        workspace.pull(where, commands, log, needed)
+        workspace.pull(commands, log, stages)
     else:
         get_run_logger().warning("DVC has no default remote: everything is made here, and kept nowhere else")
-    with _pipeline_run(where) as kept:
+    name, key = runtime.flow_run.name or where.commit[:12], str(runtime.flow_run.id or where.commit)
+    tags = {"git.commit": where.commit, "prefect.flow_run": key}
+    plan = RunPlan(name, key, experiment, tags=tags, kind="pipeline")
+    with parent_run(plan, where.root, [where.root / name for name in KEPT], "adapt-mlflow") as run:
         state: State[Any] = adapt(adaptations, pull=stored, **options, return_state=True)
+        if run:
+            run.status = "FINISHED" if state.is_completed() else "FAILED"
+            _link_report(run, where.root)
         # What succeeded is given back even where something else failed.
         if stored:
             with _giving_back(where):
-                workspace.push(where, commands, log, needed)
-        kept["status"] = "FINISHED" if state.is_completed() else "FAILED"
-    name = runtime.flow_run.name or where.commit[:12]
+                workspace.push(commands, log, stages)
     with _giving_back(where):
         message = f"Results of flow run {name}: {', '.join(adaptations) or 'all'}"
         branch = workspace.publish(where, name, message)
@@ -95,46 +98,11 @@ def _run(where: Workspace, adaptations: list[str], options: Mapping[str, Any]) -
     return State(type=state.type, name=state.name, message=told)
 
 
-@contextlib.contextmanager
-def _pipeline_run(where: Workspace) -> Iterator[dict[str, str]]:
-    """Nest the trainings of this block under a run of MLflow, which keeps `dvc.lock` in the end."""
-    outcome, log = {"status": "KILLED"}, get_run_logger().info
-    name = runtime.flow_run.name or where.commit[:12]
-    key = str(runtime.flow_run.id or where.commit)
-    tags = {"git.commit": where.commit, "prefect.flow_run": key}
-    try:
-        experiment = config.load().registry.experiment
-        start = partial(pipeline_run.start, name, key, experiment, tags, where.root)
-        run = patiently(start, log, "MLflow's run")
-    except DomainStudioError as error:
-        get_run_logger().warning("The run is not shown in MLflow: %s", error)
-        yield outcome
-        return
-    os.environ[PARENT_RUN_VARIABLE] = run.run_id
-    try:
-        yield outcome
-    except Exception:
-        outcome["status"] = "FAILED"
-        raise
-    finally:
-        del os.environ[PARENT_RUN_VARIABLE]
-        try:
-            files = [where.root / name for name in KEPT]
-            finish = partial(pipeline_run.finish, run, files, outcome["status"], where.root)
-            delays = () if outcome["status"] == "KILLED" else DELAYS  # what is being ended has no time
-            patiently(finish, log, "MLflow's run", delays)
-        except DomainStudioError as error:
-            get_run_logger().warning("MLflow did not take dvc.lock: %s", error)
-        if run.url:
-            with unimportant("links"):
-                _link(run.url, where.root)
-
-
-def _link(run: str, root: Path) -> None:
-    create_link_artifact(run, key="adapt-mlflow", description="The run in MLflow")
-    if (root / "report.html").is_file():
-        report = f"{run}/artifacts/report.html"
-        create_link_artifact(report, key="adapt-report", description="The report, in MLflow")
+def _link_report(run: ParentRun, root: Path) -> None:
+    if run.url and (root / "report.html").is_file():
+        with unimportant("link to the report"):
+            report = f"{run.url}/artifacts/report.html"
+            create_link_artifact(report, key="adapt-report", description="The report, in MLflow")
 
 
 @contextlib.contextmanager

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import yaml
 
-from domainstudio.errors import ConfigError, DomainStudioError
+from domainstudio.errors import ConfigError
 from domainstudio.redaction import redact
+from flows import cli
 from flows.run.gpus import LIMIT_NAME
 
 if TYPE_CHECKING:
@@ -39,28 +40,23 @@ OF_OUR_FLOWS: dict[str, str | list[str]] = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Set the server up as the command line says."""
     options = _parser().parse_args(arguments)
+    return cli.run(lambda: _setup(options), "what was made stays, and the next call goes on")
+
+
+def _setup(options: argparse.Namespace) -> int:
     try:
-        for line in setup(
-            options.pool, options.cluster, dict(options.gpus), options.lost_after, options.notify
-        ):
-            print(line)
-    except DomainStudioError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        lines = setup(options.pool, options.cluster, dict(options.gpus), options.lost_after, options.notify)
     except (httpx.HTTPError, httpx.InvalidURL) as error:  # Prefect's own are among them
-        said = redact(str(error) or type(error).__name__)
-        check = "check PREFECT_API_URL, PREFECT_API_AUTH_STRING and the server"
-        print(f"error: the Prefect server did not do as asked: {said}\n{check}", file=sys.stderr)
-        return 2
+        raise ConfigError(
+            f"the Prefect server did not do as asked: {redact(str(error) or type(error).__name__)}\n"
+            "Check PREFECT_API_URL, PREFECT_API_AUTH_STRING and the server"
+        ) from error
+    print("\n".join(lines))
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m flows.setup",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = cli.parser("flows.setup", __doc__)
     parser.add_argument("--pool", default="local", help="work pool of processes (default: local)")
     parser.add_argument("--cluster", default="cluster", help="work pool of Kubernetes (default: cluster)")
     parser.add_argument(

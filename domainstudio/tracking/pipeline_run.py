@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,23 +20,12 @@ class PipelineRun:
     """Its page; None if no server shows it."""
 
 
-def start(
-    name: str, key: str, experiment: str, tags: Mapping[str, str], root: Path, kind: str = "pipeline"
-) -> PipelineRun:
-    """Open the run of a pipeline. The same key opens the same run.
-
-    Args:
-        name: Name of the run.
-        key: What identifies it, such as the id of the flow run.
-        experiment: MLflow's experiment (`registry.experiment`).
-        tags: Anything to find it by.
-        root: The project's root.
-        kind: `pipeline` or `sweep`.
+def start(plan: RunPlan, root: Path) -> PipelineRun:
+    """Open the run of a pipeline or a sweep. The same plan opens the same run.
 
     Raises:
         TrackingError: MLflow cannot be reached, or refused.
     """
-    plan = RunPlan(name, key, experiment, tags=tags, kind=kind)
     with connect(root) as client:
         run_id = open_run(client, plan, root)
         experiment_id = client.get_run(run_id).info.experiment_id

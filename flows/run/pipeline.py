@@ -15,12 +15,11 @@ from typing import Any, cast
 from uuid import UUID
 
 from prefect import flow, get_run_logger, runtime
-from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
+from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import State, TaskRun
-from prefect.context import FlowRunContext
 from prefect.futures import PrefectFuture, wait
 from prefect.states import Cancelled, Completed, Crashed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
@@ -33,6 +32,7 @@ from flows.run import gpus as gpu_slots
 from flows.run import graph
 from flows.run.commands import Commands, Outcome, StageFailedError, StoppedError
 from flows.run.summary import Row, markdown, picture
+from flows.server import Progress, cancel_requested, unimportant
 
 RETRIES = 1
 RETRY_DELAY_SECONDS = 10.0
@@ -193,47 +193,6 @@ def _watch(run: _Run, futures: Mapping[str, PrefectFuture[State[Any]]]) -> bool:
                 run.commands.stop()
 
 
-class Progress:
-    """The progress artifact; a server that is away for a moment costs a redraw, never the run.
-
-    Args:
-        total: How much there is to do.
-        key: The artifact's.
-        noun: What is done, in the plural.
-    """
-
-    def __init__(self, total: int, key: str, noun: str) -> None:
-        self._total, self._key, self._noun = total, key, noun
-        self._shown: tuple[int, list[str]] | None = None
-        self._artifact: UUID | None = None
-
-    def show(self, done: int, running: list[str]) -> None:
-        """Show how many are done and which are running, if that is new."""
-        if (done, running) == self._shown:
-            return
-        percent = 100.0 * done / self._total if self._total else 100.0
-        now = f"; now: {', '.join(running)}" if running else ""
-        text = f"{done} of {self._total} {self._noun} done{now}"
-        with unimportant("progress"):
-            if self._artifact is None:
-                created = create_progress_artifact(percent, key=self._key, description=text)
-                self._artifact = cast(UUID, created)
-            else:
-                update_progress_artifact(self._artifact, percent, description=text)
-            self._shown = (done, running)
-
-
-def cancel_requested() -> bool:
-    """Tell whether somebody cancelled this flow run at the server."""
-    context = FlowRunContext.get()
-    if context is None or context.flow_run is None:
-        return False
-    with unimportant("cancellation"):
-        state = get_client(sync_client=True).read_flow_run(context.flow_run.id).state
-        return state is not None and (state.is_cancelling() or state.is_cancelled())
-    return False
-
-
 def _close_lost() -> None:
     """End the tasks of an earlier start that was lost with its node: they are shown as running for ever."""
     client = get_client(sync_client=True)
@@ -286,12 +245,3 @@ def _show_samples(root: Path, adaptation: str) -> None:
     key = f"samples-{adaptation.replace('_', '-')}"
     # An image artifact would print the address beside the picture, all of it.
     create_markdown_artifact(f"![{adaptation}]({address})", key=key, description=f"Samples of {adaptation}")
-
-
-@contextlib.contextmanager
-def unimportant(what: str) -> Iterator[None]:
-    """Go on after this block whatever the server answers, with a warning that names `what`."""
-    try:
-        yield
-    except Exception as error:
-        get_run_logger().warning("The server could not be asked about the %s: %s", what, error)

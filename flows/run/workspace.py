@@ -84,7 +84,7 @@ def has_remote(workspace: Workspace) -> bool:
     return bool(_dvc(workspace, "config", "core.remote", check=False))
 
 
-def pull(workspace: Workspace, commands: Commands, log: Log, stages: Collection[str]) -> None:
+def pull(commands: Commands, log: Log, stages: Collection[str]) -> None:
     """Fetch the outputs of stages that the remote has; those of others are made by the run.
 
     Everything that a selected stage reads must be there before DVC compares: of a folder that is there in
@@ -94,7 +94,7 @@ def pull(workspace: Workspace, commands: Commands, log: Log, stages: Collection[
     commands.run(command, log, "dvc pull")
 
 
-def push(workspace: Workspace, commands: Commands, log: Log, stages: Collection[str]) -> None:
+def push(commands: Commands, log: Log, stages: Collection[str]) -> None:
     """Give the outputs of stages, and what DVC knows of runs, to the remote."""
     commands.run([sys.executable, "-m", "dvc", "push", "--run-cache", *sorted(stages)], log, "dvc push")
 

@@ -7,17 +7,16 @@ was measured is kept in `.cache/sweeps`: the same trial is not trained twice.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
 from prefect import flow, get_run_logger
-from prefect.artifacts import create_link_artifact, create_table_artifact
+from prefect.artifacts import create_table_artifact
 from prefect.client.schemas.objects import State
 from prefect.states import Cancelled, Completed, Failed
 
@@ -25,11 +24,12 @@ from domainstudio import config
 from domainstudio.errors import DomainStudioError
 from domainstudio.sweep import search
 from domainstudio.sweep.search import Candidate, Outcome
-from domainstudio.tracking import pipeline_run, sweep_runs
-from domainstudio.tracking.runs import PARENT_RUN_VARIABLE
+from domainstudio.tracking import sweep_runs
+from domainstudio.tracking.runs import RunPlan
 from domainstudio.tracking.server import tracking_uri
-from flows.adapt import run_command, start_server, tell
-from flows.run.pipeline import Progress, cancel_requested, unimportant
+from flows import cli
+from flows.parent_run import parent_run
+from flows.server import Progress, cancel_requested, unimportant
 from flows.sweep import cluster, leaderboard, shipping, worker
 from flows.sweep.layout import Planned, SweepPlan, lay_out
 from flows.sweep.params_file import write_overrides
@@ -193,17 +193,15 @@ def sweep(
 
 def _sweep(name: str, files: list[str], address: str | None, gpus: int | None, write: bool) -> State[Any]:
     plan = lay_out(name, config.load(*files), Path.cwd())
-    with _mlflow_run(plan) as kept:
-        state = _Sweep(plan, tracked=kept is not None)
+    with parent_run(_run_plan(plan), plan.root, plan.tables, "sweep-mlflow") as run:
+        state = _Sweep(plan, tracked=run is not None)
         try:
             state.take_kept()
             state.run(address, gpus)
         finally:
             outcomes = state.close()
             ranked = search.rank(outcomes, plan.sweep.objective)
-            tables = _write_tables(plan, outcomes, ranked)
-            if kept is not None:
-                kept += tables
+            _write_tables(plan, outcomes, ranked)
     chosen = search.best(ranked)
     text = _told(plan, outcomes, chosen)
     if state.cancelled:
@@ -216,84 +214,50 @@ def _sweep(name: str, files: list[str], address: str | None, gpus: int | None, w
     return Completed(message=text)
 
 
-def _write_tables(plan: SweepPlan, outcomes: Sequence[Outcome], ranked: Sequence[Candidate]) -> list[Path]:
-    """Write the tables of a sweep and show one in Prefect; return the files."""
+def _write_tables(plan: SweepPlan, outcomes: Sequence[Outcome], ranked: Sequence[Candidate]) -> None:
+    """Write the tables of a sweep and show one in Prefect."""
     table = leaderboard.rows(ranked, plan.sweep.objective)
+    all_trials, ranking = plan.tables
     plan.folder.mkdir(parents=True, exist_ok=True)
-    contents = {"sweep.csv": leaderboard.to_csv(outcomes), "sweep.md": leaderboard.markdown(table)}
-    for file, content in contents.items():
-        (plan.folder / file).write_text(content, encoding="utf-8")
+    all_trials.write_text(leaderboard.to_csv(outcomes), encoding="utf-8")
+    ranking.write_text(leaderboard.markdown(table), encoding="utf-8")
     with unimportant("table"):
         create_table_artifact(cast(Any, table), key="sweep-results", description=f"Sweep {plan.name}")
-    return [plan.folder / file for file in contents]
 
 
 def _told(plan: SweepPlan, outcomes: Sequence[Outcome], chosen: Candidate | None) -> str:
     counts = Counter(outcome.status for outcome in outcomes)
     metrics = plan.sweep.objective.metrics
     text = ", ".join(f"{number} {status}" for status, number in counts.items())
-    text = f"{plan.name}: {text} ({plan.folder / 'sweep.md'})"
+    text = f"{plan.name}: {text} ({plan.tables[1]})"
     if chosen is None:
         return f"{text}; no setting was measured that keeps all bounds"
     values = ", ".join(f"{key} {value}" for key, value in chosen.values.items())
     return f"{text}; the best: {values}: {', '.join(f'{m} {chosen.mean(m):.4g}' for m in metrics)}"
 
 
-@contextlib.contextmanager
-def _mlflow_run(plan: SweepPlan) -> Iterator[list[Path] | None]:
-    """Nest the trials of this block under a run of MLflow; yield the list of files that it is to keep.
-
-    None where MLflow has no run for it.
-    """
-    first = plan.trials[0].order
-    tags = {"sweep": plan.name, "adaptation": plan.sweep.adaptation, **_objective_tags(plan)}
-    try:
-        run = pipeline_run.start(
-            plan.name, plan.key, first.settings.registry.experiment, tags, plan.root, kind="sweep"
-        )
-    except DomainStudioError as error:
-        get_run_logger().warning("The sweep is not shown in MLflow: %s", error)
-        yield None
-        return
-    if run.url:
-        with unimportant("link to MLflow"):
-            create_link_artifact(run.url, key="sweep-mlflow", description="The sweep in MLflow")
-    before = os.environ.get(PARENT_RUN_VARIABLE)
-    os.environ[PARENT_RUN_VARIABLE] = run.run_id
-    status, files = "KILLED", cast(list[Path], [])
-    try:
-        yield files
-        status = "FINISHED"
-    finally:
-        if before is None:
-            del os.environ[PARENT_RUN_VARIABLE]
-        else:
-            os.environ[PARENT_RUN_VARIABLE] = before
-        try:
-            pipeline_run.finish(run, files, status, plan.root)
-        except DomainStudioError as error:
-            get_run_logger().warning("MLflow did not take the table: %s", error)
-
-
-def _objective_tags(plan: SweepPlan) -> dict[str, str]:
+def _run_plan(plan: SweepPlan) -> RunPlan:
     objective = plan.sweep.objective
     bounds = [f"{name} <= {bound:g}" for name, bound in objective.at_most.items()]
     bounds += [f"{name} >= {bound:g}" for name, bound in objective.at_least.items()]
-    return {"objective": f"{objective.direction} {objective.metric}", "bounds": ", ".join(bounds)}
+    tags = {
+        "sweep": plan.name,
+        "adaptation": plan.sweep.adaptation,
+        "objective": f"{objective.direction} {objective.metric}",
+        "bounds": ", ".join(bounds),
+    }
+    experiment = plan.trials[0].order.settings.registry.experiment
+    return RunPlan(plan.name, plan.key, experiment, tags=tags, kind="sweep")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the flow as the command line says; the exit status is 0 only if there is a best setting."""
     options = _parser().parse_args(arguments)
-    return run_command(lambda: _run(options), "every trial was ended")
+    return cli.run(lambda: _run(options), "every trial was ended")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m flows.sweep",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = cli.parser("flows.sweep", __doc__)
     parser.add_argument("name", metavar="sweep", help="key of `sweeps` in params.yaml")
     parser.add_argument("--params", nargs="+", default=["params.yaml"], help="and files that add to it")
     parser.add_argument(
@@ -315,6 +279,6 @@ def _run(options: argparse.Namespace) -> int:
             kept = "kept" if worker.read(planned.order.key) else "to run"
             print(f"{planned.order.plan.name}  {kept:6}  {planned.trial.title}")
         return 0
-    start_server()
+    cli.start_server()
     parameters = {name: getattr(options, name) for name in ("name", "params", "address", "gpus", "write")}
-    return tell(sweep(**parameters, return_state=True))
+    return cli.show_end(sweep(**parameters, return_state=True))

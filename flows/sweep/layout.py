@@ -44,6 +44,11 @@ class SweepPlan:
         """Where its tables are written."""
         return worker.FOLDER / f"{self.name}-{self.key[:8]}"
 
+    @property
+    def tables(self) -> tuple[Path, Path]:
+        """Every trial as CSV, and the ranked settings as Markdown."""
+        return self.folder / "sweep.csv", self.folder / "sweep.md"
+
 
 def lay_out(name: str, settings: Settings, root: Path) -> SweepPlan:
     """Return the plan of a sweep.

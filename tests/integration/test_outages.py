@@ -240,7 +240,7 @@ def assert_push_waits(company: Company, clone: Path) -> None:
 
     company.team.stop("s3")
     try:
-        workspace.push(workspace.Workspace(clone, "main"), Commands(clone), log, STAGES)
+        workspace.push(Commands(clone), log, STAGES)
     finally:
         company.team.start("s3", timeout=PATIENCE)
     assert any(line.startswith("dvc push waits") for line in lines), lines

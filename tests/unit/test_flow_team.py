@@ -25,8 +25,10 @@ import flows
 from domainstudio.registry import aliases
 from domainstudio.registry.aliases import Alias, Promotion
 from domainstudio.tracking import pipeline_run
+from domainstudio.tracking.runs import PARENT_RUN_VARIABLE, RunPlan
 from domainstudio.tracking.server import TrackingError, connect
 from flows import events, registry, revision, setup, watch
+from flows.parent_run import parent_run
 from flows.run.workspace import WORKSPACES_VARIABLE, Workspace, WorkspaceError
 from tests.integration.mlflow_parts import use_local_store
 from tests.project import ROOT
@@ -137,10 +139,11 @@ def test_the_pipelines_run_says_whether_it_failed_or_was_ended(
     from prefect.logging import disable_run_logger
 
     use_local_store(tmp_path, monkeypatch)
-    (tmp_path / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
-    with pytest.raises(error), disable_run_logger(), revision._pipeline_run(Workspace(tmp_path, "c" * 40)):
-        run_id = os.environ[revision.PARENT_RUN_VARIABLE]
+    plan = RunPlan("red-fox", "a", "pipelines", kind="pipeline")
+    with pytest.raises(error), disable_run_logger(), parent_run(plan, tmp_path, [], "link"):
+        run_id = os.environ[PARENT_RUN_VARIABLE]
         raise error
+    assert PARENT_RUN_VARIABLE not in os.environ
     with connect() as client:
         assert client.get_run(run_id).info.status == status
 

@@ -1,0 +1,59 @@
+"""A flow run at its Prefect server: progress, cancellation, and answers that may fail to come."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import cast
+from uuid import UUID
+
+from prefect import get_run_logger, runtime
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.client.orchestration import get_client
+
+
+class Progress:
+    """The progress artifact; a server that is away for a moment costs a redraw, never the run.
+
+    Args:
+        total: How much there is to do.
+        key: The artifact's.
+        noun: What is done, in the plural.
+    """
+
+    def __init__(self, total: int, key: str, noun: str) -> None:
+        self._total, self._key, self._noun = total, key, noun
+        self._shown: tuple[int, list[str]] | None = None
+        self._artifact: UUID | None = None
+
+    def show(self, done: int, running: list[str]) -> None:
+        """Show how many are done and which are running, if that is new."""
+        if (done, running) == self._shown:
+            return
+        percent = 100.0 * done / self._total if self._total else 100.0
+        now = f"; now: {', '.join(running)}" if running else ""
+        text = f"{done} of {self._total} {self._noun} done{now}"
+        with unimportant("progress"):
+            if self._artifact is None:
+                created = create_progress_artifact(percent, key=self._key, description=text)
+                self._artifact = cast(UUID, created)
+            else:
+                update_progress_artifact(self._artifact, percent, description=text)
+            self._shown = (done, running)
+
+
+def cancel_requested() -> bool:
+    """Tell whether somebody cancelled this flow run at the server."""
+    with unimportant("cancellation"):
+        state = get_client(sync_client=True).read_flow_run(UUID(runtime.flow_run.id)).state
+        return state is not None and (state.is_cancelling() or state.is_cancelled())
+    return False
+
+
+@contextlib.contextmanager
+def unimportant(what: str) -> Iterator[None]:
+    """Go on after this block whatever the server answers, with a warning that names `what`."""
+    try:
+        yield
+    except Exception as error:
+        get_run_logger().warning("The Prefect server did not take or tell the %s: %s", what, error)
