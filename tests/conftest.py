@@ -1,14 +1,17 @@
 """Fixtures of all tests."""
 
+import os
+import sys
+
 import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: the tests' workers share the cores
 
 
 @pytest.fixture(autouse=True)
 def fresh_accelerate():
     """Let every test choose its own precision: accelerate keeps one state per process."""
     yield
-    import sys
-
     if "accelerate" in sys.modules:
         from accelerate.state import AcceleratorState, GradientState, PartialState
 

@@ -12,44 +12,44 @@ from domainstudio.config.training import TrainingSettings
 
 
 class PromptPair(Section):
-    """What each model is told of a training image: prompts, or classes.
+    """The prompt or class of a training image, for each model.
 
-    `{caption}` and `{label}` stand for the image's own. Models that are told nothing ignore them.
+    `{caption}` and `{label}` stand for the image's own. Unconditional models ignore both keys.
     """
 
     source: str = "{caption}"
-    """What the source model is told, and the adapted model on images of the source domain."""
+    """Prompt or class for the source model. The adapted model gets it for images of the source domain."""
     target: str = "{caption} in [V] style"
-    """What the adapted model is told of an image of the target domain."""
+    """Prompt or class for the adapted model, for images of the target domain."""
 
 
 class PromptSettings(PromptPair):
     """Prompts or classes of the training images.
 
-    To personalise, put images of the subject and of the style into two folders of one target, and say of each
-    folder what its images are told: then "a [S] dog in [V] style" joins both.
+    To learn a subject and a style together, put their images into two folders of one target, and give each
+    folder its prompts under `by_label`. Then "a [S] dog in [V] style" joins both.
     """
 
     new_tokens: dict[str, str] = Field(default_factory=dict)
-    """New words for the text encoder, such as "[V]", each with a known word that its embedding begins as.
-    Their embeddings are trained, the other words' are not."""
+    """New words for the text encoder, such as "[V]", each with a known word whose embedding it starts from.
+    Only the embeddings of new words are trained."""
     by_label: dict[str, PromptPair] = Field(default_factory=dict)
-    """Other prompts for images of some labels (folders of the target)."""
+    """Prompts for the images of one label (a folder of the target), in place of those above."""
 
 
 class PriorSettings(Section):
-    """Images of the source domain for prior preservation, used where the method's `prior` is above 0."""
+    """Images of the source domain for prior preservation, for methods whose weight `prior` is above 0."""
 
     images: Literal["generated", "source"] = "generated"
-    """`generated`: drawn from the source model, once, and kept. `source`: the prepared source images."""
+    """`generated`: drawn from the source model once, and kept. `source`: the prepared source images."""
     number: int = Field(default=200, ge=1)
-    """How many."""
+    """Number of images."""
     seed: int = Field(default=0, ge=0)
-    """Seed of the first generated image, or of the draw among the source images."""
+    """Seed of the first generated image, or of the choice among the source images."""
 
 
 class AdaptationSettings(Section):
-    """One adaptation: which source becomes which target, how."""
+    """One adaptation: a source model, a target domain and a method. It makes one adapted model."""
 
     source: Name
     """The pretrained model in `models/sources/<source>`."""
@@ -58,9 +58,9 @@ class AdaptationSettings(Section):
     method: Name
     """A key of `methods`."""
     finetune: dict[str, Any] = Field(default_factory=dict)
-    """Overrides of the section `finetune` for this adaptation."""
+    """Keys of the section `finetune` with other values for this adaptation."""
     weights: dict[str, Any] = Field(default_factory=dict)
-    """Overrides of the method for this adaptation."""
+    """Keys of the method with other values for this adaptation."""
     prompts: PromptSettings = PromptSettings()
     """Prompts or classes of the training images."""
     prior: PriorSettings = PriorSettings()

@@ -1,4 +1,4 @@
-"""Images: how they are prepared, and the sections `sources` and `targets`."""
+"""The sections `prepare`, `sources` and `targets`."""
 
 from __future__ import annotations
 
@@ -21,33 +21,33 @@ class PrepareSettings(Section):
     min_size: int = Field(default=16, ge=1)
     """Images whose shorter side has fewer pixels are refused."""
     aspect_buckets: bool = False
-    """Train on images of the nearest aspect ratio with about `resolution`² pixels, in place of squares. For
-    models that take several sizes: text-to-image ones, and pixel-space ones whose UNet can halve every side.
-    The domain stays square."""
+    """Train on images of about `resolution`² pixels whose shape is near the original's, in place of squares.
+    For models that take several sizes: text-to-image models, and pixel-space models whose UNet can halve
+    every side. Metrics still measure squares."""
     on_refusal: Literal["stop", "skip"] = "stop"
-    """`stop`: refused files end the stage with a list of all of them. `skip`: they are left out and listed in
-    the manifest. Stray files that are not images are never errors."""
+    """`stop` ends the stage with a list of all refused files. `skip` leaves them out and lists them in the
+    manifest. Files that are not images are ignored in both cases."""
 
 
 class SourceSettings(Section):
-    """A pretrained model, the folder `models/sources/<name>` in diffusers' format."""
+    """A pretrained model: the folder `models/sources/<name>`, in diffusers' format."""
 
     subjects: str
-    """A text file with a subject or class per line. Text-to-image and class-conditional models draw them in
-    turn. In an adaptation's prompts a subject takes the place of `{caption}` and `{label}`; for the source
-    model the subject itself is the prompt or class."""
+    """A text file with one subject or class per line. Text-to-image and class-conditional models draw them in
+    turn. The source model takes the line itself as its prompt or class. The adapted model takes its target
+    prompt, with the line in the place of `{caption}` and `{label}`."""
 
 
 class TargetSettings(Section):
-    """A target domain: the few images to learn from, and the whole domain to measure against."""
+    """A target domain: a few images to learn from, and the whole domain to measure against."""
 
     shots: str
     """Origin of the training images: a folder, an `s3://bucket/prefix`, or a `.yaml` that describes a
     demo domain."""
     number: int | None = Field(default=None, ge=1)
-    """How many of them to take, drawn with `seed`; `null` takes all."""
+    """Number of training images, drawn at random with `seed`; `null` takes all."""
     seed: int = Field(default=0, ge=0)
     """Seed of that draw."""
     domain: str
-    """Origin of the whole target domain, the reference of the Fréchet distance. Without one, name the shots
-    again; the report then says so."""
+    """Origin of the whole target domain, which samples are measured against. If you have no more images than
+    the shots, name their origin again; the report then says so."""

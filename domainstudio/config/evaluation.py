@@ -8,24 +8,25 @@ from domainstudio.config.base import Section
 
 
 class EvaluateSettings(Section):
-    """The stage `evaluate`."""
+    """The stage `evaluate`: how samples are measured."""
 
     features: str = "efficientnet-lite0"
-    """Feature network, by its name in `domainstudio.metrics.networks`. Figures of different networks are
-    never comparable."""
+    """Feature network, by its name in `domainstudio.metrics.networks`. Figures of different networks cannot
+    be compared."""
     batch_size: int = Field(default=50, ge=1)
     """Images per forward pass of that network."""
     neighbours: int = Field(default=3, ge=1)
     """k of precision, recall, density and coverage."""
     kid_subset_size: int = Field(default=100, ge=2)
-    """Images per subset of the kernel distance; at most as many as the smaller set has."""
+    """Images per subset of the kernel distance; a smaller set of images makes smaller subsets."""
     kid_subsets: int = Field(default=50, ge=1)
-    """Number of subsets; their mean and standard deviation are given."""
+    """Number of those subsets; metrics.json holds their mean and standard deviation."""
     memorized_below: float = Field(ge=0)
-    """A sample nearer than this to a training image (perceptual distance) counts as memorised. In
-    metrics.json `references.domain.memorized_share` is the share of real, unseen images that would."""
+    """A sample nearer than this to a training image (perceptual distance) counts as memorised. To choose a
+    value, see `references.domain.memorized_share` in metrics.json: the share of unseen real images that are
+    as near."""
     clip: str | None = None
     """CLIP model for the CLIP score and Intra-CLIP: a folder in transformers' layout, or a hub id; `null`
-    measures neither. DVC does not watch that folder; metrics.json holds the hash of its weights."""
+    measures neither. DVC does not watch that folder, but metrics.json holds the hash of its weights."""
     seed: int = Field(default=0, ge=0)
-    """Seed of the subsets."""
+    """Seed of the draw of subsets."""

@@ -1,4 +1,4 @@
-"""Networks trained from scratch, and their noise."""
+"""Networks that are trained from scratch, and their noise."""
 
 from __future__ import annotations
 
@@ -55,13 +55,25 @@ class NoiseSettings(Section):
     def _consistent(self) -> Self:
         if self.rescale_betas_zero_snr and self.prediction_type == "epsilon":
             raise ValueError(
-                "rescale_betas_zero_snr needs prediction_type v_prediction: pure noise says nothing about x0 "
-                "through epsilon"
+                "rescale_betas_zero_snr needs prediction_type v_prediction: at pure noise epsilon gives no x0"
             )
         return self
 
 
-class AutoencoderSettings(Section):
+class PartTrainingSettings(Section):
+    """The training of one part of a text-to-image model, before its UNet."""
+
+    steps: int = Field(ge=1)
+    """Optimiser steps."""
+    learning_rate: float = Field(default=1e-3, gt=0)
+    """Peak learning rate of AdamW; it falls to 0 as a cosine."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of every random draw."""
+    checkpoint_every: int = Field(default=500, ge=1)
+    """Steps between resumable checkpoints."""
+
+
+class AutoencoderSettings(PartTrainingSettings):
     """A small VAE trained from scratch (`diffusers.AutoencoderKL`)."""
 
     block_out_channels: tuple[int, ...] = (32, 64)
@@ -74,16 +86,8 @@ class AutoencoderSettings(Section):
     """Groups of the group normalisation."""
     kl_weight: float = Field(default=1e-4, ge=0)
     """Weight of the latents' divergence from a standard normal, per latent value."""
-    steps: int = Field(ge=1)
-    """Optimiser steps."""
     batch_size: int = Field(default=32, ge=1)
     """Images per step."""
-    learning_rate: float = Field(default=1e-3, gt=0)
-    """Peak learning rate of AdamW, which a cosine brings to 0."""
-    seed: int = Field(default=0, ge=0)
-    """Seed of every random draw."""
-    checkpoint_every: int = Field(default=500, ge=1)
-    """Steps between resumable checkpoints."""
 
 
 class TextModelSettings(Section):
@@ -104,21 +108,13 @@ class TextModelSettings(Section):
     text_layers: int = Field(default=3, ge=1)
     """Layers of the text encoder."""
     vocabulary: int = Field(default=1024, ge=514)
-    """Largest number of tokens, of which 514 are always there: begin, end, and every byte in two forms."""
+    """Largest number of tokens. 514 of them are always there: begin, end, and two forms of every byte."""
     prompt_length: int = Field(default=24, ge=4)
     """Tokens of a prompt, begin and end included."""
 
 
-class TextEncoderSettings(Section):
-    """A small text encoder's training, on what its texts show."""
+class TextEncoderSettings(PartTrainingSettings):
+    """The training of a small text encoder, which learns what its texts show."""
 
-    steps: int = Field(ge=1)
-    """Optimiser steps."""
     batch_size: int = Field(default=128, ge=1)
     """Texts per step."""
-    learning_rate: float = Field(default=1e-3, gt=0)
-    """Peak learning rate of AdamW, which a cosine brings to 0."""
-    seed: int = Field(default=0, ge=0)
-    """Seed of every random draw."""
-    checkpoint_every: int = Field(default=500, ge=1)
-    """Steps between resumable checkpoints."""

@@ -17,11 +17,11 @@ from domainstudio.config.model import (
 from domainstudio.config.training import TrainingSettings
 
 Style = Literal["grey", "sepia", "blueprint", "negative", "pastel", "stencil"]
-"""A style that `domainstudio.demo.styles` can give to images."""
+"""A style of `domainstudio.demo.styles`."""
 
 
 class PretrainSettings(Section):
-    """The stage `pretrain`: a source model from scratch."""
+    """The stage `pretrain`: an unconditional source model from scratch."""
 
     images: str
     """Origin of the source domain's images (see `targets.*.shots`)."""
@@ -37,18 +37,18 @@ class PretrainTextSettings(Section):
     """The stage `pretrain_text`: a small text-to-image source model from scratch."""
 
     held_out: int = Field(default=0, ge=0)
-    """Images kept from training, to see what the model makes of prompts that it has never met."""
+    """Images left out of training, to see what the model draws for prompts that it has never met."""
     held_out_seed: int = Field(default=0, ge=0)
-    """Seed of that draw."""
+    """Seed of the choice of those images."""
     styles: tuple[Style, ...] = ()
-    """Styles in which half of the images are shown, told as "… in grey style": from them the model learns
-    that such words go with every subject, as those for a new style will."""
+    """Half of the images are shown in one of these styles, with "… in grey style" in their prompts. So the
+    model learns that such words go with every subject, as the words for a new style will."""
     vae: AutoencoderSettings
     """The autoencoder, trained first."""
     model: TextModelSettings
     """UNet and text encoder."""
     text_encoder: TextEncoderSettings
-    """The text encoder's own training, before the UNet's."""
+    """The training of the text encoder, before the UNet's."""
     noise: NoiseSettings
     """The forward diffusion."""
     training: TrainingSettings

@@ -11,11 +11,11 @@ import types
 from collections.abc import Iterator, Mapping
 from inspect import cleandoc
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from domainstudio.config.base import Name, Section
+from domainstudio.config.base import Section
 from domainstudio.config.settings import Settings
 
 HEAD = """# Reference of params.yaml
@@ -110,10 +110,6 @@ def _type(annotation: Any) -> str:
     """Return a type in the words of YAML."""
     names = {int: "whole number", float: "number", str: "text", bool: "true or false", type(None): "null"}
     origin, arguments = get_origin(annotation), get_args(annotation)
-    if annotation == Name:
-        return "name"
-    if origin is Annotated:
-        return _type(arguments[0])
     if origin is Literal:
         return " or ".join(f"`{_value(value)}`" for value in arguments)
     if origin in (Union, types.UnionType):

@@ -8,24 +8,24 @@ from domainstudio.config.base import Section
 
 
 class ToleranceSettings(Section):
-    """How much worse than the champion's a figure may be, as a share of the champion's; `null`: no rule."""
+    """How much worse than the champion's a figure may be, as a share of the champion's. `null`: no limit."""
 
     frechet_distance: float = Field(default=0.05, ge=0)
-    """Of the Fréchet distance: nearness to the domain."""
+    """For the Fréchet distance, which measures nearness to the domain."""
     kid: float | None = Field(default=None, ge=0)
-    """Of the kernel distance. Near 0 its own spread is larger than any share of it."""
+    """For the kernel distance. Near 0 its own spread is larger than any share of it."""
     intra_distance: float = Field(default=0.05, ge=0)
-    """Of the intra distance: diversity."""
+    """For the intra distance, which measures diversity."""
     top_1: float | None = Field(default=None, ge=0)
-    """Of the share of samples that keep their subject, of models that are told subjects."""
+    """For the share of samples that keep their subject, in models that draw subjects."""
 
 
 class GateSettings(Section):
-    """What a new version must show to take the champion's place, measured in the same way."""
+    """When a new version takes the champion's place. Both must have been measured in the same way."""
 
     max_memorized_share: float = Field(default=0.05, ge=0, le=1)
-    """Largest share of samples that are copies of training images, whatever the champion's is. Of real images
-    of the demo's domain 2% are as near to a training image."""
+    """Largest share of samples that are copies of training images, whatever the champion's is. For
+    comparison: 2% of the real images of the demo's domain are as near to a training image."""
     tolerance: ToleranceSettings = ToleranceSettings()
     """How much worse each figure may be."""
     margin: float = Field(default=0.05, ge=0)
@@ -33,14 +33,14 @@ class GateSettings(Section):
 
 
 class RegistrySettings(Section):
-    """The stage `register`."""
+    """The stage `register`: how models reach MLflow's registry."""
 
     experiment: str = "domainstudio"
     """MLflow experiment of the runs."""
     model_prefix: str = "domainstudio-"
     """A model is registered as this prefix and the adaptation's name."""
     alias: str = "champion"
-    """Alias of the version to use. The one before it has `previous_<alias>`, a newer one that did not take
-    its place `challenger`."""
+    """Alias of the version to use. The version before it gets `previous_<alias>`. A newer version that the
+    gate refused gets `challenger`."""
     gate: GateSettings | None = GateSettings()
-    """What a new version must show to get the alias; `null` gives it to the newest."""
+    """When a new version gets the alias; `null` gives it to the newest."""

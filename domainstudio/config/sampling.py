@@ -10,10 +10,10 @@ from domainstudio.config.base import Section
 
 
 class SampleSettings(Section):
-    """The stage `sample`."""
+    """The stage `sample`: how images are drawn from a model."""
 
     number: int = Field(ge=1)
-    """Images per model; image i is drawn from the noise of seed `seed + i`, in every model."""
+    """Images per model. In every model image i starts from the noise of seed `seed + i`."""
     seed: int = Field(default=0, ge=0)
     """Seed of the first image."""
     scheduler: Literal["ddpm", "ddim", "dpm-solver++"] = "ddim"
@@ -21,9 +21,9 @@ class SampleSettings(Section):
     steps: int = Field(default=30, ge=1)
     """Denoising steps."""
     guidance_scale: float = Field(default=1.0, ge=0)
-    """Scale of classifier-free guidance, for text-to-image and class-conditional models; 1 is without."""
+    """Scale of classifier-free guidance in text-to-image and class-conditional models; 1 means none."""
     negative: str = ""
-    """Negative prompt or class of the guidance; "" is the unconditional prediction."""
+    """Prompt or class that guidance leads away from; "" stands for none."""
     batch_size: int = Field(default=50, ge=1)
     """Images per forward pass."""
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"

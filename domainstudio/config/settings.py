@@ -43,15 +43,15 @@ class Settings(Section):
     finetune: TrainingSettings
     """Defaults of every adaptation's training."""
     adaptations: dict[Name, AdaptationSettings]
-    """What to adapt: each makes one model."""
+    """Adaptations by name; each makes one adapted model."""
     sample: SampleSettings
     """How images are drawn from a model."""
     evaluate: EvaluateSettings
-    """How they are measured."""
+    """How samples are measured."""
     registry: RegistrySettings
     """How models reach the registry."""
     launch: LaunchSettings = LaunchSettings()
-    """How many processes do the work."""
+    """How many processes share a stage."""
     sweeps: dict[Name, SweepSettings] = Field(default_factory=dict)
     """Settings to try side by side, by name of the sweep."""
 

@@ -1,4 +1,4 @@
-"""Reading, checking and packing images; the demo's domains; pictures of batches. Nothing here needs torch."""
+"""Images: listed, read, checked and packed; prompts; pictures of batches. Nothing here needs torch."""
 
 from domainstudio.data.image_set import ImageRecord, ImageSet, Refusal, find_captions
 from domainstudio.data.pictures import contact_sheet, grid, save_png

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Literal, Self
@@ -19,7 +19,6 @@ from domainstudio.data.pictures import contact_sheet
 from domainstudio.errors import DataError
 
 IMAGES, MANIFEST, SHEET = "images.safetensors", "manifest.json", "contact_sheet.png"
-FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -79,27 +78,31 @@ class Manifest(BaseModel):
     attribution: str | None
     resolution: int
     digest: str
-    images: list[ImageRecord]
-    refused: list[Refusal]
-    ignored: list[str]
+    images: tuple[ImageRecord, ...]
+    refused: tuple[Refusal, ...]
+    ignored: tuple[str, ...]
+
+
+DESCRIPTION = ("origin", "licence", "attribution", "refused", "ignored")
+"""What an image set and its manifest both name."""
 
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """Packed images of one size, and where asked for each in its aspect-ratio bucket too.
+    """Packed square images, and on request each of them in its aspect-ratio bucket too.
 
-    The squares are what metrics measure, as feature networks take one shape, and by them training images are
-    found in their domain. Training, the contact sheet and the report take the buckets where there are any.
+    Metrics measure the squares, because feature networks take one shape. The squares also tell which image of
+    a domain a training image is. Training, the contact sheet and the report use the buckets if there are any.
 
     Attributes:
-        images: uint8 RGB images in 0 … 255, with shape (N, 3, H, W): squares, but in a set of `buckets()`.
+        images: uint8 RGB images in 0 … 255, with shape (N, 3, H, W); squares, except in `buckets()`.
         records: One per image, in the same order.
         origin: What was read: a folder, an `s3://` prefix or a demo domain.
         licence: SPDX name of the images' licence, where known.
-        attribution: What the licence asks to be said, where known.
+        attribution: The attribution that the licence asks for, where known.
         refused: Files that were left out, with the reason.
         ignored: Stray files that are no images.
-        bucketed: The same images in their buckets, each uint8 with shape (3, H, W); or none at all.
+        bucketed: The same images in their buckets, each uint8 with shape (3, H, W); empty without buckets.
     """
 
     images: np.ndarray
@@ -182,18 +185,14 @@ class ImageSet:
         bucketed = {bucketed_name(i): np.ascontiguousarray(image) for i, image in enumerate(self.bucketed)}
         save_file({"images": np.ascontiguousarray(self.images), **bucketed}, folder / IMAGES)
         contact_sheet(self.bucketed or self.images).save(folder / SHEET)
-        manifest = {
-            "format": FORMAT,
-            "origin": self.origin,
-            "licence": self.licence,
-            "attribution": self.attribution,
-            "resolution": self.resolution,
-            "digest": self.digest,
-            "images": [asdict(record) for record in self.records],
-            "refused": [asdict(refusal) for refusal in self.refused],
-            "ignored": list(self.ignored),
-        }
-        text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
+        manifest = Manifest(
+            format=1,
+            resolution=self.resolution,
+            digest=self.digest,
+            images=self.records,
+            **{name: getattr(self, name) for name in DESCRIPTION},
+        )
+        text = json.dumps(manifest.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n"
         (folder / MANIFEST).write_text(text, encoding="utf-8")
 
     @classmethod
@@ -206,16 +205,8 @@ class ImageSet:
         folder = Path(folder)
         manifest = _read_manifest(folder / MANIFEST)
         images, bucketed = _read_images(folder / IMAGES)
-        loaded = cls(
-            images=images,
-            records=tuple(manifest.images),
-            origin=manifest.origin,
-            licence=manifest.licence,
-            attribution=manifest.attribution,
-            refused=tuple(manifest.refused),
-            ignored=tuple(manifest.ignored),
-            bucketed=bucketed,
-        )
+        described = {name: getattr(manifest, name) for name in DESCRIPTION}
+        loaded = cls(images, manifest.images, bucketed=bucketed, **described)
         if loaded.digest != manifest.digest or loaded.resolution != manifest.resolution:
             raise DataError(f"{folder / IMAGES} is not what {MANIFEST} describes (digest differs). {_REMEDY}")
         return loaded

@@ -24,8 +24,8 @@ def prepare(
 ) -> ImageSet:
     """Read, check and pack every image of an origin.
 
-    Refused are files that cannot be read faithfully, and duplicates: the same bytes as an earlier file, or
-    the same pixels once prepared (unless a demo domain wants them).
+    Files that cannot be read faithfully are refused. So are duplicates, by their bytes or by their prepared
+    pixels, unless the origin keeps them.
 
     Args:
         origin: A folder, or an origin that one of `listers` lists.
@@ -41,77 +41,59 @@ def prepare(
     """
     _check_background(settings.background)
     listing = list_origin(origin, listers)
-    collector = _Collector(settings, listing.keep_repeats, buckets)
+    accepted: list[tuple[ImageRecord, Prepared]] = []
+    refused: list[Refusal] = []
+    seen: dict[str, str] = {}
     for candidate in listing.candidates:
-        collector.add(candidate)
-    _judge(origin, collector, settings)
+        try:
+            accepted.append(_read(candidate, settings, buckets, {} if listing.keep_repeats else seen))
+        except DataError as error:
+            refused.append(Refusal(candidate.origin, str(error)))
+    _check_refused(origin, refused, len(accepted), settings)
     return ImageSet(
-        images=np.stack(collector.pixels),
-        records=tuple(collector.records),
+        images=np.stack([prepared.pixels for _, prepared in accepted]),
+        records=tuple(record for record, _ in accepted),
         origin=origin,
         licence=listing.licence,
         attribution=listing.attribution,
-        refused=tuple(collector.refused),
+        refused=tuple(refused),
         ignored=listing.ignored,
-        bucketed=tuple(collector.bucketed),
+        bucketed=tuple(prepared.bucketed for _, prepared in accepted if prepared.bucketed is not None),
     )
 
 
-class _Collector:
-    """Accepted and refused images so far, and what is needed to notice a duplicate."""
-
-    def __init__(self, settings: PrepareSettings, keep_repeats: bool, buckets: bool) -> None:
-        self.settings = settings
-        self.keep_repeats = keep_repeats
-        self.buckets = buckets
-        self.pixels: list[np.ndarray] = []
-        self.bucketed: list[np.ndarray] = []
-        self.records: list[ImageRecord] = []
-        self.refused: list[Refusal] = []
-        self._files: dict[str, str] = {}
-        self._pictures: dict[bytes, str] = {}
-
-    def add(self, candidate: Candidate) -> None:
-        try:
-            data = candidate.read()
-            caption = candidate.caption()
-            sha256 = hashlib.sha256(data).hexdigest()
-            if (twin := self._files.get(sha256)) and not self.keep_repeats:
-                raise DataError(f"the same file as {twin}. Remove one of them")
-            picture = candidate.rasterize(data, self.settings.resolution) if candidate.rasterize else data
-            prepared = prepare_image(picture, self.settings, self.buckets)
-            if (twin := self._pictures.get(_fingerprint(prepared))) and not self.keep_repeats:
-                raise DataError(f"the same pixels as {twin}, once prepared. Remove one of them")
-        except DataError as error:
-            self.refused.append(Refusal(candidate.origin, str(error)))
-            return
-        self._files[sha256] = self._pictures[_fingerprint(prepared)] = candidate.origin
-        self.pixels.append(prepared.pixels)
-        if prepared.bucketed is not None:
-            self.bucketed.append(prepared.bucketed)
-        self.records.append(
-            ImageRecord(
-                id=candidate.id,
-                sha256=sha256,
-                width=prepared.width,
-                height=prepared.height,
-                origin=candidate.origin,
-                caption=caption,
-                label=candidate.label,
-                codepoint=candidate.codepoint,
-                keywords=candidate.keywords,
-            )
-        )
+def _read(
+    candidate: Candidate, settings: PrepareSettings, buckets: bool, seen: dict[str, str]
+) -> tuple[ImageRecord, Prepared]:
+    """Read and prepare an image; `seen` maps digests of earlier files and of their pixels to origins."""
+    data, caption = candidate.read(), candidate.caption()
+    sha256 = hashlib.sha256(data).hexdigest()
+    if sha256 in seen:
+        raise DataError(f"the same file as {seen[sha256]}. Remove one of them")
+    picture = candidate.rasterize(data, settings.resolution) if candidate.rasterize else data
+    prepared = prepare_image(picture, settings, buckets)
+    pixels = hashlib.sha256(prepared.pixels.tobytes()).hexdigest()
+    if pixels in seen:
+        raise DataError(f"the same pixels as {seen[pixels]}, once prepared. Remove one of them")
+    seen[sha256] = seen[pixels] = candidate.origin
+    record = ImageRecord(
+        id=candidate.id,
+        sha256=sha256,
+        width=prepared.width,
+        height=prepared.height,
+        origin=candidate.origin,
+        caption=caption,
+        label=candidate.label,
+        codepoint=candidate.codepoint,
+        keywords=candidate.keywords,
+    )
+    return record, prepared
 
 
-def _fingerprint(prepared: Prepared) -> bytes:
-    return hashlib.sha256(prepared.pixels.tobytes()).digest()
-
-
-def _judge(origin: str, collector: _Collector, settings: PrepareSettings) -> None:
-    refused, total = collector.refused, len(collector.refused) + len(collector.records)
+def _check_refused(origin: str, refused: list[Refusal], accepted: int, settings: PrepareSettings) -> None:
+    total = len(refused) + accepted
     reasons = "".join(f"\n  {refusal.origin}: {refusal.reason}" for refusal in refused)
-    if not collector.records:
+    if not accepted:
         raise DataError(f"{origin}: none of its {total} images can be used:{reasons}")
     if refused and settings.on_refusal == "stop":
         raise DataError(

@@ -29,7 +29,7 @@ def of_image(template: str, record: ImageRecord, where: str) -> str:
         ConfigError: a field is unknown, or the image has none.
     """
     values = {"caption": record.caption, "label": record.label or ""}
-    for name in fields(template, where):
+    for name in _fields(template, where):
         if not values[name]:
             raise ConfigError(
                 f"{where} {template!r}: the image {record.origin} has no {name}. Give it one (a .txt file of "
@@ -44,12 +44,12 @@ def of_subject(template: str, subject: str, where: str) -> str:
     Raises:
         ConfigError: a field is unknown.
     """
-    fields(template, where)
+    _fields(template, where)
     return template.format(caption=subject, label=subject)
 
 
 def sample_prompts(adaptation: Adaptation, subjects: list[str]) -> list[str]:
-    """Return what the adapted model is told of each subject.
+    """Return the adapted model's prompt or class of each subject.
 
     Raises:
         ConfigError: the target prompt is malformed.
@@ -58,24 +58,8 @@ def sample_prompts(adaptation: Adaptation, subjects: list[str]) -> list[str]:
     return [of_subject(adaptation.prompts.target, subject, where) for subject in subjects]
 
 
-def fields(template: str, where: str) -> list[str]:
-    """Return the fields of a template.
-
-    Raises:
-        ConfigError: it is malformed, or names a field that no image has.
-    """
-    try:
-        names = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
-    except ValueError as error:
-        raise ConfigError(f"{where} {template!r} is not a template: {error}") from error
-    for name in names:
-        if name not in FIELDS:
-            raise ConfigError(f"{where} {template!r}: {{{name}}} is none of {{caption}} and {{label}}")
-    return names
-
-
 def read_subjects(path: str | Path) -> list[str]:
-    """Read a file with a subject per line; empty lines and lines that begin with # do not count.
+    """Read a file with a subject per line, without empty lines and lines that begin with #.
 
     Raises:
         ConfigError: the file is missing, is not UTF-8, or holds no subject.
@@ -91,10 +75,26 @@ def read_subjects(path: str | Path) -> list[str]:
 
 
 def paraphrases(record: ImageRecord, number: int) -> list[str]:
-    """Return texts that mean an image: caption, first keyword, and `number` draws of three keywords."""
+    """Return texts that describe an image: caption, first keyword, and `number` draws of three keywords."""
     rng = np.random.default_rng([ord(character) for character in record.id])
     texts = [record.caption, record.keywords[0] if record.keywords else record.caption]
     others = list(record.keywords[1:])
     for _ in range(number if others else 0):
         texts.append(", ".join(rng.choice(others, size=min(3, len(others)), replace=False)))
     return texts
+
+
+def _fields(template: str, where: str) -> list[str]:
+    """Return the fields of a template.
+
+    Raises:
+        ConfigError: it is malformed, or names a field that no image has.
+    """
+    try:
+        names = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
+    except ValueError as error:
+        raise ConfigError(f"{where} {template!r} is not a template: {error}") from error
+    for name in names:
+        if name not in FIELDS:
+            raise ConfigError(f"{where} {template!r}: {{{name}}} is none of {{caption}} and {{label}}")
+    return names
