@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -67,7 +66,9 @@ def main() -> None:
 
 def _write(trainer: Trainer, record: Provenance, history: Sequence[Record], shots: ImageSet) -> None:
     from domainstudio.models.kinds import kind_of
+    from domainstudio.storage.files import write_json, write_text
     from domainstudio.tracking import provenance
+    from domainstudio.training.cards import adapted_card
 
     training = Path("training") / record.adaptation
     provenance.write_history(training, history)
@@ -76,9 +77,8 @@ def _write(trainer: Trainer, record: Provenance, history: Sequence[Record], shot
         shutil.copytree(trainer.checkpoints / "previews", training / "previews", dirs_exist_ok=True)
     folder = Path("models/adapted") / record.adaptation
     trainer.denoiser.save(folder)
-    (folder / "provenance.json").write_text(json.dumps(record.as_json(), indent=1) + "\n")
-    card = provenance.model_card(record, shots, kind_of(folder))
-    (folder / "README.md").write_text(card, encoding="utf-8")
+    write_json(folder / "provenance.json", record.model_dump(mode="json"))
+    write_text(folder / "README.md", adapted_card(record, shots, kind_of(folder)))
 
 
 if __name__ == "__main__":

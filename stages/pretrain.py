@@ -18,9 +18,10 @@ def main() -> None:
     from domainstudio.data import ImageSet
     from domainstudio.models.unconditional import UnconditionalDenoiser
     from domainstudio.storage import checkpoint
+    from domainstudio.storage.files import write_text
     from domainstudio.storage.mirror import mirrored
-    from domainstudio.tracking import provenance
     from domainstudio.tracking.tracker import run_for
+    from domainstudio.training.cards import source_card
     from domainstudio.training.examples import Examples
     from domainstudio.training.previews import previewer
     from domainstudio.training.trainer import Trainer
@@ -48,8 +49,8 @@ def main() -> None:
         history = trainer.train()
     if trainer.accelerator.is_main_process:
         denoiser.save(FOLDER, half=True)
-        (FOLDER / "README.md").write_text(
-            provenance.source_card("Unconditional pixel-space UNet", params, images, history)
+        write_text(
+            FOLDER / "README.md", source_card("Unconditional pixel-space UNet", params, images, history)
         )
 
 

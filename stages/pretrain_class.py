@@ -21,9 +21,10 @@ def main() -> None:
     from domainstudio.config import LossWeights
     from domainstudio.data import ImageSet
     from domainstudio.storage import checkpoint
+    from domainstudio.storage.files import write_text
     from domainstudio.storage.mirror import mirrored
-    from domainstudio.tracking import provenance
     from domainstudio.tracking.tracker import run_for
+    from domainstudio.training.cards import source_card
     from domainstudio.training.examples import Examples
     from domainstudio.training.previews import previewer
     from domainstudio.training.trainer import Trainer
@@ -53,8 +54,8 @@ def main() -> None:
         denoiser.save(FOLDER, half=True)
         kind = f"Class-conditional pixel-space UNet ({', '.join(denoiser.classes)})"
         params, start = described(denoiser, pretrain.training), f"from the weights of `{pretrain.source}`"
-        card = provenance.source_card(kind, params, images, history, start)
-        (FOLDER / "README.md").write_text(card, encoding="utf-8")
+        card = source_card(kind, params, images, history, start)
+        write_text(FOLDER / "README.md", card)
 
 
 def labels_of(images: ImageSet) -> list[str]:

@@ -35,9 +35,10 @@ def main() -> None:
     from domainstudio.models.text_to_image import TextToImageDenoiser
     from domainstudio.sampling import default_device
     from domainstudio.storage import checkpoint
+    from domainstudio.storage.files import write_text
     from domainstudio.storage.mirror import mirrored
-    from domainstudio.tracking import provenance
     from domainstudio.tracking.tracker import run_for
+    from domainstudio.training.cards import source_card
     from domainstudio.training.examples import Examples
     from domainstudio.training.previews import previewer
     from domainstudio.training.trainer import Trainer
@@ -86,9 +87,7 @@ def main() -> None:
         history = trainer.train()
     if trainer.accelerator.is_main_process:
         denoiser.save(FOLDER, half=True)
-        (FOLDER / "README.md").write_text(
-            provenance.source_card("Text-to-image model", params, images, history)
-        )
+        write_text(FOLDER / "README.md", source_card("Text-to-image model", params, images, history))
 
 
 def mean_latents(vae: AutoencoderKL, images: NDArray[np.uint8]) -> Tensor:

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from domainstudio import markdown
 from domainstudio.config import Adaptation
 from domainstudio.project import ADAPTED_SAMPLES
 from domainstudio.registry.artifacts import ADAPTERS, MERGED
 from domainstudio.registry.results import Result
-
-if TYPE_CHECKING:
-    from jinja2 import Template
 
 HEADLINE = ("frechet_distance", "kid", "intra_distance", "memorized_share")
 """Metrics that are shown first, if they were measured."""
@@ -53,7 +50,9 @@ def version_card(result: Result, uri: str, verdict: str, run_id: str) -> str:
     request = {column: result.example} if column else {}
     guidance = {"guidance_scale": result.guidance_scale} if column else {}
     has_grid = (result.root / ADAPTED_SAMPLES / result.adaptation.name / "grid.png").is_file()
-    return _template().render(
+    return markdown.render(
+        "domainstudio.registry",
+        "version_card.md.j2",
         result=result,
         uri=uri,
         verdict=verdict,
@@ -73,15 +72,6 @@ def version_card(result: Result, uri: str, verdict: str, run_id: str) -> str:
         example=_json(result.example),
         params=_json({"number": 4, "seed": 0, "steps": 30, **guidance}),
     )
-
-
-@cache
-def _template() -> Template:
-    from jinja2 import Environment, PackageLoader
-
-    loader = PackageLoader("domainstudio.registry", "templates")
-    environment = Environment(loader=loader, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
-    return environment.get_template("version_card.md.j2")
 
 
 def _without_header(readme: str) -> str:

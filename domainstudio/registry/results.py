@@ -8,27 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from domainstudio.config import Adaptation
 from domainstudio.errors import CheckpointError, DataError
 from domainstudio.models.kinds import Kind, has_adapters, kind_of
 from domainstudio.project import ADAPTED_MODELS, ADAPTED_SAMPLES, EVALUATION, TARGETS, TRAINING
 from domainstudio.registry.measurement import Measurement
-
-
-class TrainingRecord(BaseModel):
-    """`provenance.json` of an adapted model."""
-
-    key: str
-    """Hash of parameters and inputs."""
-    params: Adaptation
-    """The adaptation as it was when the model was trained."""
-    inputs: dict[str, str]
-    """Content hashes by name."""
-    versions: dict[str, str]
-    """Packages of the training."""
-    steps: int
+from domainstudio.tracking.provenance import Provenance
 
 
 @dataclass(frozen=True)
@@ -36,7 +23,9 @@ class Result:
     """An adaptation's outputs."""
 
     root: Path
-    record: TrainingRecord
+    record: Provenance
+    adaptation: Adaptation
+    """The adaptation as it was when the model was trained."""
     history: Sequence[Mapping[str, float]]
     metrics: Mapping[str, Any]
     samples: Mapping[str, Any]
@@ -57,8 +46,8 @@ class Result:
             DataError: the training log, the samples or the metrics are missing or damaged.
         """
         root = Path(root)
-        record = _read_record(root, name)
-        target = TARGETS / record.params.target
+        record, adaptation = _read_record(root, name)
+        target = TARGETS / adaptation.target
         paths = {
             "metrics": (EVALUATION / name / "metrics.json", f"evaluate@{name}"),
             "nearest": (EVALUATION / name / "nearest.json", f"evaluate@{name}"),
@@ -76,12 +65,7 @@ class Result:
                 f"{EVALUATION / name}, {ADAPTED_SAMPLES / name} or {target} lacks {error}. Run `dvc repro "
                 f"evaluate@{name}`"
             ) from error
-        return cls(root, record, _read_history(root, name), **read, measurement=measurement)
-
-    @property
-    def adaptation(self) -> Adaptation:
-        """The adaptation as it was when the model was trained."""
-        return self.record.params
+        return cls(root, record, adaptation, _read_history(root, name), **read, measurement=measurement)
 
     @property
     def folder(self) -> Path:
@@ -134,11 +118,12 @@ class Result:
         }
 
 
-def _read_record(root: Path, name: str) -> TrainingRecord:
+def _read_record(root: Path, name: str) -> tuple[Provenance, Adaptation]:
     path, stage = root / ADAPTED_MODELS / name / "provenance.json", f"finetune@{name}"
     content = _read_json(path, stage, CheckpointError)
     try:
-        return TrainingRecord.model_validate(content)
+        record = Provenance.model_validate(content)
+        return record, record.settings
     except ValidationError as error:
         raise CheckpointError(f"{path} has another format: {error}. Run `dvc repro {stage}`") from error
 

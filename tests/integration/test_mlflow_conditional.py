@@ -29,10 +29,11 @@ from domainstudio.models.kinds import kind_of
 from domainstudio.registry import artifacts, reevaluation, versions
 from domainstudio.registry.results import Result
 from domainstudio.sampling import sample
-from domainstudio.tracking import provenance
+from domainstudio.tracking.provenance import Provenance
 from domainstudio.tracking.server import connect
+from domainstudio.training.cards import adapted_card
 from stages import register
-from tests.integration.mlflow_parts import METRICS, ROOT, rows, use_local_store, write_result
+from tests.integration.mlflow_parts import KEY, METRICS, ROOT, rows, use_local_store, write_result
 from tests.models import (
     CLASSES,
     PROMPTS,
@@ -421,9 +422,10 @@ def test_merged_adapters_of_a_class_model_keep_its_classes(tmp_path: Path) -> No
 # --- the model's own card, README.md ---
 
 
-def record_of(project: Project, name: str, **changes: Any) -> provenance.Provenance:
+def record_of(project: Project, name: str, **changes: Any) -> Provenance:
     params = config.load(project.root / "params.yaml").adaptation(name).model_dump(mode="json")
-    return provenance.Provenance(name, "5" * 64, {**params, **changes}, {"source": "a", "shots": "b"}, 6)
+    inputs = {"source": "a", "shots": "b"}
+    return Provenance(adaptation=name, key=KEY, params={**params, **changes}, inputs=inputs, steps=6)
 
 
 def shots(caption: str = PROMPTS[0], label: str | None = "face") -> ImageSet:
@@ -460,7 +462,7 @@ def test_the_code_of_a_readme_runs(project: Project, tmp_path: Path) -> None:
     for folder, name in cards.items():
         prompts = {"source": "{label}", "target": "{label}", "new_tokens": {}, "by_label": {}}
         changes = {"prompts": prompts} if "class" in folder.name else {}
-        card = provenance.model_card(record_of(project, name, **changes), shots(), kind_of(folder))
+        card = adapted_card(record_of(project, name, **changes), shots(), kind_of(folder))
         assert len(run_card(card, folder, project.root / "models/sources/noto")) == 4, folder
 
 
@@ -468,7 +470,7 @@ def test_a_readme_shows_what_conditional_models_were_told(project: Project) -> N
     record = record_of(project, "ink-lora")
     record.params["prompts"]["by_label"] = {"cat": {"source": "a cat", "target": "a [S] cat | sat"}}
     record.params["prompts"]["new_tokens"] = {"[V]": "style"}
-    card = provenance.model_card(record, shots(), "text-to-image")
+    card = adapted_card(record, shots(), "text-to-image")
     assert "tags: [domainstudio, few-shot, domain-adaptation, text-to-image, lora]" in card
     assert (
         "| prompt of a training image | `{caption} in [V] style`; for the source model `{caption}` |" in card
@@ -482,7 +484,7 @@ def test_a_readme_shows_what_conditional_models_were_told(project: Project) -> N
 
 
 def test_the_readme_of_an_unconditional_model_says_nothing_of_prompts(project: Project) -> None:
-    card = provenance.model_card(record_of(project, "ink-finetune"), shots())
+    card = adapted_card(record_of(project, "ink-finetune"), shots())
     assert "tags: [domainstudio, few-shot, domain-adaptation]\n" in card
     assert "|---|---|\n| loss weights | simple 1, vlb 0.001 |\n" in card
     for word in ("prompt", "trigger", "prior", "LoRA", "temperature"):

@@ -9,7 +9,10 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 LAYERS = (
-    ("errors", "seeding", "redaction", "git", "distributed", "project", "precision", "telemetry"),
+    (
+        *("errors", "seeding", "redaction", "git", "distributed", "project", "precision", "telemetry"),
+        "markdown",
+    ),
     ("config", "storage"),
     ("data", "tracking"),
     ("models",),
