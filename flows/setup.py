@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 import httpx
 import yaml
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 TEMPLATE = Path(__file__).parents[1] / "deploy" / "kubernetes-pool.yaml"
 LOST_AFTER_SECONDS = 540
-"""A run whose last heartbeat is older was lost with its node; prefect.yaml asks for one every 30 s."""
+"""A run whose last heartbeat is older was lost with its node. prefect.yaml asks for one every 30 s."""
 HEARTBEAT, ENDED = "prefect.flow-run.heartbeat", ("Completed", "Failed", "Cancelled", "Crashed")
 FAILED = ("prefect.flow-run.Failed", "prefect.flow-run.Crashed")
 FLOWS = ("adapt", "adapt-revision", "promote", "rollback", "sweep", "watch-targets")
@@ -34,7 +35,7 @@ OF_OUR_FLOWS: dict[str, str | list[str]] = {
     "prefect.resource.role": "flow",
     "prefect.resource.name": list(FLOWS),
 }
-"""What events of this project's runs are related to: a server may have runs of others too."""
+"""Relates events to this project's flows: a server may have flows of others too."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -70,7 +71,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--lost-after", type=int, default=LOST_AFTER_SECONDS, metavar="S", help="seconds without a heartbeat"
     )
-    parser.add_argument("--notify", metavar="BLOCK", help="id of a notification block, told of failed runs")
+    parser.add_argument(
+        "--notify", type=UUID, metavar="BLOCK", help="id of a notification block for failed runs"
+    )
     return parser
 
 
@@ -82,7 +85,7 @@ def _limit(text: str) -> tuple[str, int]:
 
 
 def setup(
-    pool: str, cluster: str, limits: Mapping[str, int], lost_after: int, notify: str | None = None
+    pool: str, cluster: str, limits: Mapping[str, int], lost_after: int, notify: UUID | None = None
 ) -> list[str]:
     """Make pools, limits and automations, or bring them up to date.
 
@@ -105,14 +108,12 @@ def setup(
     if not PREFECT_API_URL.value():
         raise ConfigError("no Prefect server: set PREFECT_API_URL, such as http://127.0.0.1:4200/api")
     client = get_client(sync_client=True)
-    lines = [_pool(client, pool, "process", None)]
     template = yaml.safe_load(TEMPLATE.read_text(encoding="utf-8"))
-    lines.append(_pool(client, cluster, "kubernetes", template))
+    lines = [_pool(client, pool, "process", {}), _pool(client, cluster, "kubernetes", template)]
     for name, count in (limits or _missing(client)).items():
         client.upsert_global_concurrency_limit_by_name(name, count)
         lines.append(f"limit {name}: {count}")
-    lines += [_automation(each) for each in automations(lost_after, notify)]
-    return lines
+    return lines + [_automation(client, each) for each in automations(lost_after, notify)]
 
 
 def _missing(client: SyncPrefectClient) -> dict[str, int]:
@@ -125,14 +126,14 @@ def _missing(client: SyncPrefectClient) -> dict[str, int]:
     return {}
 
 
-def _pool(client: SyncPrefectClient, name: str, kind: str, template: dict[str, Any] | None) -> str:
+def _pool(client: SyncPrefectClient, name: str, kind: str, template: dict[str, Any]) -> str:
     from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
     from prefect.exceptions import ObjectNotFound
 
     try:
         found = client.read_work_pool(name)
     except ObjectNotFound:
-        client.create_work_pool(WorkPoolCreate(name=name, type=kind, base_job_template=template or {}))
+        client.create_work_pool(WorkPoolCreate(name=name, type=kind, base_job_template=template))
         return f"work pool {name}: made, of type {kind}"
     if found.type != kind:
         raise ConfigError(f"work pool {name} is of type {found.type}, not {kind}: choose another name")
@@ -142,10 +143,7 @@ def _pool(client: SyncPrefectClient, name: str, kind: str, template: dict[str, A
     return f"work pool {name}: is there"
 
 
-def _automation(wanted: AutomationCore) -> str:
-    from prefect.client.orchestration import get_client
-
-    client = get_client(sync_client=True)
+def _automation(client: SyncPrefectClient, wanted: AutomationCore) -> str:
     found = client.read_automations_by_name(wanted.name)
     if not found:
         client.create_automation(wanted)
@@ -154,10 +152,10 @@ def _automation(wanted: AutomationCore) -> str:
     return f"automation {wanted.name!r}: up to date"
 
 
-def automations(lost_after: int, notify: str | None) -> list[AutomationCore]:
-    """Return what the server does by itself: start this project's lost runs again, and tell of failed ones.
+def automations(lost_after: int, notify: UUID | None) -> list[AutomationCore]:
+    """Return what the server does by itself: it starts lost runs again, and notifies of failed ones.
 
-    `retries` of a flow do not see runs that crashed with their node; this automation does.
+    `retries` of a flow do not see a run that was lost with its node; an automation does.
     """
     found = [_lost_runs(lost_after)]
     if notify:
@@ -200,12 +198,13 @@ def _message(
     name: str,
     events: Sequence[str],
     about: str,
-    block: str,
+    block: UUID,
     related: dict[str, str | list[str]] | None = None,
 ) -> AutomationCore:
     from prefect.automations import AutomationCore, EventTrigger, Posture
     from prefect.events.actions import SendNotification
 
+    subject, body = "{{ event.event }}", "{{ event.resource.name }}: {{ event.payload }}"
     return AutomationCore(
         name=f"domainstudio: {name}",
         trigger=EventTrigger(
@@ -215,13 +214,7 @@ def _message(
             posture=Posture.Reactive,
             threshold=1,
         ),
-        actions=[
-            SendNotification(
-                block_document_id=block,  # type: ignore[arg-type]
-                subject="{{ event.event }}",
-                body="{{ event.resource.name }}: {{ event.payload }}",
-            )
-        ],
+        actions=[SendNotification(block_document_id=block, subject=subject, body=body)],
     )
 
 

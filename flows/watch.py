@@ -29,9 +29,9 @@ def watch_targets(
 ) -> dict[str, list[str]]:
     """Start `deployment` for the adaptations of every target whose images on S3 are not those of last time.
 
-    Contents are compared by what S3 says of each object: key, size and ETag. What was seen is remembered in
-    the Prefect variable that `variable` names, after the run was asked for: a watch that is cut off asks
-    again, and DVC finds nothing to do.
+    Images are compared by key, size and ETag, as S3 lists them. A Prefect variable, see `variable`, keeps
+    what was seen. It is written after the run was asked for: a watch that is cut off asks again, and DVC
+    then finds nothing to do.
 
     Args:
         revision: Branch, tag or commit whose params.yaml is read, and which is adapted.
@@ -41,37 +41,43 @@ def watch_targets(
     Returns:
         The adaptations that were started, by target.
     """
-    logger = get_run_logger()
-    with tempfile.TemporaryDirectory(prefix="domainstudio-") as folder:
-        cloned = repository_of(repository)
-        where = workspace.checkout(cloned, revision, Path(folder, "clone"))
-        with contextlib.chdir(where.root):
-            settings = config.load()
+    cloned, logger = repository_of(repository), get_run_logger()
+    settings = _settings(cloned, revision)
     started: dict[str, list[str]] = {}
     for target, prefixes in watched(settings).items():
         adaptations = sorted(name for name, each in settings.adaptations.items() if each.target == target)
-        name = variable(target, cloned, revision)
-        digest = contents(prefixes)
-        seen = cast(dict[str, Any], Variable.get(name))
-        if not adaptations or (seen and seen["digest"] == digest):
+        name, digest = variable(target, cloned, revision), contents(prefixes)
+        if not adaptations or (number := _new_change(name, digest)) is None:
             logger.info("%s: nothing new", target)
             continue
-        if not seen:  # counted from a start of its own, so that keys do not repeat after it was deleted
-            seen = {"digest": "", "changes": int(time.time())}
-            Variable.set(name, seen)
-        changes = seen["changes"] + 1
         run_deployment(
             deployment,
             parameters={"adaptations": adaptations, "revision": revision, "repository": repository},
             timeout=0,
             as_subflow=False,
-            idempotency_key=f"{name}-{changes}-{digest}",
+            idempotency_key=f"{name}-{number}-{digest}",
             tags=[f"target:{target}"],
         )
-        Variable.set(name, {"digest": digest, "changes": changes}, overwrite=True)
+        Variable.set(name, {"digest": digest, "changes": number}, overwrite=True)
         logger.info("%s changed: %s", target, ", ".join(adaptations))
         started[target] = adaptations
     return started
+
+
+def _settings(repository: str, revision: str) -> config.Settings:
+    with tempfile.TemporaryDirectory(prefix="domainstudio-") as folder:
+        clone = workspace.checkout(repository, revision, Path(folder, "clone")).root
+        with contextlib.chdir(clone):
+            return config.load()
+
+
+def _new_change(name: str, digest: str) -> int | None:
+    """Return the number of a target's change, or None if its variable holds this digest already."""
+    seen = cast(dict[str, Any], Variable.get(name))
+    if not seen:  # counted from a start of its own, so that keys do not repeat after it was deleted
+        seen = {"digest": "", "changes": int(time.time())}
+        Variable.set(name, seen)
+    return None if seen["digest"] == digest else seen["changes"] + 1
 
 
 def variable(target: str, repository: str, revision: str) -> str:

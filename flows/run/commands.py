@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import signal
@@ -11,7 +10,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from io import TextIOWrapper
 from pathlib import Path
@@ -131,7 +130,7 @@ class Commands:
         *,
         force: bool = False,
         pull: bool = False,
-        devices: Mapping[str, str] | None = None,
+        variables: Mapping[str, str] | None = None,
     ) -> Outcome:
         """Bring one stage up to date: `dvc repro --single-item`.
 
@@ -143,7 +142,7 @@ class Commands:
             log: Gets each line of output as it comes, from another thread.
             force: Run it even if nothing changed.
             pull: Take from the DVC remote what was made before, here or elsewhere, instead of making it.
-            devices: Environment variables that name its GPUs.
+            variables: Further environment variables, such as those that name its GPUs.
 
         Raises:
             StageFailedError: DVC or the stage's command failed, the lock stayed taken, or the server away.
@@ -154,15 +153,15 @@ class Commands:
             if wanted:
                 command.insert(-1, option)
         start = time.monotonic()
-        tail = self._patiently(command, log, address, devices or {})
+        tail = self._patiently(command, log, address, variables or {})
         return Outcome(any(_UNCHANGED.match(line) for line in tail), time.monotonic() - start)
 
     def _patiently(
-        self, command: Sequence[str], log: Log, name: str, devices: Mapping[str, str]
+        self, command: Sequence[str], log: Log, name: str, variables: Mapping[str, str]
     ) -> Sequence[str]:
         start = time.monotonic()
         for delay in (*DELAYS, None):
-            status, tail = self._run(command, log, devices)
+            status, tail = self._run(command, log, variables)
             if status == 0:
                 return tail
             status = _stage_status(status, tail)
@@ -174,26 +173,26 @@ class Commands:
                 raise StoppedError(f"{name} was not run: the flow is being stopped")
         raise AssertionError("unreachable")
 
-    def _run(self, command: Sequence[str], log: Log, devices: Mapping[str, str]) -> tuple[int, Sequence[str]]:
-        with self._started(command, devices) as process:
-            assert process.stdout is not None
-            tail: deque[str] = deque(maxlen=40)
-            reader = threading.Thread(target=_stream, args=(process.stdout, log, tail), daemon=True)
-            reader.start()
-            try:
-                status = process.wait()
-            finally:
-                # Also after a good end: a leftover child would keep the pipe open, and perhaps a GPU busy.
-                _end_group(process, self._grace)
-                reader.join(self._grace)
+    def _run(
+        self, command: Sequence[str], log: Log, variables: Mapping[str, str]
+    ) -> tuple[int, Sequence[str]]:
+        process = self._start(command, variables)
+        tail: deque[str] = deque(maxlen=40)
+        reader = threading.Thread(target=_stream, args=(process.stdout, log, tail), daemon=True)
+        reader.start()
+        try:
+            status = process.wait()
+        finally:
+            # Also after a good end: a leftover child would keep the pipe open, and perhaps a GPU busy.
+            _end_group(process, self._grace)
+            reader.join(self._grace)
+            with self._guard:
+                self._running.discard(process)
         if self.stopping:
             raise StoppedError(f"{command[-1]} was ended: the flow is being stopped")
         return status, tuple(tail)
 
-    @contextlib.contextmanager
-    def _started(
-        self, command: Sequence[str], devices: Mapping[str, str]
-    ) -> Iterator[subprocess.Popen[bytes]]:
+    def _start(self, command: Sequence[str], variables: Mapping[str, str]) -> subprocess.Popen[bytes]:
         with self._guard:
             # Under the guard, so that `stop` sees either the process or no start at all.
             if self.stopping:
@@ -201,7 +200,7 @@ class Commands:
             process = subprocess.Popen(
                 command,
                 cwd=self._root,
-                env={**environment(os.environ), **devices},
+                env={**environment(os.environ), **variables},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -209,12 +208,7 @@ class Commands:
                 start_new_session=True,
             )
             self._running.add(process)
-        try:
-            with process:
-                yield process
-        finally:
-            with self._guard:
-                self._running.discard(process)
+            return process
 
 
 def patiently(action: Callable[[], T], log: Log, name: str, delays: Sequence[float] = DELAYS) -> T:

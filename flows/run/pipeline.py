@@ -9,7 +9,7 @@ import contextlib
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 from uuid import UUID
@@ -25,6 +25,7 @@ from prefect.states import Cancelled, Completed, Crashed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.tasks import Task
 
+from domainstudio.project import ADAPTED_SAMPLES
 from domainstudio.registry.audit import FLOW_RUN_VARIABLE
 from domainstudio.tracking.runs import PARENT_RUN_VARIABLE
 from flows import events
@@ -41,18 +42,24 @@ _CANCEL_POLL_SECONDS = 5.0
 
 
 class _Run:
-    """What the tasks of one flow run share."""
+    """One run of the flow: what its tasks share, and what became of them."""
 
-    def __init__(self, root: Path, slots: gpu_slots.GpuSlots, *, force: bool, pull: bool) -> None:
-        self.root = root
-        self.commands = Commands(root)
-        self.slots = slots
-        self.force, self.pull = force, pull
-        self.told = {FLOW_RUN_VARIABLE: runtime.flow_run.name or ""}
-        self.unchanged: frozenset[str] = frozenset()
+    def __init__(
+        self,
+        stages: Mapping[str, graph.Stage],
+        unchanged: Collection[str],
+        slots: gpu_slots.GpuSlots,
+        *,
+        force: bool,
+        pull: bool,
+    ) -> None:
+        self.stages = stages
+        self.root = Path.cwd()
+        self.commands = Commands(self.root)
         self.running: set[str] = set()
-        self.outcomes: dict[str, Outcome] = {}
-        self.failures: dict[str, StageFailedError] = {}
+        self.results: dict[str, Outcome | StageFailedError] = {}
+        self._unchanged, self._slots, self._force, self._pull = unchanged, slots, force, pull
+        self._variables = {FLOW_RUN_VARIABLE: runtime.flow_run.name or ""}
 
     def task(self, stage: graph.Stage, retries: int, retry_delay: float) -> Task[[], State[Any]]:
         """Return the Prefect task of a stage, named by its address."""
@@ -61,8 +68,9 @@ class _Run:
             return self._repro(stage)
 
         def worth_retrying(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool:
-            failure = self.failures.get(stage.address)
-            return not self.commands.stopping and (failure is None or failure.retryable)
+            result = self.results.get(stage.address)
+            refused = isinstance(result, StageFailedError) and not result.retryable
+            return not self.commands.stopping and not refused
 
         return Task(
             fn=body,
@@ -77,32 +85,23 @@ class _Run:
         )
 
     def _repro(self, stage: graph.Stage) -> State[Any]:
-        if stage.address in self.unchanged:
-            self.outcomes[stage.address] = Outcome(cached=True, seconds=0.0)
+        address, commands = stage.address, self.commands
+        if address in self._unchanged:
+            self.results[address] = Outcome(cached=True, seconds=0.0)
             return _cached()
-        logger = get_run_logger()
-        commands = self.commands
+        log, slots = get_run_logger().info, self._slots.hold(stage.gpus, lambda: commands.stopping)
         try:
-            slots = self.slots.hold(stage.gpus, lambda: commands.stopping)
-            with slots as devices, self._shown(stage.address):
-                outcome = commands.repro(
-                    stage.address,
-                    logger.info,
-                    force=self.force,
-                    pull=self.pull,
-                    devices={**self.told, **devices},
-                )
+            with slots as devices, self._shown(address):
+                variables = {**self._variables, **devices}
+                result = commands.repro(address, log, force=self._force, pull=self._pull, variables=variables)
         except StoppedError as error:
             return Cancelled(message=str(error))
         except StageFailedError as error:
-            self.failures[stage.address] = error
+            self.results[address] = error
             # A returned state is retried like an exception, and shows no traceback of this file.
             return Failed(message=str(error))
-        self.failures.pop(stage.address, None)
-        self.outcomes[stage.address] = outcome
-        if outcome.cached:
-            return _cached()
-        return Completed(message=f"ran {outcome.seconds:.1f} s")
+        self.results[address] = result
+        return _cached() if result.cached else Completed(message=f"ran {result.seconds:.1f} s")
 
     @contextlib.contextmanager
     def _shown(self, address: str) -> Iterator[None]:
@@ -112,15 +111,16 @@ class _Run:
         finally:
             self.running.discard(address)
 
-    def row(self, address: str, state: State[Any] | None) -> Row:
-        """Return the summary's line of a stage."""
-        if outcome := self.outcomes.get(address):
-            return Row(address, "cached" if outcome.cached else "run", outcome.seconds)
-        if failure := self.failures.get(address):
-            return Row(address, "failed", failure.seconds)
-        if state is not None and state.is_cancelled():
+    def row(self, address: str, state: State[Any]) -> Row:
+        """Return the summary's line of a stage, whose task ended in a state."""
+        result = self.results.get(address)
+        if isinstance(result, Outcome):
+            return Row(address, "cached" if result.cached else "run", result.seconds)
+        if isinstance(result, StageFailedError):
+            return Row(address, "failed", result.seconds)
+        if state.is_cancelled():
             return Row(address, "cancelled")
-        return Row(address, "failed" if state is not None and state.is_crashed() else "not run")
+        return Row(address, "failed" if state.is_crashed() else "not run")
 
 
 def _cached() -> State[Any]:
@@ -147,35 +147,27 @@ def adapt(
         retries: Further attempts at a stage that failed, unless it refused its settings.
         retry_delay: Seconds before each.
     """
-    if (runtime.flow_run.run_count or 1) > 1:
-        with unimportant("tasks of the earlier start"):
-            _close_lost()
-    root = Path.cwd()
+    with unimportant("tasks of an earlier start"):
+        _close_lost()
     known = graph.read()
     stages = graph.select(known, adaptations or ())
     slots = gpu_slots.from_server(gpus)
     for stage in stages.values():
         slots.check(stage.address, stage.gpus)
-    run = _Run(root, slots, force=force, pull=pull)
-    if not force:
-        run.unchanged = graph.unchanged(known)
+    unchanged = frozenset() if force else graph.unchanged(known)
+    run = _Run(stages, unchanged, slots, force=force, pull=pull)
     futures: dict[str, PrefectFuture[State[Any]]] = {}
     try:
-        for stage in stages.values():
+        for address, stage in stages.items():
+            needed = [futures[name] for name in stage.upstream]
             task = run.task(stage, retries, retry_delay)
-            futures[stage.address] = task.submit(
-                return_state=False, wait_for=[futures[name] for name in stage.upstream]
-            )
+            futures[address] = task.submit(return_state=False, wait_for=needed)
         cancelled = _watch(run, futures)
     except BaseException:
         # KeyboardInterrupt, and Prefect's TerminationSignal for SIGTERM, arrive in this thread.
         run.commands.stop()
         raise
-    for future in futures.values():
-        future.wait()  # it is done: this keeps its own end, where the server's may be of a moment ago
-    states = {address: future.state for address, future in futures.items()}
-    _close_unstarted(stages, run, futures, states)
-    return _finish(run, states, cancelled)
+    return _finish(run, futures, cancelled)
 
 
 def _watch(run: _Run, futures: Mapping[str, PrefectFuture[State[Any]]]) -> bool:
@@ -193,8 +185,31 @@ def _watch(run: _Run, futures: Mapping[str, PrefectFuture[State[Any]]]) -> bool:
                 run.commands.stop()
 
 
+def _finish(run: _Run, futures: Mapping[str, PrefectFuture[State[Any]]], cancelled: bool) -> State[Any]:
+    """Close the tasks that did not start, show what the run made, and return how it ended."""
+    for future in futures.values():
+        future.wait()  # it is done: this keeps its own end, where the server's may be of a moment ago
+    states = {address: future.state for address, future in futures.items()}
+    for address, state in states.items():
+        if state.is_pending():
+            with unimportant("tasks that were not run"):
+                _close_unstarted(run, address, futures[address].task_run_id)
+    rows = [run.row(address, state) for address, state in states.items()]
+    _show(run.root, rows)
+    counts = Counter(row.state for row in rows)
+    text = ", ".join(f"{number} {state}" for state, number in counts.items()) or "no stages"
+    if cancelled:
+        return Cancelled(message=f"Cancelled: {text}")
+    if failed := [row.address for row in rows if row.state == "failed"]:
+        details = "\n".join(str(run.results[name]) for name in failed if name in run.results)
+        return Failed(message=f"{', '.join(failed)} failed ({text})\n{details}")
+    return Completed(message=text)
+
+
 def _close_lost() -> None:
     """End the tasks of an earlier start that was lost with its node: they are shown as running for ever."""
+    if (runtime.flow_run.run_count or 1) == 1:
+        return
     client = get_client(sync_client=True)
     here = FlowRunFilter(id=FlowRunFilterId(any_=[UUID(runtime.flow_run.id)]))
     for task in client.read_task_runs(flow_run_filter=here):
@@ -202,46 +217,31 @@ def _close_lost() -> None:
             client.set_task_run_state(task.id, Crashed(message="Its node was lost"), force=True)
 
 
-def _close_unstarted(
-    stages: Mapping[str, graph.Stage],
-    run: _Run,
-    futures: Mapping[str, PrefectFuture[State[Any]]],
-    states: Mapping[str, State[Any]],
-) -> None:
-    """End the tasks that wait for ever as `NotReady`: it looks as if something were still to come."""
-    client = get_client(sync_client=True)
-    for address in (address for address, state in states.items() if state.is_pending()):
-        missing = ", ".join(name for name in stages[address].upstream if name not in run.outcomes)
-        state: State[Any] = Cancelled(name="NotRun", message=f"It needs {missing}")
-        with unimportant("tasks that were not run"):
-            client.set_task_run_state(futures[address].task_run_id, state, force=True)
+def _close_unstarted(run: _Run, address: str, task_run: UUID) -> None:
+    """End a task that waits for ever as `NotReady`: it looks as if something were still to come."""
+    done = [name for name, result in run.results.items() if isinstance(result, Outcome)]
+    missing = ", ".join(name for name in run.stages[address].upstream if name not in done)
+    state: State[Any] = Cancelled(name="NotRun", message=f"It needs {missing}")
+    get_client(sync_client=True).set_task_run_state(task_run, state, force=True)
 
 
-def _finish(run: _Run, states: Mapping[str, State[Any]], cancelled: bool) -> State[Any]:
-    rows = [run.row(address, state) for address, state in states.items()]
+def _show(root: Path, rows: Sequence[Row]) -> None:
+    """Show metrics, samples and stages at the server, and emit events for what was registered."""
     with unimportant("summary"):
         # Under a run of the pipeline in MLflow, this is a workspace.
-        text = markdown(run.root, rows, temporary=PARENT_RUN_VARIABLE in os.environ)
+        text = markdown(root, rows, temporary=PARENT_RUN_VARIABLE in os.environ)
         create_markdown_artifact(text, key="adapt-summary", description="Metrics and stages")
     for stage, _, name in (row.address.partition("@") for row in rows if row.state == "run"):
         if stage == "sample":
             with unimportant("samples"):
-                _show_samples(run.root, name)
+                _show_samples(root, name)
         elif stage == "register":
             with unimportant("new model"):
-                events.emit_registered(run.root, name)
-    counts = Counter(row.state for row in rows)
-    text = ", ".join(f"{number} {state}" for state, number in counts.items()) or "no stages"
-    if cancelled:
-        return Cancelled(message=f"Cancelled: {text}")
-    if failed := [row.address for row in rows if row.state == "failed"]:
-        details = "\n".join(str(run.failures[name]) for name in failed if name in run.failures)
-        return Failed(message=f"{', '.join(failed)} failed ({text})\n{details}")
-    return Completed(message=text)
+                events.emit_registered(root, name)
 
 
 def _show_samples(root: Path, adaptation: str) -> None:
-    address = picture(root / "samples" / "adapted" / adaptation / "grid.png")
+    address = picture(root / ADAPTED_SAMPLES / adaptation / "grid.png")
     key = f"samples-{adaptation.replace('_', '-')}"
     # An image artifact would print the address beside the picture, all of it.
     create_markdown_artifact(f"![{adaptation}]({address})", key=key, description=f"Samples of {adaptation}")

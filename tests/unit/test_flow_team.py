@@ -182,7 +182,7 @@ def covers(automation: AutomationCore, name: str, flow: str) -> bool:
 
 @pytest.mark.parametrize("name", ["prefect.flow-run.Crashed", "prefect.flow-run.Failed"])
 def test_failed_and_crashed_runs_of_our_flows_are_told_of(name: str) -> None:
-    _, failed, _ = setup.automations(540, str(uuid4()))
+    _, failed, _ = setup.automations(540, uuid4())
     assert all(name in failed.trigger.expect and covers(failed, name, flow) for flow in setup.FLOWS)
     assert not covers(failed, name, "somebody-elses")
 
