@@ -7,13 +7,13 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from domainstudio.errors import DomainStudioError
 from services import credentials
 from services.layout import DATABASES, FIRST_PORT, FOLDER
-from services.team import TIMEOUT_SECONDS, ServiceState, Team
+from services.team import TIMEOUT_SECONDS, Team
 
 _FOREIGN = ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3")
 """Variables that would lead boto3 elsewhere."""
@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Do what the command line says; the exit status of `status` is 0 only if every service answers."""
     options = _parser().parse_args(arguments)
     try:
-        return _COMMANDS[options.command](options)
+        return int(options.call(options))
     except DomainStudioError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -36,8 +36,14 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m services", description=__doc__)
     place = os.environ.get("DOMAINSTUDIO_SERVICES_FOLDER", FOLDER)
     parser.add_argument("--folder", default=place, help=f"data, logs, secrets (default: {FOLDER})")
-    commands = parser.add_subparsers(dest="command", required=True)
-    start = commands.add_parser("start", help="start the services, and wait until each answers")
+    commands = parser.add_subparsers(required=True)
+
+    def command(call: Callable[[argparse.Namespace], int], help: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(call.__name__.strip("_"), help=help)
+        added.set_defaults(call=call)
+        return added
+
+    start = command(_start, "start the services, and wait until each answers")
     start.add_argument("names", nargs="*", metavar="service", help="default: all")
     ports = os.environ.get("DOMAINSTUDIO_SERVICES_PORTS")
     start.add_argument(
@@ -45,20 +51,20 @@ def _parser() -> argparse.ArgumentParser:
     )
     start.add_argument("--database", choices=DATABASES, help="default: postgres")
     start.add_argument("--timeout", type=float, default=TIMEOUT_SECONDS, metavar="S", help="seconds")
-    stop = commands.add_parser("stop", help="stop the services; their data stays")
+    stop = command(_stop, "stop the services; their data stays")
     stop.add_argument("names", nargs="*", metavar="service", help="default: all")
-    commands.add_parser("status", help="print a table of the services")
-    commands.add_parser("env", help='for a shell: eval "$(python -m services env)"; prints secrets')
-    secrets = commands.add_parser("secrets", help="write a file with new passwords for deploy/compose.yaml")
+    command(_status, "print a table of the services")
+    command(_env, 'for a shell: eval "$(python -m services env)"; prints secrets')
+    secrets = command(_secrets, "write a file with new passwords for deploy/compose.yaml")
     secrets.add_argument("file", type=Path)
-    run = commands.add_parser("run", help="become one service (for supervisord)")
+    run = command(_run, "become one service (for supervisord)")
     run.add_argument("name")
     return parser
 
 
 def _start(options: argparse.Namespace) -> int:
     team = Team(options.folder, first_port=options.ports, database=options.database)
-    team.start(*options.names, timeout=options.timeout, tell=lambda line: print(line, flush=True))
+    team.start(*options.names, timeout=options.timeout, log=lambda line: print(line, flush=True))
     _status(options)
     return 0
 
@@ -72,7 +78,11 @@ def _stop(options: argparse.Namespace) -> int:
 def _status(options: argparse.Namespace) -> int:
     team = Team(options.folder)
     states = team.states()
-    print(_table(states))
+    rows = [
+        (each.name, each.state, team.layout.address(each.name), _short(team.layout.log(each.name)))
+        for each in states
+    ]
+    print(_table([("service", "state", "address", "log"), *rows]))
     if ready := all(each.state == "ready" for each in states):
         print(f"Passwords: {_short(team.layout.secrets)}. For a shell: {_evaluate(options)}")
     return 0 if ready else 1
@@ -95,20 +105,8 @@ def _run(options: argparse.Namespace) -> int:
     Team(options.folder).run(options.name)
 
 
-_COMMANDS = {
-    "start": _start,
-    "stop": _stop,
-    "status": _status,
-    "env": _env,
-    "secrets": _secrets,
-    "run": _run,
-}
-
-
-def _table(states: Sequence[ServiceState]) -> str:
-    header = ("service", "state", "address", "log")
-    rows = [header, *((each.name, each.state, each.address, _short(each.log)) for each in states)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
 

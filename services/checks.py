@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import base64
-import http.client
-import json
-import urllib.request
 from collections.abc import Mapping
 from datetime import datetime
+
+import httpx
 
 from domainstudio.storage import s3
 from services.layout import BUCKETS, POOL
@@ -24,39 +22,27 @@ def has_buckets(environment: Mapping[str, str]) -> bool:
 def responds(url: str) -> bool:
     """Tell whether something answers there without an error."""
     try:
-        with _open(urllib.request.Request(url)):
-            return True
-    except (OSError, http.client.HTTPException):
+        return httpx.get(url, timeout=_PATIENCE, trust_env=False).is_success  # without a proxy
+    except httpx.HTTPError:
         return False
 
 
 def is_online(api: str, login: str, started: float) -> bool:
-    """Tell whether the worker works, by the Prefect server: one that crashed seems online there for a while.
+    """Tell whether the Prefect server has heard from the worker since it was started.
+
+    The server shows a worker that crashed as online for a while.
 
     Args:
         api: Address of the Prefect server.
         login: `user:password`.
-        started: When the worker was started, in seconds since 1970: what was heard before does not count.
+        started: When the worker was started, in seconds since 1970.
     """
-    basic = base64.b64encode(login.encode()).decode()
-    request = urllib.request.Request(
-        f"{api}/work_pools/{POOL}/workers/filter",
-        b"{}",
-        {"Content-Type": "application/json", "Authorization": f"Basic {basic}"},
-    )
+    user, _, password = login.partition(":")
+    url = f"{api}/work_pools/{POOL}/workers/filter"
     try:
-        with _open(request) as answer:
-            workers = json.load(answer)
-    except (OSError, http.client.HTTPException, ValueError):
+        answer = httpx.post(url, json={}, auth=(user, password), timeout=_PATIENCE, trust_env=False)
+        workers = answer.raise_for_status().json()
+    except (httpx.HTTPError, ValueError):
         return False
-    heard = [
-        datetime.fromisoformat(each["last_heartbeat_time"]) for each in workers if each["status"] == "ONLINE"
-    ]
-    return any(time.timestamp() >= started for time in heard)
-
-
-def _open(request: urllib.request.Request) -> http.client.HTTPResponse:
-    # Without the proxies of the environment: these servers are on this machine.
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    answer: http.client.HTTPResponse = opener.open(request, timeout=_PATIENCE)
-    return answer
+    heard = [each["last_heartbeat_time"] for each in workers if each["status"] == "ONLINE"]
+    return any(datetime.fromisoformat(time).timestamp() >= started for time in heard)

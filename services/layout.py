@@ -24,7 +24,7 @@ _INNER = ("master", "volume", "filer", "admin")
 """Parts of the S3 server, which talk to each other."""
 _PORTS = ("s3", "postgres", "mlflow", "prefect", *_INNER)
 _GRPC = 10_000
-"""Each part of the S3 server listens on a second port, so much higher."""
+"""Each part of the S3 server also listens on a port that is higher by this."""
 _FIRST, _LAST = 1024, 65_535 - _GRPC - len(_PORTS)
 _SOCKET_LIMIT = 100
 """Bytes of a Unix socket's path; the systems' limits are 104 and more."""
@@ -86,7 +86,7 @@ class Layout:
         return f"http://{HOST}:{self.port(name)}"
 
     def address(self, name: str) -> str:
-        """Return what a person needs to know to reach a service."""
+        """Return the address by which a person reaches a service."""
         if name == "worker":
             return f"pool {POOL}"
         special = {"postgres": f"{HOST}:{self.port(name)}", "prefect": f"{self.url(name)}/api"}
@@ -104,13 +104,13 @@ class Layout:
             (self.folder / name).mkdir(mode=0o700, exist_ok=True)
 
     def save(self) -> None:
-        """Note ports and database, so that later commands need not be told again."""
+        """Keep ports and database for later commands."""
         noted = {"first_port": self.first_port, "database": self.database}
         (self.folder / "team.json").write_text(json.dumps(noted) + "\n")
 
 
 def read(folder: Path, *, first_port: int | None = None, database: str | None = None) -> Layout:
-    """Return the layout noted in a folder, or the defaults, with what is given here instead."""
+    """Return the layout that a folder keeps, or the defaults; arguments come before both."""
     path = folder.resolve() / "team.json"
     noted = json.loads(path.read_text()) if path.exists() else {}
     given = {"first_port": first_port, "database": database}

@@ -1,4 +1,4 @@
-"""The servers: what each runs, what it is told, and how to see that it answers.
+"""The servers: each one's command line, its environment, and how to see that it answers.
 
 No password is on a command line, where `ps` would show it: they travel in the environment of the one process.
 """
@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
@@ -21,11 +21,7 @@ from services.layout import BUCKETS, HOST, POOL, PROJECT, Layout, ServiceError
 DATABASES = {"mlflow": "mlflow", "mlflow_auth": "mlflow", "prefect": "prefect"}
 """PostgreSQL's databases and their owners."""
 _OTHERS = ("AWS_", "MLFLOW_", "PG", "PREFECT_", "S3_", "WEED_")
-"""Variables that would point a server at something else of the caller's."""
-
-
-def _nothing() -> None:
-    return None
+"""Beginnings of variables that would lead a server to other servers of the caller."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +42,7 @@ class Program:
     environment: Mapping[str, str]
     answers: Callable[[float], bool]
     needs: tuple[str, ...] = ()
-    prepare: Callable[[], None] = field(default=_nothing)
+    prepare: Callable[[], object] = lambda: None
     user: str | None = None
     children_stay: bool = False
 

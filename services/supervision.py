@@ -26,7 +26,7 @@ MARK = "DOMAINSTUDIO_SUPERVISED"
 _ALIVE = ("STARTING", "RUNNING", "BACKOFF")
 _GRACE_SECONDS = 20
 _STOP_FIRST = {"postgres": "INT"}
-"""Who ends its children itself, and the signal for it: PostgreSQL takes TERM as "when the last has left"."""
+"""Signals for servers that end their children themselves. TERM lets PostgreSQL wait for its clients."""
 _PROGRAM = """
 [program:{name}]
 command={command}
@@ -71,19 +71,19 @@ class ProcessState:
     """What supervisord knows of one service.
 
     Attributes:
-        name: Its name in supervisord.
+        state: Supervisord's name for it, such as "RUNNING".
         pid: 0 if there is no process.
         started: Of this process, seconds since 1970.
     """
 
-    name: str
+    state: str
     pid: int
     started: float
 
     @property
     def alive(self) -> bool:
         """Whether it runs, or will be started again."""
-        return self.name in _ALIVE
+        return self.state in _ALIVE
 
 
 class Supervisor:

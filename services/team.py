@@ -22,21 +22,17 @@ _LOG_LINES = 15
 
 @dataclass(frozen=True)
 class ServiceState:
-    """One row of the status table.
+    """What a service does now.
 
     Attributes:
         name: The service.
-        address: Where it listens.
         state: "ready" (it answers), "starting" (it runs, and does not answer), "stopped" or "failed".
         pid: Its process, 0 if none.
-        log: Its log file.
     """
 
     name: str
-    address: str
     state: str
-    pid: int
-    log: Path
+    pid: int = 0
 
 
 class Team:
@@ -69,14 +65,14 @@ class Team:
         self,
         *names: str,
         timeout: float = TIMEOUT_SECONDS,
-        tell: Callable[[str], None] = lambda line: None,
+        log: Callable[[str], None] = lambda line: None,
     ) -> None:
         """Start services with what they need, side by side, and return when each answers.
 
         Args:
             names: Default: all. What runs already is left as it is.
             timeout: Seconds.
-            tell: Gets a line for each that answers.
+            log: Gets a line for each that answers.
 
         Raises:
             ServiceError: one is not installed, its port is taken, it ended, or does not answer in time.
@@ -91,7 +87,7 @@ class Team:
             self._check_ports(stopped)
             for name in stopped:
                 self._supervisor.start(name)
-            self._wait([*programs], began, timeout, tell)
+            self._wait([*programs], began, timeout, log)
 
     def stop(self, *names: str) -> None:
         """End services, and return when they are gone.
@@ -165,7 +161,7 @@ class Team:
         self.layout.save()
         self._supervisor.launch()
 
-    def _wait(self, names: Sequence[str], began: float, timeout: float, tell: Callable[[str], None]) -> None:
+    def _wait(self, names: Sequence[str], began: float, timeout: float, log: Callable[[str], None]) -> None:
         pending = list(names)
         while pending:
             for name in tuple(pending):
@@ -173,27 +169,25 @@ class Team:
                 late = time.monotonic() - began > timeout
                 if state.state == "ready":
                     pending.remove(name)
-                    tell(f"{name:<9} ready after {time.monotonic() - began:.0f} s")
+                    log(f"{name:<9} ready after {time.monotonic() - began:.0f} s")
                 elif state.state in ("failed", "stopped") or late:
                     problem = f"does not answer after {timeout:.0f} s" if late else "ended"
-                    raise ServiceError(f"{name} {problem}; {self._quoted(state.log)}")
+                    raise ServiceError(f"{name} {problem}; {self._quoted(name)}")
             time.sleep(_POLL_SECONDS if pending else 0)
 
-    def _quoted(self, log: Path) -> str:
+    def _quoted(self, name: str) -> str:
+        log = self.layout.log(name)
         lines = log.read_text(errors="replace").splitlines()[-_LOG_LINES:] if log.exists() else []
         return f"{log} ends with\n" + "\n".join(f"  {line}" for line in lines)
 
     def _state(self, name: str) -> ServiceState:
         known = (self._supervisor.states() or {}).get(name)
-        if known is None or known.name == "STOPPED":
-            return self._row(name, "stopped")
+        if known is None or known.state == "STOPPED":
+            return ServiceState(name, "stopped")
         if not known.alive:
-            return self._row(name, "failed")
+            return ServiceState(name, "failed")
         answers = known.pid and self._program(name).answers(known.started)
-        return self._row(name, "ready" if answers else "starting", known.pid)
-
-    def _row(self, name: str, state: str, pid: int = 0) -> ServiceState:
-        return ServiceState(name, self.layout.address(name), state, pid, self.layout.log(name))
+        return ServiceState(name, "ready" if answers else "starting", known.pid)
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
