@@ -13,14 +13,14 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from tests.models import tiny_class_denoiser, tiny_denoiser, tiny_text_denoiser
-
 ROOT = Path(__file__).parents[1]
 COPIED = ("domainstudio", "stages", "dvc.yaml", ".dvcignore")
 
 
 def make_project(root: Path, more: Sequence[str] = ()) -> Path:
-    """Write a project with its own ten images, tiny source models and git history; return its folder."""
+    """Write a project with its own twelve images, tiny source models and git history; return its folder."""
+    from tests.models import tiny_class_denoiser, tiny_denoiser, tiny_text_denoiser
+
     root.mkdir(parents=True, exist_ok=True)
     for name in (*COPIED, *more):
         source = ROOT / name

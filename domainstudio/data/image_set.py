@@ -206,7 +206,10 @@ class ImageSet:
         manifest = _read_manifest(folder / MANIFEST)
         images, bucketed = _read_images(folder / IMAGES)
         described = {name: getattr(manifest, name) for name in DESCRIPTION}
-        loaded = cls(images, manifest.images, bucketed=bucketed, **described)
+        try:
+            loaded = cls(images, manifest.images, bucketed=bucketed, **described)
+        except DataError as error:
+            raise DataError(f"{folder} is damaged: {error}. {_REMEDY}") from error
         if loaded.digest != manifest.digest or loaded.resolution != manifest.resolution:
             raise DataError(f"{folder / IMAGES} is not what {MANIFEST} describes (digest differs). {_REMEDY}")
         return loaded
