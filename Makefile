@@ -7,6 +7,9 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHONWARNINGS ?= ignore
 PORT ?= 5000
 SOURCES ?= pretrain pretrain_class pretrain_text
+WORKERS ?= 2
+# Workers side by side, each with its own servers. A file's tests stay together: they share trained models.
+pytest = python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 # A Python that can run this, whatever `python3` is here.
 find_python = for p in $(PYTHON) python3 python3.12 python3.11; do \
@@ -34,7 +37,11 @@ demo: .venv/installed  ## Ten line drawings adapt a model of coloured emoji; end
 
 .PHONY: test
 test: .venv/installed  ## Run all tests that need neither a GPU, nor the internet, nor a whole team's servers
-	python -m pytest -m "not gpu and not network and not team"
+	$(pytest) -m "not gpu and not network and not team"
+
+.PHONY: test-fast
+test-fast: .venv/installed  ## Run the quick ones of them, without servers (below two minutes)
+	$(pytest) -m "not slow and not gpu and not network and not team" tests/unit tests/reference
 
 .PHONY: test-team
 test-team: .venv/installed  ## Run the tests on a team's servers and on a Ray cluster (a quarter of an hour)
