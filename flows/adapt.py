@@ -30,7 +30,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--retries", type=int, default=1, metavar="N", help="attempts after a failure (default: 1)"
     )
-    parser.add_argument("--retry-delay", type=float, default=10.0, metavar="S", help="seconds before each")
+    parser.add_argument(
+        "--retry-delay",
+        type=float,
+        default=10.0,
+        metavar="S",
+        help="seconds before a further attempt (default: 10)",
+    )
     parser.add_argument(
         "--serve", action="store_true", help="stay, and run when the Prefect server asks for it"
     )

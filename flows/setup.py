@@ -49,7 +49,7 @@ def _setup(options: argparse.Namespace) -> int:
         lines = setup(options.pool, options.cluster, dict(options.gpus), options.lost_after, options.notify)
     except (httpx.HTTPError, httpx.InvalidURL) as error:  # Prefect's own are among them
         raise ConfigError(
-            f"the Prefect server did not do as asked: {redact(str(error) or type(error).__name__)}\n"
+            f"the Prefect server gave an error or no answer: {redact(str(error) or type(error).__name__)}\n"
             "Check PREFECT_API_URL, PREFECT_API_AUTH_STRING and the server"
         ) from error
     print("\n".join(lines))
@@ -172,7 +172,7 @@ def _lost_runs(lost_after: int) -> AutomationCore:
 
     return AutomationCore(
         name="domainstudio: start lost runs again",
-        description="A run without heartbeats goes on where its checkpoints end.",
+        description="A run without heartbeats is started again and goes on from its last training state.",
         trigger=EventTrigger(
             after={HEARTBEAT},
             expect={HEARTBEAT, *(f"prefect.flow-run.{state}" for state in ENDED)},

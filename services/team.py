@@ -145,7 +145,8 @@ class Team:
         for name in names:
             if taken := [port for port in self.layout.ports(name) if not layout.is_free(port)]:
                 raise ServiceError(
-                    f"port {taken[0]} of {name} is taken by another program: end that, or use other --ports"
+                    f"port {taken[0]} of {name} is taken by another program: stop it, or choose another "
+                    "port with --ports"
                 )
 
     def _launch(self) -> None:

@@ -63,7 +63,7 @@ class TrainingSettings(Section):
         if self.frozen_precision != "no" and self.mixed_precision != self.frozen_precision:
             raise ValueError(
                 f"frozen_precision {self.frozen_precision} needs mixed_precision {self.frozen_precision}, "
-                f"got {self.mixed_precision}: trained and frozen weights meet under autocast only"
+                f"got {self.mixed_precision}: set both to the same, or frozen_precision to no"
             )
         return self
 
