@@ -24,22 +24,18 @@ def main() -> None:
 
     from domainstudio import config, models
     from domainstudio.distributed import this_process
-    from domainstudio.sampling import sample_to_folder
-    from domainstudio.storage import checkpoint
+    from domainstudio.sampling import sample_stored
 
     settings = config.load()
     launch("stages.sample", settings.launch)
     subjects, told = _subjects(settings, arguments.kind, arguments.name)
     place = Path("sources" if arguments.kind == "source" else "adapted") / arguments.name
     model_folder = Path("models") / place
-    digest = models.digest(model_folder)
-    params = {"sample": settings.sample.model_dump(mode="json"), "told": told}
-    partial = Path(".checkpoints") / f"samples-{checkpoint.run_key(params, {'model': digest})}"
-    process = this_process()
-    denoiser = models.load(model_folder).to(process.device)
-    manifest = {"model": model_folder.as_posix(), "model_digest": digest}
-    sample_to_folder(denoiser, partial, settings.sample, told, subjects, **manifest)
-    if not process.is_main_process:
+    manifest = {"model": model_folder.as_posix(), "model_digest": models.digest(model_folder)}
+    partial = sample_stored(
+        model_folder, Path(".checkpoints"), "samples", settings.sample, told, subjects, **manifest
+    )
+    if not this_process().is_main_process:
         return
     final = Path("samples") / place
     shutil.rmtree(final, ignore_errors=True)

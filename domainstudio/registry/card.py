@@ -9,8 +9,8 @@ from typing import Any
 from domainstudio import markdown
 from domainstudio.config import Adaptation
 from domainstudio.project import ADAPTED_SAMPLES
-from domainstudio.registry.artifacts import ADAPTERS, MERGED
 from domainstudio.registry.results import Result
+from domainstudio.registry.versions import ADAPTERS, MERGED
 
 HEADLINE = ("frechet_distance", "kid", "intra_distance", "memorized_share")
 """Metrics that are shown first, if they were measured."""
@@ -49,7 +49,7 @@ def version_card(result: Result, uri: str, verdict: str, run_id: str) -> str:
     column = {"text-to-image": "prompt", "class-conditional": "label"}.get(result.kind)
     request = {column: result.example} if column else {}
     guidance = {"guidance_scale": result.guidance_scale} if column else {}
-    has_grid = (result.root / ADAPTED_SAMPLES / result.adaptation.name / "grid.png").is_file()
+    has_grid = (ADAPTED_SAMPLES / result.adaptation.name / "grid.png").is_file()
     return markdown.render(
         "domainstudio.registry",
         "version_card.md.j2",

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING
 from domainstudio.config import GateSettings
 from domainstudio.registry import audit
 from domainstudio.registry.aliases import Alias, Promotion, challenge, current_aliases, give
-from domainstudio.registry.gate import Verdict, decide
-from domainstudio.registry.measurement import Measurement
-from domainstudio.registry.tags import FIGURES, JUDGED, MEASUREMENT, PENDING, REASON, VERDICT
+from domainstudio.registry.gate import Measurement, Verdict, decide
+from domainstudio.registry.versions import FIGURES, JUDGED, MEASUREMENT, PENDING, REASON, VERDICT
 from domainstudio.tracking.server import connect
 
 if TYPE_CHECKING:

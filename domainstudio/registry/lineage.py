@@ -1,9 +1,9 @@
-"""The data that a run used, by its hashes in `dvc.lock`."""
+"""Where a model came from: the data that its run used, by its hashes in `dvc.lock`, and all its settings."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,10 @@ from domainstudio.project import SOURCE_MODELS, TARGETS
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
+
+    from domainstudio.registry.results import Result
+
+LOCK = Path("dvc.lock")
 
 MAX_DIGEST = 36
 """MLflow's limit: as long as DVC's hash of a folder, an md5 and `.dir`."""
@@ -34,12 +38,34 @@ class Input:
     """Its purpose, such as `training`."""
 
 
-def lineage(adaptation: Adaptation, lock: str | Path = "dvc.lock") -> list[Input]:
+def origin(result: Result, tags: Mapping[str, str]) -> dict[str, Any]:
+    """Return everything that decided a model and its figures, the content of `lineage.json`.
+
+    Args:
+        result: The model's.
+        tags: The run's tags, for the commit.
+
+    Raises:
+        ConfigError: `dvc.lock` cannot be read.
+    """
+    return {
+        "format": 1,
+        "adaptation": result.adaptation.model_dump(mode="json"),
+        "key": result.record.key,
+        "versions": result.record.versions,
+        **result.tags,
+        **{name: value for name, value in tags.items() if name.startswith("git.")},
+        "conditions": dict(result.measurement.conditions),
+        "metrics": result.metrics.get("samples"),
+        "dvc": locked_stages(f"evaluate@{result.adaptation.name}"),
+    }
+
+
+def used_data(adaptation: Adaptation) -> list[Input]:
     """List the inputs of an adaptation that `dvc.lock` holds.
 
     Args:
         adaptation: The resolved adaptation.
-        lock: Path of `dvc.lock`. If it is missing the list is empty.
 
     Returns:
         The few training images, the whole target domain, the source model and, if DVC has trained it, its
@@ -48,7 +74,7 @@ def lineage(adaptation: Adaptation, lock: str | Path = "dvc.lock") -> list[Input
     Raises:
         ConfigError: the file cannot be read.
     """
-    stages = list(_read(Path(lock)).values())
+    stages = list(_locked().values())
     hashes = {
         path: digest for stage in stages for kind in ("deps", "outs") for path, digest in _files(stage, kind)
     }
@@ -70,17 +96,18 @@ def lineage(adaptation: Adaptation, lock: str | Path = "dvc.lock") -> list[Input
     ]
 
 
-def locked_stages(last: str, lock: str | Path = "dvc.lock") -> dict[str, dict[str, Any]]:
+def locked_stages(last: str) -> dict[str, dict[str, Any]]:
     """Return a stage of `dvc.lock` and all stages before it: md5 of dependencies and outputs, parameters.
+
+    Without that file, or without the stage, the result is empty.
 
     Args:
         last: The stage's address.
-        lock: Path of `dvc.lock`. Without that file, or without the stage, the result is empty.
 
     Raises:
         ConfigError: the file cannot be read.
     """
-    stages = _read(Path(lock))
+    stages = _locked()
     makers = {path: name for name, stage in stages.items() for path, _ in _files(stage, "outs")}
     found: dict[str, dict[str, Any]] = {}
     todo = [last] if last in stages else []
@@ -108,14 +135,14 @@ def log_inputs(client: MlflowClient, run_id: str, inputs: Sequence[Input]) -> No
         client.log_inputs(run_id, entries)
 
 
-def _read(lock: Path) -> dict[str, dict[str, Any]]:
-    if not lock.is_file():
+def _locked() -> dict[str, dict[str, Any]]:
+    if not LOCK.is_file():
         return {}
     try:
-        content = yaml.safe_load(lock.read_text(encoding="utf-8")) or {}
+        content = yaml.safe_load(LOCK.read_text(encoding="utf-8")) or {}
         return dict(content.get("stages") or {})
     except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError) as error:
-        raise ConfigError(f"{lock} cannot be read: {error}. Restore it with `git checkout {lock}`") from error
+        raise ConfigError(f"{LOCK} cannot be read: {error}. Restore it with `git checkout {LOCK}`") from error
 
 
 def _overlap(path: str, out: str) -> bool:

@@ -11,16 +11,13 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from domainstudio import models
 from domainstudio.config import Adaptation, EvaluateSettings, SampleSettings
 from domainstudio.data import prompts
 from domainstudio.errors import CheckpointError, ConfigError, DataError
-from domainstudio.metrics.features import FEATURES
 from domainstudio.metrics.measure import measure_folders
 from domainstudio.project import CHECKPOINTS, SOURCE_SAMPLES, TARGETS
-from domainstudio.registry.measurement import Measurement
-from domainstudio.sampling import default_device, sample_to_folder
-from domainstudio.storage import checkpoint
+from domainstudio.registry.gate import Measurement
+from domainstudio.sampling import sample_stored
 from domainstudio.tracking.server import TrackingError, TrackingUnavailableError, connect
 
 if TYPE_CHECKING:
@@ -53,7 +50,7 @@ def reevaluate(
     print(f"{title} was measured in another way: it is drawn and measured again, to compare", flush=True)
     try:
         with TemporaryDirectory() as place:
-            with connect(result.root) as client:
+            with connect() as client:
                 folder = _download(name, version, Path(place))
                 adaptation = _adaptation(client, name, version)
             samples = _draw(folder, adaptation, result, sampling, title)
@@ -94,25 +91,15 @@ def _draw(folder: Path, adaptation: Adaptation, result: Result, sampling: Sample
     """Draw the samples that are not drawn yet; return their folder."""
     subjects = [str(image.get("subject", "")) for image in result.samples["images"]]
     conditions = prompts.sample_prompts(adaptation, subjects)
-    params = {"sample": sampling.model_dump(mode="json"), "told": conditions}
-    key = checkpoint.run_key(params, {"model": models.digest(folder)})
-    samples = result.root / CHECKPOINTS / f"champion-{key}"
-    denoiser = models.load(folder).to(default_device())
-    sample_to_folder(denoiser, samples, sampling, conditions, subjects, model=title)
-    return samples
+    return sample_stored(folder, CHECKPOINTS, "champion", sampling, conditions, subjects, model=title)
 
 
 def _measure(samples: Path, result: Result, evaluation: EvaluateSettings) -> Measurement:
     """Measure samples against the result's images, and delete the samples."""
-    root, adaptation = result.root, result.adaptation
-    metrics, nearest = measure_folders(
-        samples,
-        root / SOURCE_SAMPLES / adaptation.source,
-        root / TARGETS / adaptation.target,
-        evaluation,
-        root / FEATURES,
-    )
+    source, target = SOURCE_SAMPLES / result.adaptation.source, TARGETS / result.adaptation.target
+    metrics, nearest = measure_folders(samples, source, target, evaluation)
     drawn = json.loads((samples / "manifest.json").read_text(encoding="utf-8"))
     shutil.rmtree(samples)
-    hashes = result.shots["digest"], result.domain["digest"]
-    return Measurement.of(metrics, drawn, *hashes, nearest["threshold"])
+    return Measurement.of(
+        metrics, drawn, result.shots["digest"], result.domain["digest"], nearest["threshold"]
+    )

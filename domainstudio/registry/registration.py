@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from domainstudio.config import Settings
-from domainstudio.project import REGISTRY
+from domainstudio.config import Adaptation, Settings
+from domainstudio.project import ADAPTED_SAMPLES, EVALUATION, REGISTRY, TARGETS, TRAINING
 from domainstudio.registry import card, judging, versions
 from domainstudio.registry.aliases import Alias, Promotion, current_aliases
-from domainstudio.registry.artifacts import Defaults, Entry
+from domainstudio.registry.lineage import log_inputs, origin, used_data
 from domainstudio.registry.results import Result
-from domainstudio.registry.tags import MEASUREMENT, REASON
-from domainstudio.registry.training_run import ensure_run, log_results
+from domainstudio.registry.versions import MEASUREMENT, REASON, Defaults, Entry
 from domainstudio.storage.files import write_json
-from domainstudio.tracking.server import connect
+from domainstudio.tracking.runs import find_run, log_evaluation, log_missing, open_run, plan_for
+from domainstudio.tracking.server import connect, experiment_id
 
 if TYPE_CHECKING:
-    from domainstudio.registry.measurement import Measurement
+    from mlflow.tracking import MlflowClient
+
+    from domainstudio.registry.gate import Measurement
 
 
 def register(adaptation: str, settings: Settings) -> Promotion:
@@ -34,8 +37,8 @@ def register(adaptation: str, settings: Settings) -> Promotion:
     """
     result, alias = Result.load(adaptation), Alias.of(adaptation, settings)
     with connect() as client:
-        run_id = ensure_run(client, result, settings.registry.experiment)
-        log_results(client, run_id, result)
+        run_id = _ensure_run(client, result, settings.registry.experiment)
+        _log_results(client, run_id, result)
         commit = client.get_run(run_id).data.tags.get("git.commit")
     registered = versions.register(_entry(result, alias, run_id, commit))
     status = "registered" if registered.created else "is this result already"
@@ -110,3 +113,57 @@ def _write_card(result: Result, promotion: Promotion, alias: Alias, run_id: str)
         text = card.version_card(result, uri, judging.describe(client, model, version), run_id)
         client.log_text(run_id, text, "model_card.md")
         client.update_model_version(model, version, versions.shorten(text))
+
+
+def _ensure_run(client: MlflowClient, result: Result, experiment: str) -> str:
+    """Return the id of the training's run, complete and FINISHED.
+
+    MLflow may not know the run, because the model came from DVC's cache or the server was down. Then the run
+    is created from the training log, with the times of the training, and tagged `replayed`.
+    """
+    plan = plan_for(
+        result.adaptation.name,
+        result.record.key,
+        result.adaptation,
+        experiment,
+        inputs=result.record.inputs,
+        versions=result.record.versions,
+    )
+    first, last = (int(result.history[index]["timestamp"]) for index in (0, -1))
+    if (run_id := find_run(client, plan, experiment_id(client, experiment))) is None:
+        plan = replace(plan, tags={**plan.tags, "replayed": "true"}, start_time=first)
+        run_id = open_run(client, plan)
+    log_missing(client, run_id, result.history)
+    if client.get_run(run_id).info.status != "FINISHED":
+        client.set_terminated(run_id, "FINISHED", last)
+    return run_id
+
+
+def _log_results(client: MlflowClient, run_id: str, result: Result) -> None:
+    """Log metrics, lineage, images and files of a result. Logging them again changes nothing."""
+    from mlflow.entities import RunTag
+
+    log_evaluation(client, run_id, result.metrics, result.record.steps)
+    client.log_batch(run_id, tags=[RunTag(*tag) for tag in result.tags.items()], synchronous=True)
+    client.log_dict(run_id, origin(result, client.get_run(run_id).data.tags), "lineage.json")
+    log_inputs(client, run_id, used_data(result.adaptation))
+    for folder, paths in _files(result.adaptation).items():
+        for path in paths:
+            if path.is_dir():
+                client.log_artifacts(run_id, str(path), folder)
+            elif path.is_file():
+                client.log_artifact(run_id, str(path), folder)
+
+
+def _files(adaptation: Adaptation) -> dict[str, list[Path]]:
+    """Return the files and folders that become the run's artifacts, by their folder in the run."""
+    name, target = adaptation.name, TARGETS / adaptation.target
+    return {
+        "samples": [ADAPTED_SAMPLES / name / "grid.png"],
+        "previews": [TRAINING / name / "previews"],
+        "training": [TRAINING / name / "losses.csv"],
+        "evaluation": [EVALUATION / name / "metrics.json", EVALUATION / name / "nearest.json"],
+        "data/shots": [target / "shots/contact_sheet.png"],
+        "data/domain": [target / "domain/contact_sheet.png"],
+        "pipeline": [Path("params.yaml"), Path("dvc.lock")],
+    }

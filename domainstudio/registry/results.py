@@ -14,7 +14,7 @@ from domainstudio.config import Adaptation
 from domainstudio.errors import CheckpointError, DataError
 from domainstudio.models.kinds import Kind, has_adapters, kind_of
 from domainstudio.project import ADAPTED_MODELS, ADAPTED_SAMPLES, EVALUATION, TARGETS, TRAINING
-from domainstudio.registry.measurement import Measurement
+from domainstudio.registry.gate import Measurement
 from domainstudio.tracking.provenance import Provenance
 
 
@@ -22,7 +22,6 @@ from domainstudio.tracking.provenance import Provenance
 class Result:
     """An adaptation's outputs."""
 
-    root: Path
     record: Provenance
     adaptation: Adaptation
     """The adaptation as it was when the model was trained."""
@@ -38,15 +37,14 @@ class Result:
     """The figures that the gate compares."""
 
     @classmethod
-    def load(cls, name: str, root: str | Path = ".") -> Result:
+    def load(cls, name: str) -> Result:
         """Read the result of one adaptation.
 
         Raises:
             CheckpointError: the model or its provenance is missing or damaged.
             DataError: the training log, the samples or the metrics are missing or damaged.
         """
-        root = Path(root)
-        record, adaptation = _read_record(root, name)
+        record, adaptation = _read_record(name)
         target = TARGETS / adaptation.target
         paths = {
             "metrics": (EVALUATION / name / "metrics.json", f"evaluate@{name}"),
@@ -55,7 +53,7 @@ class Result:
             "shots": (target / "shots/manifest.json", f"prepare_target@{target.name}"),
             "domain": (target / "domain/manifest.json", f"prepare_target@{target.name}"),
         }
-        read = {key: _read_json(root / path, stage) for key, (path, stage) in paths.items()}
+        read = {key: _read_json(path, stage) for key, (path, stage) in paths.items()}
         try:
             hashes = read["shots"]["digest"], read["domain"]["digest"]
             threshold = read.pop("nearest")["threshold"]
@@ -65,12 +63,12 @@ class Result:
                 f"{EVALUATION / name}, {ADAPTED_SAMPLES / name} or {target} lacks {error}. Run `dvc repro "
                 f"evaluate@{name}`"
             ) from error
-        return cls(root, record, adaptation, _read_history(root, name), **read, measurement=measurement)
+        return cls(record, adaptation, _read_history(name), **read, measurement=measurement)
 
     @property
     def folder(self) -> Path:
         """The model folder: a pipeline or adapters."""
-        return self.root / ADAPTED_MODELS / self.adaptation.name
+        return ADAPTED_MODELS / self.adaptation.name
 
     @property
     def kind(self) -> Kind:
@@ -118,8 +116,8 @@ class Result:
         }
 
 
-def _read_record(root: Path, name: str) -> tuple[Provenance, Adaptation]:
-    path, stage = root / ADAPTED_MODELS / name / "provenance.json", f"finetune@{name}"
+def _read_record(name: str) -> tuple[Provenance, Adaptation]:
+    path, stage = ADAPTED_MODELS / name / "provenance.json", f"finetune@{name}"
     content = _read_json(path, stage, CheckpointError)
     try:
         record = Provenance.model_validate(content)
@@ -138,8 +136,8 @@ def _read_json(path: Path, stage: str, kind: type[CheckpointError | DataError] =
     return content
 
 
-def _read_history(root: Path, name: str) -> list[dict[str, float]]:
-    path = root / TRAINING / name / "history.jsonl"
+def _read_history(name: str) -> list[dict[str, float]]:
+    path = TRAINING / name / "history.jsonl"
     try:
         records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, ValueError) as error:

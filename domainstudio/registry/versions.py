@@ -1,26 +1,87 @@
-"""Versions of registered models: one per result, however often it is registered."""
+"""Versions of registered models: one per result, however often it is registered, and the files of each.
+
+MLflow's own flavour `mlflow.diffusers` stores adapters and the name of their source model on the hub. Here
+the source model is a folder of the project, so such a version would work on no other machine. It would also
+not draw the same image for a seed. So a version holds the whole pipeline, with adapters fused into it.
+"""
 
 from __future__ import annotations
 
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
 from domainstudio import models
 from domainstudio.errors import CheckpointError
-from domainstudio.models.kinds import has_adapters
+from domainstudio.models.kinds import has_adapters, kind_of
 from domainstudio.registry import audit
 from domainstudio.registry.aliases import CHALLENGER, challenge
-from domainstudio.registry.artifacts import Entry, log_model
-from domainstudio.registry.tags import DIGEST, KEY, MEASUREMENT, PENDING, VERDICT
 from domainstudio.tracking.server import connect
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
+    from mlflow.models import ModelSignature
     from mlflow.tracking import MlflowClient
+
+KEY, DIGEST = "domainstudio.key", "domainstudio.digest"
+"""Tags that identify a version: hash of the parameters and inputs of a result, hash of its model folder."""
+
+MEASUREMENT = "domainstudio.measured"
+"""Tag: the figures of a version and the conditions under which they were measured (`gate.Measurement`)."""
+
+VERDICT, REASON, FIGURES, JUDGED = "gate", "gate.reason", "gate.figures", "gate.judged"
+"""Tags: the gate's verdict, its reason, the compared figures, and the hash of the judged measurement."""
+
+PENDING = "pending"
+"""The verdict of a version whose registration is not finished."""
+
+MERGED, ADAPTERS = "pipeline", "lora"
+"""Folders of the artifacts of a version that was trained as adapters."""
+
 
 MAX_DESCRIPTION = 5000
 """MLflow's limit of a description, in characters."""
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What a registered model draws if a request says nothing else."""
+
+    seed: int = 0
+    steps: int = 30
+    """Denoising steps."""
+    guidance_scale: float = 1.0
+    """For models with prompts or classes."""
+    template: str = ""
+    """Template of the prompts of the training, for error messages."""
+    example: str = ""
+    """A prompt or class of the samples, for error messages."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A model to register."""
+
+    name: str
+    """Name of the registered model."""
+    folder: Path
+    """The model in diffusers' format, or its adapters."""
+    key: str
+    """Hash of the parameters and inputs that made it."""
+    run_id: str
+    """The run of its training."""
+    summary: str
+    """One paragraph, the registered model's description."""
+    tags: Mapping[str, str]
+    """The version's tags."""
+    step: int = 0
+    """The optimiser step at which it was saved."""
+    defaults: Defaults = Defaults()
 
 
 @dataclass(frozen=True)
@@ -39,7 +100,7 @@ def register(entry: Entry, root: str | Path = ".") -> Registered:
     """Register a model folder, unless the same folder of the same key is registered already.
 
     The new version has the alias `challenger` until `judging.judge` promotes it. Its pyfunc draws images (see
-    `serving`), and its artifacts hold a pipeline for diffusers (see `artifacts.stored_folders`).
+    `serving`), and its artifacts hold a pipeline for diffusers (see `stored_folders`).
 
     Raises:
         CheckpointError: the folder is neither a diffusers pipeline nor one of adapters, or the source model
@@ -112,3 +173,114 @@ def _create_version(client: MlflowClient, entry: Entry, digest: str, model_id: s
         model_id=model_id,
     )
     return str(version.version)
+
+
+def log_model(client: MlflowClient, entry: Entry, digest: str) -> str:
+    """Store the files of a version with its run, and return the id of the logged model.
+
+    A process may have been killed after it stored the files and before it registered them. Then those files
+    are used.
+
+    Args:
+        client: The tracking server.
+        entry: The model.
+        digest: Hash of the model folder.
+    """
+    import mlflow
+    from mlflow.models import Model
+
+    experiment = client.get_run(entry.run_id).info.experiment_id
+    for model in client.search_logged_models([experiment], f"tags.`{DIGEST}` = '{digest}'"):
+        if model.source_run_id == entry.run_id and model.status == "READY":
+            return str(model.model_id)
+    with stored_folders(entry.folder) as folders:
+        tags = {KEY: entry.key, DIGEST: digest}
+        model = client.create_logged_model(
+            experiment, entry.folder.name, entry.run_id, tags=tags, model_type="diffusers"
+        )
+        Model.log(
+            None,
+            mlflow.pyfunc,
+            name=model.name,
+            run_id=entry.run_id,
+            model_id=model.model_id,
+            step=entry.step,
+            **_pyfunc_options(entry, folders),
+        )
+    return str(model.model_id)
+
+
+def _pyfunc_options(entry: Entry, folders: Mapping[str, Path]) -> dict[str, Any]:
+    options: dict[str, Any] = {
+        "python_model": str(Path(__file__).with_name("serving.py")),
+        "artifacts": {name: str(folder) for name, folder in folders.items()},
+        "signature": signature(entry),
+        "pip_requirements": requirements(folders["pipeline"]),
+    }
+    if entry.defaults.example:
+        options["model_config"] = {"template": entry.defaults.template, "example": entry.defaults.example}
+    return options
+
+
+@contextmanager
+def stored_folders(folder: Path) -> Iterator[dict[str, Path]]:
+    """Yield the folders that a version stores as `artifacts/<folder's name>`, by the names of artifacts.
+
+    `pipeline` is the model folder. For adapters it is the source model with them fused in, which exists only
+    in this block, and `lora` is the small folder itself.
+
+    Raises:
+        CheckpointError: the source model of the adapters is missing, or another one.
+        MissingExtraError: peft is not installed.
+    """
+    if not has_adapters(folder):
+        yield {"pipeline": folder}
+        return
+    from domainstudio.models import lora
+
+    with TemporaryDirectory() as place:
+        merged, adapters = Path(place, MERGED), Path(place, ADAPTERS)
+        lora.save_merged(models.load(folder), merged)
+        shutil.copytree(folder, adapters)
+        yield {"pipeline": merged, "lora": adapters}
+
+
+def signature(entry: Entry) -> ModelSignature:
+    """Describe the pyfunc: its input has a row per request, its output a row per image.
+
+    The columns `prompt` and `label` are optional here, though models need them: the pyfunc's error for a
+    missing column says what to write there, and MLflow's would not.
+    """
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+
+    kind, defaults = kind_of(entry.folder), entry.defaults
+    texts = {"text-to-image": ("prompt", "negative_prompt"), "class-conditional": ("label",)}.get(kind, ())
+    parameters = [
+        ParamSpec("number", DataType.long, 1),
+        ParamSpec("seed", DataType.long, defaults.seed),
+        ParamSpec("steps", DataType.long, defaults.steps),
+        ParamSpec("scheduler", DataType.string, "saved"),
+    ]
+    if texts:
+        parameters.append(ParamSpec("guidance_scale", DataType.double, defaults.guidance_scale))
+    columns = [ColSpec(DataType.string, name, required=False) for name in texts]
+    return ModelSignature(
+        inputs=Schema([*columns, ColSpec(DataType.long, "seed", required=False)]),
+        outputs=Schema([ColSpec(DataType.long, "seed"), ColSpec(DataType.string, "png")]),
+        params=ParamSchema(parameters),
+    )
+
+
+def requirements(folder: Path) -> list[str]:
+    """Return the packages that serve a pipeline folder, pinned to the installed versions.
+
+    Local labels such as `+cpu` are left out, because package indexes do not offer such builds.
+    """
+    from importlib.metadata import version
+
+    parts = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    packages = ["mlflow", "torch", "diffusers", "safetensors", "numpy", "pandas", "pillow"]
+    if "text_encoder" in parts:
+        packages.append("transformers")
+    return [f"{package}=={version(package).partition('+')[0]}" for package in packages]

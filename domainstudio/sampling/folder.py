@@ -68,6 +68,41 @@ def sample_to_folder(
     process.wait_for_everyone()
 
 
+def sample_stored(
+    model_folder: Path,
+    place: Path,
+    name: str,
+    settings: SampleSettings,
+    conditions: Sequence[str],
+    subjects: Sequence[str],
+    **manifest: Any,
+) -> Path:
+    """Draw the samples of a stored model, as `sample_to_folder` does, unless they are drawn already.
+
+    Args:
+        model_folder: The model.
+        place: Where the folder of samples is made.
+        name: What its name begins with; the hash of all that decides the samples follows.
+        settings: Number, seed, scheduler, steps, guidance and batch size.
+        conditions: Prompts or classes.
+        subjects: The subject of each condition.
+        manifest: Further entries of the manifest.
+
+    Returns:
+        The folder of samples.
+    """
+    from domainstudio import models
+    from domainstudio.distributed import this_process
+    from domainstudio.storage.checkpoint import run_key
+
+    params = {"sample": settings.model_dump(mode="json"), "told": conditions}
+    folder = place / f"{name}-{run_key(params, {'model': models.digest(model_folder)})}"
+    if not (folder / "manifest.json").is_file():
+        denoiser = models.load(model_folder).to(this_process().device)
+        sample_to_folder(denoiser, folder, settings, conditions, subjects, **manifest)
+    return folder
+
+
 def _entries(settings: SampleSettings, **columns: Sequence[str] | None) -> list[dict[str, Any]]:
     """Return the manifest's entry of each image; the values of a column take turns."""
     entries: list[dict[str, Any]] = [

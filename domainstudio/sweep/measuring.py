@@ -8,13 +8,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from domainstudio import models
 from domainstudio.config import Adaptation, Settings
 from domainstudio.data import prompts
 from domainstudio.metrics.measure import measure_folders
 from domainstudio.models.denoiser import Denoiser
-from domainstudio.sampling import default_device, sample_to_folder
-from domainstudio.storage import checkpoint
+from domainstudio.sampling import default_device, sample_stored, sample_to_folder
 
 
 def draw_source(settings: Settings, source: str, work: Path) -> Path:
@@ -25,13 +23,9 @@ def draw_source(settings: Settings, source: str, work: Path) -> Path:
         source: a key of `sources`.
         work: folder that keeps them.
     """
-    location = Path("models/sources") / source
-    params = {**settings.sample.model_dump(mode="json"), "subjects": _subjects(settings, source)}
-    folder = work / f"source-{checkpoint.run_key(params, {'model': models.digest(location)})}"
-    if not (folder / "manifest.json").is_file():
-        denoiser, subjects = models.load(location).to(default_device()), params["subjects"]
-        sample_to_folder(denoiser, folder, settings.sample, subjects, subjects, model=source)
-    return folder
+    subjects = _subjects(settings, source)
+    model = Path("models/sources") / source
+    return sample_stored(model, work, "source", settings.sample, subjects, subjects, model=source)
 
 
 def draw_adapted(denoiser: Denoiser, adaptation: Adaptation, settings: Settings, folder: Path) -> None:

@@ -60,7 +60,6 @@ def plan_for(
     settings: Section,
     experiment: str,
     *,
-    device: str | None = None,
     inputs: Mapping[str, str] | None = None,
     versions: Mapping[str, str] | None = None,
     root: str | Path = ".",
@@ -72,7 +71,6 @@ def plan_for(
         key: Hash of the adaptation's parameters and inputs.
         settings: The resolved adaptation, or the section `pretrain`. All values become parameters.
         experiment: Name of MLflow's experiment.
-        device: Device of the training, if it is known.
         inputs: Hashes of the inputs by name.
         versions: Packages that made the model; by default those of this process.
         root: The project's root.
@@ -84,7 +82,6 @@ def plan_for(
         **{f"version.{name}": value for name, value in (versions or provenance.versions()).items()},
         **git_tags(root),
         **_stage_tags(),
-        **({"device": device} if device else {}),
     }
     return RunPlan(name, key, experiment, flatten(settings.model_dump(mode="json")), tags)
 

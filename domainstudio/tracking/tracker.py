@@ -14,7 +14,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from domainstudio.config import Section
@@ -40,9 +39,8 @@ Operation = Callable[["MlflowClient", str], None]
 class RunTracker:
     """Sends history and images to one run of MLflow, and keeps what could not be sent yet."""
 
-    def __init__(self, plan: RunPlan, root: str | Path = ".") -> None:
+    def __init__(self, plan: RunPlan) -> None:
         self._plan = plan
-        self._root = Path(root)
         self._client: MlflowClient | None = None
         self._run_id: str | None = None
         self._times: Mapping[int, int] = {}
@@ -96,7 +94,7 @@ class RunTracker:
             logger.warning(
                 "MLflow at %s lacks part of run %s: `python -m stages.register %s` sends it from "
                 "training/%s/history.jsonl once MLflow answers",
-                server.shown_uri(self._root),
+                server.shown_uri(),
                 *[self._plan.name] * 3,
             )
 
@@ -117,9 +115,9 @@ class RunTracker:
 
     def _connect(self) -> tuple[MlflowClient, str]:
         """Return a client and the run's id; both are made at the first call that MLflow answers."""
-        self._client = self._client or server.new_client(self._root)
+        self._client = self._client or server.new_client()
         if self._run_id is None:
-            run_id = open_run(self._client, self._plan, self._root)
+            run_id = open_run(self._client, self._plan)
             self._times = step_times(self._client, run_id)
             self._run_id = run_id
         return self._client, self._run_id
@@ -130,7 +128,7 @@ class RunTracker:
             logger.warning(
                 "MLflow at %s does not take run %s: training goes on, and the record is sent later. "
                 "Check MLFLOW_TRACKING_URI and the server. %s: %s",
-                server.shown_uri(self._root),
+                server.shown_uri(),
                 self._plan.name,
                 type(error).__name__,
                 redact(str(error)).partition("\n")[0],
@@ -169,8 +167,6 @@ def run_for(
     inputs: Mapping[str, str] | None = None,
     *,
     experiment: str = "domainstudio",
-    device: str | None = None,
-    root: str | Path = ".",
 ) -> Iterator[RunTracker | NullTracker]:
     """Track the training of an adaptation in its run, which is created if it is missing.
 
@@ -180,8 +176,6 @@ def run_for(
         settings: The resolved adaptation, or the section `pretrain`. Its values become parameters.
         inputs: Hashes of the inputs by name, such as `source` and `shots`.
         experiment: Name of MLflow's experiment (`registry.experiment`).
-        device: Device of the training, such as `cpu` or `cuda`; None if it is not known yet.
-        root: The project's root.
 
     Yields:
         A tracker, which never raises. At the end the run is FINISHED; after an exception FAILED; after
@@ -190,15 +184,14 @@ def run_for(
     if int(os.environ.get("RANK", "0")) != 0:
         yield NullTracker()
         return
-    plan = plan_for(name, key, settings, experiment, device=device, inputs=inputs, root=root)
-    with tracked(plan, root) as tracker:
+    with tracked(plan_for(name, key, settings, experiment, inputs=inputs)) as tracker:
         yield tracker
 
 
 @contextmanager
-def tracked(plan: RunPlan, root: str | Path = ".") -> Iterator[RunTracker]:
+def tracked(plan: RunPlan) -> Iterator[RunTracker]:
     """Track this block in the run of a plan, as `run_for` does."""
-    tracker = RunTracker(plan, root)
+    tracker = RunTracker(plan)
     status = "FINISHED"
     try:
         with _sigterm_as_exception():

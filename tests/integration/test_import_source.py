@@ -18,8 +18,7 @@ from domainstudio.config import LoraSettings
 from domainstudio.errors import CheckpointError, ConfigError, DataError, DomainStudioError
 from domainstudio.models import lora
 from domainstudio.registry.aliases import Alias, promote
-from domainstudio.registry.artifacts import Entry
-from domainstudio.registry.versions import register
+from domainstudio.registry.versions import Entry, register
 from domainstudio.tracking.server import TrackingError, connect, experiment_id
 from stages import import_source
 from tests.integration.mlflow_parts import save_pipeline, use_local_store

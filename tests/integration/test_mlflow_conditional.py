@@ -26,7 +26,7 @@ from domainstudio.errors import CheckpointError
 from domainstudio.models import lora
 from domainstudio.models.class_conditional import ClassConditionalDenoiser
 from domainstudio.models.kinds import kind_of
-from domainstudio.registry import artifacts, reevaluation, versions
+from domainstudio.registry import reevaluation, versions
 from domainstudio.registry.results import Result
 from domainstudio.sampling import sample
 from domainstudio.tracking.provenance import Provenance
@@ -316,10 +316,11 @@ def test_a_version_that_is_measured_again_is_told_what_its_model_was(
 ) -> None:
     drawn: list[Path] = []
     monkeypatch.setattr(reevaluation, "_measure", lambda samples, *_: drawn.append(samples))
-    settings = config.load(project.root / "params.yaml")
+    monkeypatch.chdir(project.root)
+    settings = config.load()
     subject = "face" if name == "ink-class" else "a red house"
     images = [{"seed": 7, "subject": subject}]
-    result = replace(Result.load(name, project.root), samples={"images": images})
+    result = replace(Result.load(name), samples={"images": images})
     sampling = settings.sample.model_copy(
         update={"number": 1, "seed": 7, "steps": 3, "mixed_precision": "no"}
     )
@@ -396,7 +397,7 @@ def test_adapters_of_a_source_that_is_gone_are_not_registered(project: Project, 
     adapted(tmp_path / "base").save(folder)
     (tmp_path / "base").rename(tmp_path / "elsewhere")
     run_id = rows(project.database, "select run_uuid from runs")[0][0]
-    entry = artifacts.Entry("orphan", folder, "0" * 64, run_id, "", {})
+    entry = versions.Entry("orphan", folder, "0" * 64, run_id, "", {})
     with pytest.raises(CheckpointError, match="source model is not there"):
         kind_of(folder)
     with pytest.raises(CheckpointError, match="source model is not there"):
@@ -412,7 +413,7 @@ def test_merged_adapters_of_a_class_model_keep_its_classes(tmp_path: Path) -> No
     denoiser = adapted(tmp_path / "base")
     denoiser.save(tmp_path / "adapted")
     assert kind_of(tmp_path / "adapted") == "class-conditional"
-    with artifacts.stored_folders(tmp_path / "adapted") as folders:
+    with versions.stored_folders(tmp_path / "adapted") as folders:
         drawn = served(folders["pipeline"])({"label": "face"}, steps=3, guidance_scale=2.0)
     expected = sample(denoiser, [0], ["face"], steps=3, guidance_scale=2.0)
     np.testing.assert_allclose(drawn, expected.transpose(0, 2, 3, 1), atol=1)

@@ -17,8 +17,8 @@ from domainstudio import config
 from domainstudio.data import ImageRecord, ImageSet
 from domainstudio.registry import aliases, audit, judging, versions
 from domainstudio.registry.aliases import Alias
-from domainstudio.registry.measurement import Measurement
-from domainstudio.registry.tags import MEASUREMENT
+from domainstudio.registry.gate import Measurement
+from domainstudio.registry.versions import MEASUREMENT
 from domainstudio.tracking.server import TrackingError
 from stages import evaluate, register, sample
 from tests.integration.mlflow_parts import (

@@ -136,7 +136,7 @@ def test_what_a_run_says_of_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("DOMAINSTUDIO_PARENT_RUN_ID", "c" * 32)
     monkeypatch.setenv("DVC_STAGE", f"finetune@{NAME}")
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
-    with run_for(NAME, KEY, ADAPTATION, {"shots": "b" * 64}, device="cpu") as tracker:
+    with run_for(NAME, KEY, ADAPTATION, {"shots": "b" * 64}) as tracker:
         tracker.log_image(Image.new("RGB", (8, 8)), "previews/step-000100.png")
 
     found = tags(database)
@@ -146,7 +146,6 @@ def test_what_a_run_says_of_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         "method": "domainstudio",
         "source": "noto",
         "target": "ink",
-        "device": "cpu",
         "input.shots": "b" * 64,
     }
     assert expected.items() <= found.items()

@@ -9,8 +9,7 @@ import yaml
 
 from domainstudio import config
 from domainstudio.config import GateSettings
-from domainstudio.registry.gate import decide
-from domainstudio.registry.measurement import TITLES, Measurement, span
+from domainstudio.registry.gate import TITLES, Measurement, decide, span
 
 PARAMS = Path(__file__).parents[2] / "params.yaml"
 FIGURES = {
