@@ -56,4 +56,4 @@ def unimportant(what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        get_run_logger().warning("No %s in Prefect: its server gave an error or no answer. %s", what, error)
+        get_run_logger().warning("Prefect's server gave an error or no answer (%s): %s", what, error)
