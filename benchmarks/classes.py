@@ -11,7 +11,6 @@ Trains what `benchmarks.compare` has not trained yet. Writes a record per adapta
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import cli
 from benchmarks.compare import WORK, measure, samples_at
 from benchmarks.picture import draw
 from domainstudio import config
@@ -33,6 +33,7 @@ from domainstudio.metrics.networks import load_network
 from domainstudio.sampling import load_samples
 from domainstudio.sweep import measuring
 from domainstudio.training.recipe import SOURCE_IMAGES
+from stages.cli import run
 
 SHOWN = 5
 FIGURES = ("frechet_distance", "changed", "colourless", "intra_distance", "memorized_share")
@@ -42,10 +43,7 @@ COLOURLESS = 0.03
 
 def main() -> None:
     """Train and draw what is missing, measure each class, write records, table and picture."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--params", nargs="+", default=["params.yaml"], help="and files that add to it")
+    parser = cli.settings_parser("classes", __doc__)
     parser.add_argument("--adaptations", nargs="+", required=True, help="of one source and one target")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--steps", nargs="+", type=int, default=[300, 600])
@@ -214,4 +212,4 @@ def _shots(adaptation: Adaptation) -> ImageSet:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

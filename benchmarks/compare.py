@@ -9,13 +9,13 @@ Needs what `dvc repro prepare_target@ink` makes. Goes on where it was interrupte
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from benchmarks import cli
 from benchmarks.memory import peak_memory, reset_peak_memory
 from domainstudio import config, models
 from domainstudio.config import Adaptation, Settings
@@ -23,16 +23,14 @@ from domainstudio.distributed import this_process
 from domainstudio.storage import checkpoint
 from domainstudio.sweep import measuring
 from domainstudio.training import recipe
+from stages.cli import run
 
 WORK = Path(".checkpoints/compare")
 
 
 def main() -> None:
     """Measure every point of the command line that the output file lacks."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--params", nargs="+", default=["params.yaml"], help="and files that add to it")
+    parser = cli.settings_parser("compare", __doc__)
     parser.add_argument("--adaptations", nargs="+", required=True)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", nargs="+", type=int, default=[100, 200, 400, 800])
@@ -149,4 +147,4 @@ def _line(record: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

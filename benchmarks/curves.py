@@ -2,187 +2,47 @@
 
     python -m benchmarks.curves benchmarks/results/*.jsonl --output benchmarks/results/curves
 
-writes `<output>.png`, `.svg` and `.md`, and `<output>-difference.png`, `.svg`. A record is one JSON object
-per line, as `benchmarks.compare` writes them: `{"adaptation", "method", "seed", "step", "frechet_distance",
-"intra_distance", ...}` for samples of a model, or `{"reference": "domain" | "shots" | "source", ...}`. A
-model that trains longer moves along its curve, so adaptations are compared at equal Fréchet distance, never
-at an equal step alone.
+writes `<output>.png`, `.svg` and `.md`, and `<output>-difference.png`, `.svg`. A model that trains longer
+moves along its curve. So adaptations are compared at equal Fréchet distance, never at an equal step alone.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from domainstudio.errors import DataError
-
-METRICS = (
-    "frechet_distance",
-    "kid",
-    "intra_distance",
-    "precision",
-    "recall",
-    "density",
-    "coverage",
-    "memorized_share",
-    "top_1",
-    "top_5",
-    "seconds_per_step",
-    "peak_memory_mib",
-)
-GRID = 200
+from benchmarks import cli
+from benchmarks import curves_figures as figures
+from benchmarks.records import METRICS, Difference, Records, difference, find_baseline, read
+from stages.cli import run
 
 
-@dataclass(frozen=True)
-class Measurement:
-    """Samples of one adaptation, one training seed, one step."""
-
-    name: str
-    method: str
-    seed: int
-    step: int
-    values: Mapping[str, float]
-
-
-@dataclass(frozen=True)
-class Records:
-    """All measurements, and the reference values by name."""
-
-    measurements: tuple[Measurement, ...]
-    references: Mapping[str, Mapping[str, float]]
-    network: str
-    """The feature network behind the figures, in words."""
-
-    @property
-    def names(self) -> list[str]:
-        """Adaptations in the order of their first record."""
-        return list(dict.fromkeys(item.name for item in self.measurements))
-
-    def runs(self, name: str) -> dict[int, list[Measurement]]:
-        """Measurements of each seed of an adaptation, by step."""
-        runs: dict[int, list[Measurement]] = {}
-        for item in sorted(self.measurements, key=lambda item: (item.seed, item.step)):
-            if item.name == name:
-                runs.setdefault(item.seed, []).append(item)
-        return runs
-
-    def steps(self, name: str) -> list[int]:
-        """Steps at which an adaptation was measured."""
-        return sorted({item.step for item in self.measurements if item.name == name})
-
-    def over_seeds(self, name: str, step: int, metric: str) -> np.ndarray:
-        """A figure of every seed at one step, `(seeds,)`."""
-        found = [i for i in self.measurements if (i.name, i.step) == (name, step) and metric in i.values]
-        return np.array([item.values[metric] for item in found], dtype=float)
-
-
-@dataclass(frozen=True)
-class Difference:
-    """Intra distance of an adaptation minus the baseline's, at equal Fréchet distance.
-
-    Attributes:
-        levels: Fréchet distances that both curves of at least one pair of seeds reach, `(GRID,)`.
-        by_seed: Difference of each seed, `(seeds, GRID)`, NaN where one of the curves does not reach.
-        seeds: The seeds, in that order.
-    """
-
-    levels: np.ndarray
-    by_seed: np.ndarray
-    seeds: tuple[int, ...]
-
-    @property
-    def means(self) -> np.ndarray:
-        """Mean difference of each seed over the levels it reaches, `(seeds,)`."""
-        return np.array([row[np.isfinite(row)].mean() for row in self.by_seed])
-
-
-def read(paths: Sequence[Path]) -> Records:
-    """Read records; a later one replaces an earlier one of the same adaptation, seed and step.
-
-    Raises:
-        DataError: a line is no record, there is no measurement, or figures are mixed that do not compare:
-            those of two feature networks, or of two targets.
-    """
-    measurements: dict[tuple[str, int, int], Measurement] = {}
-    references: dict[str, Mapping[str, float]] = {}
-    kinds: dict[str, set[str]] = {"features": set(), "features_digest": set(), "target": set()}
-    for path in paths:
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-                _add(record, measurements, references)
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                place = f"{path}:{number}"
-                raise DataError(f"{place} is no record ({error!r}): measure again, or remove it") from error
-            for key, found in kinds.items():
-                found |= {str(record[key])} if key in record else set()
-    if not measurements:
-        raise DataError(f"{', '.join(map(str, paths)) or 'no file'}: no measurements to draw. Measure first")
-    for key, found in kinds.items():
-        if len(found) > 1:
-            raise DataError(f"records of different {key} do not compare, {sorted(found)}: draw them apart")
-    named = ", weights ".join(value for key in ("features", "features_digest") for value in kinds[key])
-    network = f"Feature network: {named or 'not recorded'}. Figures of different networks are not comparable."
-    return Records(tuple(measurements.values()), references, network)
-
-
-def find_baseline(records: Records, wanted: str) -> str:
-    """Name of the adaptation that others are compared with.
-
-    Args:
-        records: all measurements.
-        wanted: an adaptation, or a method that only one adaptation uses.
-
-    Raises:
-        DataError: there is no such adaptation, or more than one.
-    """
-    named = {item.name for item in records.measurements if item.name == wanted}
-    found = sorted(named or {item.name for item in records.measurements if item.method == wanted})
-    if len(found) != 1:
-        raise DataError(
-            f"--baseline {wanted!r} fits {found or 'nothing'} of {records.names}: name one of them"
-        )
-    return found[0]
-
-
-def difference(records: Records, name: str, baseline: str) -> Difference | None:
-    """Compare two adaptations seed by seed along their whole curves.
-
-    Each run is a curve of intra distance over Fréchet distance. Only its efficient part counts: going along
-    training, a point is kept while the Fréchet distance still falls below all before it, so that every level
-    is met once, on the way to the run's best. Between points the curve is linear.
-
-    Returns `None` when no seed's two curves overlap.
-    """
-    ours, theirs = records.runs(name), records.runs(baseline)
-    curves = {seed: (_descent(ours[seed]), _descent(theirs[seed])) for seed in ours if seed in theirs}
-    spans = {
-        seed: (max(a[0][0], b[0][0]), min(a[0][-1], b[0][-1]))
-        for seed, (a, b) in curves.items()
-        if min(len(a[0]), len(b[0])) >= 2
-    }
-    spans = {seed: (low, high) for seed, (low, high) in spans.items() if low < high}
-    if not spans:
-        return None
-    levels = np.linspace(min(low for low, _ in spans.values()), max(high for _, high in spans.values()), GRID)
-    rows = []
-    for seed, (low, high) in spans.items():
-        (ax, ay), (bx, by) = curves[seed]
-        row = np.interp(levels, ax, ay) - np.interp(levels, bx, by)
-        # The grid need not hit the ends of a short overlap, so the nearest level to its middle stays.
-        inside = (levels >= low) & (levels <= high)
-        inside[np.abs(levels - (low + high) / 2).argmin()] = True
-        rows.append(np.where(inside, row, np.nan))
-    return Difference(levels, np.array(rows), tuple(spans))
+def main() -> None:
+    """Read the records, draw the pictures, write the tables."""
+    parser = cli.parser("curves", __doc__)
+    parser.add_argument("records", nargs="+", type=Path, help="JSON lines, one record each")
+    parser.add_argument(
+        "--output", type=Path, default=Path("benchmarks/results/curves"), help="path without suffix"
+    )
+    parser.add_argument("--baseline", default="finetune", help="adaptation or method to compare with")
+    arguments = parser.parse_args()
+    records = read(arguments.records)
+    baseline = find_baseline(records, arguments.baseline)
+    found = {name: difference(records, name, baseline) for name in records.names if name != baseline}
+    differences = {name: item for name, item in found.items() if item is not None}
+    output: Path = arguments.output
+    output.parent.mkdir(parents=True, exist_ok=True)
+    figures.save(figures.overview(records), output)
+    text = f"{records.network}\n\n{table(records)}"
+    if differences:
+        shown = figures.differences(differences, baseline, records.names)
+        figures.save(shown, output.with_name(f"{output.name}-difference"))
+        title = "Intra distance at equal Fréchet distance, minus the baseline's (above 0: more varied):"
+        text += f"\n{title}\n\n{difference_table(differences, baseline)}"
+    output.with_name(f"{output.name}.md").write_text(text, encoding="utf-8")
+    print(text, end="")
 
 
 def table(records: Records) -> str:
@@ -211,65 +71,6 @@ def difference_table(differences: Mapping[str, Difference], baseline: str) -> st
     return "\n".join(lines) + "\n"
 
 
-def main() -> None:
-    """Read the records, draw the pictures, write the tables."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.curves", description=__doc__)
-    parser.add_argument("records", nargs="+", type=Path, help="JSON lines, one record each")
-    parser.add_argument(
-        "--output", type=Path, default=Path("benchmarks/results/curves"), help="path without suffix"
-    )
-    parser.add_argument("--baseline", default="finetune", help="adaptation or method to compare with")
-    arguments = parser.parse_args()
-    records = read(arguments.records)
-    baseline = find_baseline(records, arguments.baseline)
-    found = {name: difference(records, name, baseline) for name in records.names if name != baseline}
-    differences = {method: item for method, item in found.items() if item is not None}
-    # matplotlib is slow to import, and reading may fail first.
-    from benchmarks import curves_pictures as pictures
-
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    pictures.save(pictures.overview(records), arguments.output)
-    text = f"{records.network}\n\n{table(records)}"
-    if differences:
-        shown = pictures.differences(differences, baseline, records.names)
-        pictures.save(shown, arguments.output.with_name(arguments.output.name + "-difference"))
-        title = "Intra distance at equal Fréchet distance, minus the baseline's (above 0: more varied):"
-        text += f"\n{title}\n\n{difference_table(differences, baseline)}"
-    arguments.output.with_name(arguments.output.name + ".md").write_text(text, encoding="utf-8")
-    print(text, end="")
-
-
-def _descent(run: Sequence[Measurement]) -> tuple[np.ndarray, np.ndarray]:
-    """Points of a run at which its Fréchet distance reaches a new low, in ascending order of it."""
-    kept: list[tuple[float, float]] = []
-    for item in run:
-        if "frechet_distance" in item.values and "intra_distance" in item.values:
-            point = (item.values["frechet_distance"], item.values["intra_distance"])
-            if not kept or point[0] < kept[-1][0]:
-                kept.append(point)
-    x, y = np.array(kept[::-1], dtype=float).reshape(-1, 2).T
-    return x, y
-
-
-def _add(
-    record: Mapping[str, Any],
-    measurements: dict[tuple[str, int, int], Measurement],
-    references: dict[str, Mapping[str, float]],
-) -> None:
-    values = _figures(record)
-    if "reference" in record:
-        references[str(record["reference"])] = values
-        return
-    name = str(record.get("adaptation") or record["method"])
-    seed, step = int(record["seed"]), int(record["step"])
-    measurements[name, seed, step] = Measurement(name, str(record.get("method", name)), seed, step, values)
-
-
-def _figures(record: Mapping[str, Any]) -> dict[str, float]:
-    found = {key: record[key] for key in METRICS if record.get(key) is not None}
-    return {key: float(value) for key, value in found.items() if math.isfinite(value)}
-
-
 def _spread(values: np.ndarray) -> str:
     if not len(values):
         return "–"
@@ -279,4 +80,4 @@ def _spread(values: np.ndarray) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -7,7 +7,6 @@ Needs what `dvc repro` makes; with `--step`, what `benchmarks.compare` has drawn
 
 from __future__ import annotations
 
-import argparse
 import json
 import textwrap
 from collections.abc import Sequence
@@ -16,21 +15,20 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from benchmarks import cli
 from benchmarks.compare import WORK, samples_at
 from domainstudio import config
 from domainstudio.data import ImageSet, find_captions
 from domainstudio.sampling import load_samples
 from domainstudio.sweep import measuring
+from stages.cli import run
 
 SCALE, LABEL, GAP, HEADING = 2, 170, 10, 40
 
 
 def main() -> None:
     """Draw the rows that the command line names."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--params", nargs="+", default=["params.yaml"], help="and files that add to it")
+    parser = cli.settings_parser("picture", __doc__)
     parser.add_argument("--adaptations", nargs="+", required=True)
     parser.add_argument("--columns", type=int, default=14)
     parser.add_argument(
@@ -100,4 +98,4 @@ def _own_drawings(domain: ImageSet, subjects: list[str]) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -9,13 +9,13 @@ caption among all of --images. Writes the figures, and the first 64 images as a 
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks import cli
 from domainstudio import config, models
 from domainstudio.config import SampleSettings, Settings
 from domainstudio.data import ImageSet, grid
@@ -33,12 +33,7 @@ SHOWN, COLUMNS = 64, 8
 
 def main() -> None:
     """Draw the subjects, measure the images, write figures and picture."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.retrieval",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--params", nargs="+", default=["params.yaml"], help="and files that add to it")
+    parser = cli.settings_parser("retrieval", __doc__)
     parser.add_argument("--source", required=True, help="a name in models/sources, a folder, or a hub id")
     parser.add_argument("--subjects", type=Path, required=True, help="a text file with a subject per line")
     parser.add_argument("--images", type=Path, required=True, help="an image set with captions")

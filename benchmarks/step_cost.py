@@ -8,7 +8,6 @@ machine slows all of them alike.
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import tempfile
@@ -17,22 +16,21 @@ from pathlib import Path
 
 import torch
 
+from benchmarks import cli
 from domainstudio import config, models
 from domainstudio.config import Settings
 from domainstudio.data import ImageSet
 from domainstudio.sampling import default_device
 from domainstudio.training import recipe
 from domainstudio.training.trainer import Trainer
+from stages.cli import run
 
 WARMUP = 3
 
 
 def main() -> None:
     """Measure the adaptations that the command line names, and print a table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--params", nargs="+", default=["params.yaml"], help="and files that add to it")
+    parser = cli.settings_parser("step_cost", __doc__)
     parser.add_argument("--adaptations", nargs="+", required=True)
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--out", type=Path, help="JSON file to write")
@@ -87,4 +85,4 @@ def summarize(seconds: dict[str, list[float]]) -> dict[str, dict[str, float]]:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

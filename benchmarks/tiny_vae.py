@@ -10,7 +10,6 @@ its decoder is trained; the encoder is there because the class has one.
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from pathlib import Path
@@ -24,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm, trange
 
+from benchmarks import cli
 from domainstudio import models
 from domainstudio.data import ImageSet
 from domainstudio.demo.autoencoder import augment
@@ -40,11 +40,7 @@ VARIANTS, BATCH = 4, 64
 
 def main() -> None:
     """Distil, write, and measure what was written."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.tiny_vae",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = cli.parser("tiny_vae", __doc__)
     parser.add_argument("--source", required=True, help="a name in models/sources")
     parser.add_argument("--images", type=Path, required=True, help="the image set to learn from")
     parser.add_argument("--unseen", type=Path, nargs="*", default=[], help="other image sets to measure on")
