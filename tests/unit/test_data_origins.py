@@ -103,9 +103,8 @@ def test_the_same_pixels_in_another_file_are_a_duplicate(tmp_path: Path) -> None
 
 def test_when_nothing_is_left_skipping_is_an_error_too(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"x")
-    with pytest.raises(
-        DataError, match=r"none of its 1 images can be used:\n .*a\.png: not a readable image"
-    ):
+    message = r"none of its 1 images can be used:\n .*a\.png: not a readable image"
+    with pytest.raises(DataError, match=message):
         prepare(str(tmp_path), SKIP)
 
 
