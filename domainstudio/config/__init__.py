@@ -11,7 +11,7 @@ from domainstudio.config.adaptation import (
     PromptSettings,
 )
 from domainstudio.config.base import Name, Section
-from domainstudio.config.data import PrepareSettings, SourceSettings, TargetSettings
+from domainstudio.config.data import PrepareSettings
 from domainstudio.config.evaluation import EvaluateSettings
 from domainstudio.config.method import MIN_PAIRED_BATCH, LoraSettings, LossWeights, Method
 from domainstudio.config.model import (
@@ -21,13 +21,8 @@ from domainstudio.config.model import (
     TextModelSettings,
     UNetSettings,
 )
-from domainstudio.config.pretraining import (
-    PretrainClassSettings,
-    PretrainSettings,
-    PretrainTextSettings,
-    Style,
-)
-from domainstudio.config.registry import GateSettings, RegistrySettings, ToleranceSettings
+from domainstudio.config.pretraining import Style
+from domainstudio.config.registry import GateSettings
 from domainstudio.config.sampling import SampleSettings
 from domainstudio.config.settings import Settings, load
 from domainstudio.config.sweep import ObjectiveSettings, RangeSettings, SweepSettings
@@ -48,24 +43,17 @@ __all__ = [
     "NoiseSettings",
     "ObjectiveSettings",
     "PrepareSettings",
-    "PretrainClassSettings",
-    "PretrainSettings",
-    "PretrainTextSettings",
     "PriorSettings",
     "PromptPair",
     "PromptSettings",
     "RangeSettings",
-    "RegistrySettings",
     "SampleSettings",
     "Section",
     "Settings",
-    "SourceSettings",
     "Style",
     "SweepSettings",
-    "TargetSettings",
     "TextEncoderSettings",
     "TextModelSettings",
-    "ToleranceSettings",
     "TrainingSettings",
     "UNetSettings",
     "load",

@@ -32,6 +32,11 @@ def merged(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str,
     return result
 
 
+def problems(error: ValidationError) -> str:
+    """Return a line per problem: its dotted key, and what is wrong there."""
+    return "\n".join(f"  {'.'.join(map(str, e['loc'])) or '(whole)'}: {e['msg']}" for e in error.errors())
+
+
 def validated(model: type[S], values: Mapping[str, Any], where: str) -> S:
     """Return values as settings.
 
@@ -46,5 +51,4 @@ def validated(model: type[S], values: Mapping[str, Any], where: str) -> S:
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        lines = [f"  {'.'.join(map(str, e['loc'])) or '(whole)'}: {e['msg']}" for e in error.errors()]
-        raise ConfigError(f"{where} is not usable:\n" + "\n".join(lines)) from error
+        raise ConfigError(f"{where} is not usable:\n{problems(error)}") from error

@@ -74,24 +74,18 @@ def contact_sheet(images: np.ndarray | Sequence[np.ndarray]) -> Image.Image:
     Returns:
         An RGB picture.
     """
-    if not isinstance(images, np.ndarray):
-        images = np.stack([_tile(image) for image in images[:SHEET_IMAGES]])
-    _check(images)
     shown = images[:SHEET_IMAGES]
-    if shown.shape[-1] > SHEET_TILE:
-        tiles = [Image.fromarray(image.transpose(1, 2, 0)) for image in shown]
-        small = [
-            np.asarray(tile.resize((SHEET_TILE, SHEET_TILE), Image.Resampling.LANCZOS)) for tile in tiles
-        ]
-        shown = np.stack(small).transpose(0, 3, 1, 2)
-    return grid(shown, columns=math.ceil(math.sqrt(1.6 * len(shown))))
+    side = min(SHEET_TILE, max(max(image.shape[1:]) for image in shown))
+    tiles = np.stack([_tile(image, side) for image in shown])
+    return grid(tiles, columns=math.ceil(math.sqrt(1.6 * len(shown))))
 
 
-def _tile(image: np.ndarray) -> np.ndarray:
+def _tile(image: np.ndarray, side: int) -> np.ndarray:
+    """Return a whole image in a white square of `side` pixels, shrunk where it is larger."""
     tile = Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0)))
-    tile.thumbnail((SHEET_TILE, SHEET_TILE), Image.Resampling.LANCZOS)
-    canvas = Image.new("RGB", (SHEET_TILE, SHEET_TILE), "white")
-    canvas.paste(tile, ((SHEET_TILE - tile.width) // 2, (SHEET_TILE - tile.height) // 2))
+    tile.thumbnail((side, side), Image.Resampling.LANCZOS, reducing_gap=None)
+    canvas = Image.new("RGB", (side, side), "white")
+    canvas.paste(tile, ((side - tile.width) // 2, (side - tile.height) // 2))
     return np.asarray(canvas).transpose(2, 0, 1)
 
 

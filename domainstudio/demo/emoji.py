@@ -18,7 +18,7 @@ from xml.etree import ElementTree
 import yaml
 from pydantic import Field, ValidationError
 
-from domainstudio.config import Section
+from domainstudio.config.base import Section, problems
 from domainstudio.data.origins import Candidate, Listing
 from domainstudio.errors import DataError, MissingExtraError
 
@@ -147,8 +147,7 @@ def _read_domain(path: Path) -> DemoDomain:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise DataError(f"{path} is not valid YAML: {error}") from error
     except ValidationError as error:
-        lines = [f"  {'.'.join(map(str, e['loc'])) or '(whole)'}: {e['msg']}" for e in error.errors()]
-        raise DataError(f"{path} does not describe a demo domain:\n" + "\n".join(lines)) from error
+        raise DataError(f"{path} does not describe a demo domain:\n{problems(error)}") from error
 
 
 def _installed(path: str, package: str) -> Path:
