@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,8 @@ from services import ServiceError, Team, free_ports, postgres
 from services.supervision import leftovers
 
 if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
+
     from tests.integration.team_parts import Company
 
 BUCKET = "test-bucket"
@@ -72,6 +74,13 @@ def team() -> Iterator[Team]:
         yield services
 
 
+@pytest.fixture(scope="session")
+def prefect() -> Iterator[Team]:
+    """A Prefect server, for the whole session."""
+    with servers("prefect", database="sqlite") as services:
+        yield services
+
+
 @pytest.fixture(scope="module")
 def company(
     team: Team, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
@@ -106,13 +115,24 @@ def free_port() -> int:
     raise RuntimeError("no free port below 50000")
 
 
+def prefect_client(environment: Mapping[str, str]) -> SyncPrefectClient:
+    """Return a client of the Prefect server that these variables name."""
+    from prefect.client.orchestration import get_client
+    from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
+
+    settings = (PREFECT_API_URL, PREFECT_API_AUTH_STRING)
+    with temporary_settings({each: environment.get(each.name) for each in settings}):
+        return get_client(sync_client=True)
+
+
 @contextmanager
-def servers(*names: str) -> Iterator[Team]:
+def servers(*names: str, database: str | None = None) -> Iterator[Team]:
     """Start a team's servers, or some, in a folder of their own; afterwards nothing of them is left."""
     folder = Path(
         tempfile.mkdtemp(prefix="team-")
     )  # pytest's folders let no other user pass, as PostgreSQL's is
-    services = Team(folder, first_port=free_ports(), database="postgres" if has_postgres() else "sqlite")
+    database = database or ("postgres" if has_postgres() else "sqlite")
+    services = Team(folder, first_port=free_ports(), database=database)
     try:
         services.start(*names, timeout=PATIENCE)
         yield services

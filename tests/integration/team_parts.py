@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from services import Team
+from tests.integration.conftest import prefect_client
 from tests.project import ROOT, make_project, params, run, write_images
 
 PATIENCE = 600
@@ -67,13 +68,7 @@ class Company:
         return done.stdout
 
     def client(self) -> Any:
-        from prefect.client.orchestration import get_client
-        from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
-
-        values: dict[Any, str | None] = {PREFECT_API_URL: self.environment["PREFECT_API_URL"]}
-        values[PREFECT_API_AUTH_STRING] = self.environment.get("PREFECT_API_AUTH_STRING")
-        with temporary_settings(values):
-            return get_client(sync_client=True)
+        return prefect_client(self.environment)
 
     def flow_runs(self, flow: str) -> list[Any]:
         from prefect.client.schemas.filters import FlowFilter, FlowFilterName
@@ -127,7 +122,7 @@ def wait_for(question: Callable[[], Any], what: str, seconds: float = PATIENCE) 
     while time.monotonic() < deadline:
         if answer := question():
             return answer
-        time.sleep(1)
+        time.sleep(0.3)
     raise AssertionError(f"{what} did not come in {seconds:.0f} s")
 
 

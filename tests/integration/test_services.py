@@ -1,29 +1,28 @@
 """A team's servers, all real: they start, want passwords, survive crashes, and leave nothing behind."""
 
-import json
 import os
 import signal
 import stat
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
-from base64 import b64encode
 
+import httpx
 import psutil
 import pytest
 
 from services import ServiceError, Team, programs
 from services.layout import BUCKETS, POOL, is_free
 from services.supervision import leftovers
-from tests.integration.conftest import S3Server, has_postgres, servers
+from tests.integration.conftest import S3Server, has_postgres, prefect_client, servers
+from tests.integration.team_parts import wait_for
 
 PATIENCE = 300
 pytestmark = [pytest.mark.team, pytest.mark.timeout(900)]
 needs_postgres = pytest.mark.skipif(
     not has_postgres(), reason="PostgreSQL is not installed: apt-get install postgresql"
 )
+SMALL = ("s3", "postgres") if has_postgres() else ("s3",)
 
 
 @pytest.fixture
@@ -36,38 +35,26 @@ def variables(team, monkeypatch):
 @pytest.fixture(scope="module")
 def small():
     """S3 and, if it is there, PostgreSQL."""
-    names = ["s3", "postgres"] if has_postgres() else ["s3"]
-    with servers(*names) as services:
-        yield services, names
+    with servers(*SMALL) as services:
+        yield services
 
 
-def pids(team: Team) -> dict[str, int]:
+def pids(team):
     return {state.name: state.pid for state in team.states()}
 
 
-def states(team: Team) -> dict[str, str]:
+def states(team):
     return {state.name: state.state for state in team.states()}
 
 
-def status_of(url: str, *, data: bytes | None = None, login: str = "") -> int:
-    headers = {"Content-Type": "application/json"}
-    if login:
-        headers["Authorization"] = f"Basic {b64encode(login.encode()).decode()}"
-    try:
-        with urllib.request.urlopen(urllib.request.Request(url, data, headers), timeout=30) as answer:
-            return answer.status
-    except urllib.error.HTTPError as error:
-        return error.code
+def in_mlflow(team, path, login=None):
+    """Return the status of MLflow's answer, by default to its own user."""
+    own = tuple(team.credentials[f"MLFLOW_TRACKING_{name}"] for name in ("USERNAME", "PASSWORD"))
+    url = f"{team.layout.url('mlflow')}/api/2.0/mlflow/experiments/{path}"
+    return httpx.get(url, auth=login or own, timeout=30).status_code
 
 
-def wait_until(condition) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.3)
-
-
-def command(team: Team, *arguments: str) -> subprocess.CompletedProcess[str]:
+def command(team, *arguments):
     line = [sys.executable, "-m", "services", "--folder", str(team.layout.folder), *arguments]
     return subprocess.run(line, capture_output=True, text=True, timeout=PATIENCE)
 
@@ -77,22 +64,19 @@ def test_every_service_answers(team):
 
 
 def test_mlflow_and_prefect_refuse_strangers(team, variables):
-    experiments = f"{variables['MLFLOW_TRACKING_URI']}/api/2.0/mlflow/experiments/search?max_results=1"
-    login = f"{variables['MLFLOW_TRACKING_USERNAME']}:{variables['MLFLOW_TRACKING_PASSWORD']}"
-    assert status_of(experiments) == 401
-    assert status_of(experiments, login="admin:wrong-password") == 401
-    assert status_of(experiments, login=login) == 200
+    assert httpx.get(f"{team.layout.url('mlflow')}/api/2.0/mlflow/experiments/search").status_code == 401
+    assert in_mlflow(team, "search?max_results=1", ("admin", "wrong-password")) == 401
+    assert in_mlflow(team, "search?max_results=1") == 200
 
-    runs = f"{variables['PREFECT_API_URL']}/flow_runs/filter"
-    assert status_of(runs, data=b"{}") == 401
-    assert status_of(runs, data=b"{}", login=variables["PREFECT_API_AUTH_STRING"]) == 200
+    assert httpx.post(f"{variables['PREFECT_API_URL']}/flow_runs/filter", json={}).status_code == 401
+    with prefect_client(variables) as client:
+        client.read_flow_runs()
 
-    assert status_of(team.layout.url("s3")) == 403
+    assert httpx.get(team.layout.url("s3")).status_code == 403
 
 
 def test_prefects_pages_ask_the_right_server(team):
-    with urllib.request.urlopen(f"{team.layout.url('prefect')}/ui-settings", timeout=30) as answer:
-        settings = json.load(answer)
+    settings = httpx.get(f"{team.layout.url('prefect')}/ui-settings").json()
     assert (settings["api_url"], settings["auth"]) == (team.layout.address("prefect"), "BASIC")
 
 
@@ -130,13 +114,12 @@ def test_an_artifact_of_a_run_lands_in_the_bucket(team, variables):
 
 
 def test_the_worker_serves_its_pool(team, variables):
-    url = f"{variables['PREFECT_API_URL']}/work_pools/{POOL}"
-    login = b64encode(variables["PREFECT_API_AUTH_STRING"].encode()).decode()
-    headers = {"Content-Type": "application/json", "Authorization": f"Basic {login}"}
-    with urllib.request.urlopen(urllib.request.Request(url, None, headers)) as answer:
-        assert json.load(answer)["type"] == "process"
-    with urllib.request.urlopen(urllib.request.Request(f"{url}/workers/filter", b"{}", headers)) as answer:
-        assert [(worker["name"], worker["status"]) for worker in json.load(answer)] == [(POOL, "ONLINE")]
+    with prefect_client(variables) as client:
+        assert client.read_work_pool(POOL).type == "process"
+        answer = client.request(
+            "POST", "/work_pools/{name}/workers/filter", path_params={"name": POOL}, json={}
+        )
+    assert [(worker["name"], worker["status"]) for worker in answer.json()] == [(POOL, "ONLINE")]
     worker = programs.program(team.layout, team.credentials, "worker")
     assert worker.answers(0)
     assert not worker.answers(time.time() + 60), "the server heard it before, not since"
@@ -156,84 +139,69 @@ def test_what_is_killed_comes_back(team, variables):
     children = psutil.Process(before).children(recursive=True)
     os.kill(before, signal.SIGKILL)
     assert children, "its web server outlives it, and holds the port"
-    wait_until(lambda: not any(child.is_running() for child in children))
-    wait_until(lambda: pids(team)["mlflow"] not in (0, before) and states(team)["mlflow"] == "ready")
+    wait_for(lambda: not any(child.is_running() for child in children), "the end of its children", PATIENCE)
+    wait_for(lambda: pids(team)["mlflow"] not in (0, before), "another MLflow", PATIENCE)
+    wait_for(lambda: states(team)["mlflow"] == "ready", "its answer", PATIENCE)
 
 
 @needs_postgres
 def test_a_crash_of_the_database_is_survived(team, variables):
     before = pids(team)["postgres"]
     os.kill(before, signal.SIGKILL)
-    wait_until(lambda: pids(team)["postgres"] not in (0, before))
-    wait_until(lambda: set(states(team).values()) == {"ready"})
-    url = (
-        f"{variables['MLFLOW_TRACKING_URI']}/api/2.0/mlflow/experiments/get-by-name?experiment_name=services"
-    )
-    login = f"{variables['MLFLOW_TRACKING_USERNAME']}:{variables['MLFLOW_TRACKING_PASSWORD']}"
-    wait_until(lambda: status_of(url, login=login) == 200)
+    wait_for(lambda: pids(team)["postgres"] not in (0, before), "another PostgreSQL", PATIENCE)
+    wait_for(lambda: set(states(team).values()) == {"ready"}, "all services", PATIENCE)
+    known = "get-by-name?experiment_name=services"
+    wait_for(lambda: in_mlflow(team, known) == 200, "what MLflow knew", PATIENCE)
 
 
 def test_one_service_stops_and_starts_again_with_its_data(small):
-    team, names = small
-    s3 = S3Server(team.layout.url("s3"), "dvc", team.environment).client()
+    s3 = S3Server(small.layout.url("s3"), "dvc", small.environment).client()
     s3.put_object(Bucket="dvc", Key="kept", Body=b"1")
-    team.stop("s3")
-    assert states(team)["s3"] == "stopped"
-    assert not any(process.name() == "weed" for process in leftovers(team.layout.folder))
-    assert all(states(team)[name] == "ready" for name in names if name != "s3")
-    team.start("s3")
+    small.stop("s3")
+    assert states(small)["s3"] == "stopped"
+    assert not any(process.name() == "weed" for process in leftovers(small.layout.folder))
+    assert all(states(small)[name] == "ready" for name in SMALL if name != "s3")
+    small.start("s3")
     assert s3.get_object(Bucket="dvc", Key="kept")["Body"].read() == b"1"
 
 
 def test_services_that_lost_their_supervisor_are_started_anew(small):
-    team, names = small
-    before = pids(team)
-    os.kill(int((team.layout.folder / "run" / "supervisord.pid").read_text()), signal.SIGKILL)
-    team.start(*names)
-    after = pids(team)
-    assert all(after[name] != before[name] and states(team)[name] == "ready" for name in names)
-    assert not any(psutil.pid_exists(before[name]) for name in names)
+    before = pids(small)
+    os.kill(int((small.layout.folder / "run" / "supervisord.pid").read_text()), signal.SIGKILL)
+    small.start(*SMALL)
+    after = pids(small)
+    assert all(after[name] != before[name] and states(small)[name] == "ready" for name in SMALL)
+    assert not any(psutil.pid_exists(before[name]) for name in SMALL)
 
 
 def test_a_taken_port_is_named(small, tmp_path):
-    team, _ = small
-    other = Team(tmp_path, first_port=team.layout.first_port, database="sqlite")
+    other = Team(tmp_path, first_port=small.layout.first_port, database="sqlite")
     try:
-        with pytest.raises(ServiceError, match=f"port {team.layout.port('s3')} of s3 is taken"):
+        with pytest.raises(ServiceError, match=f"port {small.layout.port('s3')} of s3 is taken"):
             other.start("s3")
     finally:
         other.stop()
 
 
 def test_the_commands_tell_everything_but_secrets(small):
-    team, names = small
-    started = command(team, "start", *names)
+    started = command(small, "start", *SMALL)
     assert started.returncode == 0
-    table = command(team, "status")
+    table = command(small, "status")
     assert table.stdout in started.stdout
     assert table.returncode == 1, "not every service runs"
     shown = started.stdout + started.stderr
-    assert all(f"{name} " in shown for name in team.layout.services)
+    assert all(f"{name} " in shown for name in small.layout.services)
     assert "ready" in shown and "stopped" in shown
 
-    told = subprocess.run(
-        [
-            "bash",
-            "-c",
-            f'eval "$({sys.executable} -m services --folder {team.layout.folder} env)" && env',
-        ],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.splitlines()
-    assert {f"{name}={value}" for name, value in team.environment.items()} <= {*told}
-    assert command(team, "start", "s4").returncode == 2
+    script = f'eval "$({sys.executable} -m services --folder {small.layout.folder} env)" && env'
+    shell = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
+    assert {f"{name}={value}" for name, value in small.environment.items()} <= {*shell.stdout.splitlines()}
+    assert command(small, "start", "s4").returncode == 2
 
 
 @pytest.mark.parametrize("which", ["team", "small"])
 def test_secrets_stay_in_their_file(which, request):
     team = request.getfixturevalue(which)
-    team = team if which == "team" else team[0]
     folder = team.layout.folder
     assert stat.S_IMODE(team.layout.secrets.stat().st_mode) == 0o600
     public = {"MLFLOW_TRACKING_USERNAME", "AWS_ACCESS_KEY_ID"}
@@ -250,12 +218,11 @@ def test_secrets_stay_in_their_file(which, request):
 
 
 def test_stop_leaves_no_process_and_no_port(small):
-    team, names = small
-    ports = [port for name in names for port in team.layout.ports(name)]
+    ports = [port for name in SMALL for port in small.layout.ports(name)]
     assert not any(is_free(port) for port in ports)
-    assert command(team, "stop").returncode == 0
-    assert leftovers(team.layout.folder) == []
+    assert command(small, "stop").returncode == 0
+    assert leftovers(small.layout.folder) == []
     assert all(is_free(port) for port in ports)
-    assert set(states(team).values()) == {"stopped"}
-    assert command(team, "status").returncode == 1
-    assert command(team, "stop").returncode == 0, "stopping twice is no error"
+    assert set(states(small).values()) == {"stopped"}
+    assert command(small, "status").returncode == 1
+    assert command(small, "stop").returncode == 0, "stopping twice is no error"

@@ -4,7 +4,7 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -15,45 +15,41 @@ from flows.run.gpus import GpuSlots, visible_devices
 
 
 @pytest.fixture(autouse=True)
-def claims(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def claims(tmp_path, monkeypatch):
     """Leave the machine's own GPUs alone."""
     monkeypatch.setattr(gpus, "CLAIMS", tmp_path / "claims")
     return tmp_path / "claims"
 
 
-def never() -> bool:
+def never():
     return False
 
 
-def test_devices_are_never_given_twice() -> None:
+def test_devices_are_never_given_twice():
     slots, guard = GpuSlots(("0", "1", "3")), threading.Lock()
     held: set[str] = set()
-    most = 0
 
-    def use(number: int) -> None:
-        nonlocal most
+    def use(number):
+        """Hold slots; return whether another thread held one of them, and how many were held."""
         with slots.hold(number, never) as environment:
             devices = set(environment["CUDA_VISIBLE_DEVICES"].split(","))
             assert len(devices) == number
             with guard:
-                clashes.append(bool(devices & held))
+                clash = bool(devices & held)
                 held.update(devices)
-                most = max(most, len(held))
+                seen = len(held)
             time.sleep(0.02)
             with guard:
                 held.difference_update(devices)
+        return clash, seen
 
-    clashes: list[bool] = []
-    threads = [threading.Thread(target=use, args=(1 + index % 2,)) for index in range(12)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert clashes == [False] * 12
-    assert most > 1
+    with ThreadPoolExecutor(12) as pool:
+        clashes, seen = zip(*pool.map(use, [1, 2] * 6), strict=True)
+    assert not any(clashes)
+    assert max(seen) > 1
 
 
-def test_flow_runs_of_one_machine_get_different_devices() -> None:
+def test_flow_runs_of_one_machine_get_different_devices():
     one, other = GpuSlots(("0", "1")), GpuSlots(("0", "1"))
     with one.hold(1, never) as first, other.hold(1, never) as second:
         assert first == {"CUDA_VISIBLE_DEVICES": "0"} and second == {"CUDA_VISIBLE_DEVICES": "1"}
@@ -79,7 +75,7 @@ with gpus.GpuSlots(("MIG-a/1/0",)).hold(1, lambda: False):
 """
 
 
-def test_the_device_of_a_process_that_was_killed_is_free(claims: Path) -> None:
+def test_the_device_of_a_process_that_was_killed_is_free(claims):
     command = [sys.executable, "-c", HOLD, str(claims)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None and process.stdout.readline() == "held\n"
@@ -91,7 +87,7 @@ def test_the_device_of_a_process_that_was_killed_is_free(claims: Path) -> None:
         assert environment == {"CUDA_VISIBLE_DEVICES": "MIG-a/1/0"}
 
 
-def test_a_machine_without_gpus_runs_one_stage_at_a_time_and_names_no_device() -> None:
+def test_a_machine_without_gpus_runs_one_stage_at_a_time_and_names_no_device():
     slots = GpuSlots(())
     with slots.hold(1, never) as environment:
         assert environment == {}
@@ -102,13 +98,13 @@ def test_a_machine_without_gpus_runs_one_stage_at_a_time_and_names_no_device() -
         pass
 
 
-def test_a_stage_that_needs_none_does_not_queue() -> None:
+def test_a_stage_that_needs_none_does_not_queue():
     slots = GpuSlots(())
     with slots.hold(1, never), slots.hold(0, never) as environment:
         assert environment == {}
 
 
-def test_count_limits_the_devices() -> None:
+def test_count_limits_the_devices():
     with GpuSlots(("0", "1"), 1).hold(1, never) as environment:
         assert environment == {"CUDA_VISIBLE_DEVICES": "0"}
     GpuSlots((), 2).check("finetune@a", 2)
@@ -121,7 +117,7 @@ def test_count_limits_the_devices() -> None:
         (GpuSlots(("0", "1"), server_limit=1), "the server's limit has 1"),
     ],
 )
-def test_a_stage_that_would_wait_for_ever_is_refused(slots: GpuSlots, place: str) -> None:
+def test_a_stage_that_would_wait_for_ever_is_refused(slots, place):
     with pytest.raises(ConfigError, match=f"finetune@a wants meta.gpu 2, but {place}"):
         slots.check("finetune@a", 2)
 
@@ -129,5 +125,5 @@ def test_a_stage_that_would_wait_for_ever_is_refused(slots: GpuSlots, place: str
 @pytest.mark.parametrize(
     ("value", "devices"), [("", ()), ("-1", ()), ("2,5", ("2", "5")), ("MIG-x", ("MIG-x",))]
 )
-def test_the_devices_given_by_the_environment_are_kept(value: str, devices: tuple[str, ...]) -> None:
+def test_the_devices_given_by_the_environment_are_kept(value, devices):
     assert visible_devices({"CUDA_VISIBLE_DEVICES": value}) == devices

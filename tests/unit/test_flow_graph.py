@@ -28,34 +28,34 @@ PIPELINE = graph_of(
 )
 
 
-def test_all_stages_but_the_frozen_ones_are_the_default() -> None:
+def test_all_stages_but_the_frozen_ones_are_the_default():
     assert set(select(PIPELINE)) == set(PIPELINE) - {"pretrain"}
 
 
-def test_every_stage_comes_after_what_it_needs() -> None:
+def test_every_stage_comes_after_what_it_needs():
     order = list(select(PIPELINE))
     for position, address in enumerate(order):
         needed = set(PIPELINE[address].upstream) - {"pretrain"}
         assert needed <= set(order[:position])
 
 
-def test_an_adaptation_brings_its_ancestors_and_no_other_adaptation() -> None:
+def test_an_adaptation_brings_its_ancestors_and_no_other_adaptation():
     selected = select(PIPELINE, ["a"])
     assert set(selected) == {"data@ink", "finetune@a", "evaluate@a", "report", "register@a", "data@line"}
     assert selected["report"].upstream == ("evaluate@a", "data@ink", "data@line")
 
 
-def test_a_frozen_stage_brings_nothing() -> None:
+def test_a_frozen_stage_brings_nothing():
     assert {"source", "pretrain"}.isdisjoint(select(PIPELINE, ["a"]))
     assert select(PIPELINE, ["finetune@a"])["finetune@a"].upstream == ("data@ink",)
 
 
-def test_a_target_with_the_name_of_an_adaptation_hides_no_other_target() -> None:
+def test_a_target_with_the_name_of_an_adaptation_hides_no_other_target():
     stages = graph_of(data_at_a="", data_at_ink="", finetune_at_a="data@ink", finetune_at_b="data@a")
     assert set(select(stages, ["a"])) == {"data@a", "data@ink", "finetune@a"}
 
 
-def test_stages_can_be_named_by_address() -> None:
+def test_stages_can_be_named_by_address():
     assert set(select(PIPELINE, ["report"])) == set(PIPELINE) - {
         "source",
         "pretrain",
@@ -70,16 +70,16 @@ def test_stages_can_be_named_by_address() -> None:
     }
 
 
-def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
+def test_an_unknown_name_is_refused_with_the_known_ones():
     with pytest.raises(ConfigError, match=r"'c'.*keys a, b, ink, line"):
         select(PIPELINE, ["a", "c"])
 
 
-def test_what_follows_a_changed_stage_is_not_settled() -> None:
+def test_what_follows_a_changed_stage_is_not_settled():
     assert settled(PIPELINE, []) == set(PIPELINE)
     unsettled = {"finetune@b", "evaluate@b", "report", "register@b"}
     assert settled(PIPELINE, ["finetune@b"]) == set(PIPELINE) - unsettled
 
 
-def test_a_change_does_not_pass_through_a_frozen_stage() -> None:
+def test_a_change_does_not_pass_through_a_frozen_stage():
     assert settled(PIPELINE, ["source"]) == set(PIPELINE) - {"source"}

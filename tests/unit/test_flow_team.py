@@ -1,7 +1,5 @@
 """What keeps a team's flows from doing harm: work done twice, results lost, secrets shown."""
 
-from __future__ import annotations
-
 import importlib
 import os
 import pkgutil
@@ -17,7 +15,8 @@ import pytest
 pytest.importorskip("prefect")
 pytest.importorskip("mlflow")
 
-from prefect.events.schemas.automations import AutomationCore
+from prefect import Flow
+from prefect.logging import disable_run_logger
 from prefect.server.events.schemas.automations import EventTrigger as ServerTrigger
 from prefect.server.events.schemas.events import ReceivedEvent
 
@@ -33,12 +32,11 @@ from flows.run.workspace import WORKSPACES_VARIABLE, Workspace, WorkspaceError
 from tests.integration.mlflow_parts import use_local_store
 from tests.project import ROOT
 
-Patch = pytest.MonkeyPatch
 MODEL = "m"
 
 
 @pytest.fixture
-def emitted(monkeypatch: Patch) -> list[str]:
+def emitted(monkeypatch):
     """The events that would have gone to the server."""
     seen: list[str] = []
     monkeypatch.setattr(events, "emit_event", lambda event, **_: seen.append(event))
@@ -46,7 +44,7 @@ def emitted(monkeypatch: Patch) -> list[str]:
 
 
 @pytest.fixture
-def versions(tmp_path: Path, monkeypatch: Patch) -> None:
+def versions(tmp_path, monkeypatch):
     """A model with three versions, of which each was the champion in its turn."""
     use_local_store(tmp_path, monkeypatch)
     with connect() as client:
@@ -57,19 +55,19 @@ def versions(tmp_path: Path, monkeypatch: Patch) -> None:
     monkeypatch.setattr(registry, "_alias", lambda adaptation: Alias(MODEL))
 
 
-def champion() -> str:
+def champion():
     with connect() as client:
         return str(client.get_registered_model(MODEL).aliases["champion"])
 
 
-def start(monkeypatch: Patch, run_id: str, count: int) -> None:
+def start(monkeypatch, run_id, count):
     """Be the start of a flow run, as Prefect's runtime tells of it."""
     for name, value in (("NAME", "red-fox"), ("ID", run_id), ("RUN_COUNT", str(count))):
         monkeypatch.setenv(f"PREFECT__RUNTIME__FLOW_RUN__{name}", value)
 
 
 @pytest.mark.usefixtures("versions", "emitted")
-def test_a_lost_run_does_not_roll_back_once_more(monkeypatch: Patch) -> None:
+def test_a_lost_run_does_not_roll_back_once_more(monkeypatch):
     start(monkeypatch, "a", 1)
     registry.rollback.fn("ink")
     assert champion() == "2"
@@ -82,7 +80,7 @@ def test_a_lost_run_does_not_roll_back_once_more(monkeypatch: Patch) -> None:
 
 
 @pytest.mark.usefixtures("versions", "emitted")
-def test_a_lost_run_does_not_miss_the_challenger_that_it_promoted(monkeypatch: Patch) -> None:
+def test_a_lost_run_does_not_miss_the_challenger_that_it_promoted(monkeypatch):
     with connect() as client:
         client.set_registered_model_alias(MODEL, "challenger", "1")
     start(monkeypatch, "a", 1)
@@ -93,9 +91,7 @@ def test_a_lost_run_does_not_miss_the_challenger_that_it_promoted(monkeypatch: P
 
 
 @pytest.mark.usefixtures("versions")
-def test_a_declined_approval_changes_nothing_and_is_no_error(monkeypatch: Patch) -> None:
-    from prefect.logging import disable_run_logger
-
+def test_a_declined_approval_changes_nothing_and_is_no_error(monkeypatch):
     answer = registry.Approval(by="ada", comment="too coarse")
     monkeypatch.setattr(registry, "pause_flow_run", lambda **_: answer)
     with disable_run_logger():
@@ -106,19 +102,19 @@ def test_a_declined_approval_changes_nothing_and_is_no_error(monkeypatch: Patch)
 
 
 @pytest.mark.usefixtures("versions")
-def test_a_version_that_is_not_there_is_refused_before_anybody_is_asked() -> None:
+def test_a_version_that_is_not_there_is_refused_before_anybody_is_asked():
     assert aliases.version_number(Alias(MODEL), "2") == "2"
     with pytest.raises(TrackingError, match="4"):
         aliases.version_number(Alias(MODEL), "4")
 
 
 @pytest.mark.parametrize(("changed", "number"), [(True, 2), (False, 1)])
-def test_a_promotion_is_told_where_the_alias_moved(emitted: list[str], changed: bool, number: int) -> None:
+def test_a_promotion_is_told_where_the_alias_moved(emitted, changed, number):
     events.emit(Promotion(MODEL, "1", True, "", None, changed))
     assert emitted == [events.REGISTERED, events.PROMOTED][:number]
 
 
-def test_results_that_were_not_given_back_are_kept(tmp_path: Path, monkeypatch: Patch) -> None:
+def test_results_that_were_not_given_back_are_kept(tmp_path, monkeypatch):
     monkeypatch.setenv(WORKSPACES_VARIABLE, str(tmp_path))
     with (
         pytest.raises(revision.NotGivenBackError, match=r"(?s)the remote is full.*kept in .*dvc push"),
@@ -133,11 +129,7 @@ def test_results_that_were_not_given_back_are_kept(tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.parametrize(("error", "status"), [(WorkspaceError, "FAILED"), (KeyboardInterrupt, "KILLED")])
-def test_the_pipelines_run_says_whether_it_failed_or_was_ended(
-    tmp_path: Path, monkeypatch: Patch, error: type[BaseException], status: str
-) -> None:
-    from prefect.logging import disable_run_logger
-
+def test_the_pipelines_run_says_whether_it_failed_or_was_ended(tmp_path, monkeypatch, error, status):
     use_local_store(tmp_path, monkeypatch)
     plan = RunPlan("red-fox", "a", "pipelines", kind="pipeline")
     with pytest.raises(error), disable_run_logger(), parent_run(plan, tmp_path, [], "link"):
@@ -148,13 +140,13 @@ def test_the_pipelines_run_says_whether_it_failed_or_was_ended(
         assert client.get_run(run_id).info.status == status
 
 
-def test_the_runs_page_does_not_show_the_password(monkeypatch: Patch) -> None:
+def test_the_runs_page_does_not_show_the_password(monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://ada:secret@mlflow.example/base/")
     shown = pipeline_run.page("7", "r", Path())
     assert shown == "https://mlflow.example/base/#/experiments/7/runs/r"
 
 
-def test_what_was_seen_is_remembered_for_each_repository_and_revision() -> None:
+def test_what_was_seen_is_remembered_for_each_repository_and_revision():
     wanted = [("Ink-2", "https://x:token@host/r", "main"), ("Ink-2", "https://x:token@host/r", "next")]
     wanted += [("Ink-2", "/r", "main"), ("ink_2", "/r", "main")]
     names = [watch.variable(*each) for each in wanted]
@@ -162,48 +154,39 @@ def test_what_was_seen_is_remembered_for_each_repository_and_revision() -> None:
     assert all(re.fullmatch(r"domainstudio_ink_2_[0-9a-f]{12}", name) for name in names)
 
 
-def event(name: str, flow: str) -> ReceivedEvent:
-    """Return an event of a flow run, as the engine and the server send them."""
-    resource = {"prefect.resource.id": f"prefect.flow-run.{uuid4()}", "prefect.resource.name": "ink"}
-    related = {
-        "prefect.resource.id": f"prefect.flow.{uuid4()}",
-        "prefect.resource.role": "flow",
-        "prefect.resource.name": flow,
+def covers(automation, name, flow):
+    """Tell whether the server would count an event of a flow run for an automation's trigger."""
+    related = {"prefect.resource.role": "flow", "prefect.resource.name": flow}
+    event = {
+        "id": uuid4(),
+        "occurred": datetime.now(UTC),
+        "event": name,
+        "resource": {"prefect.resource.id": f"prefect.flow-run.{uuid4()}", "prefect.resource.name": "ink"},
+        "related": [{"prefect.resource.id": f"prefect.flow.{uuid4()}", **related}],
     }
-    now = datetime.now(UTC)
-    return ReceivedEvent(occurred=now, event=name, resource=resource, related=[related], id=uuid4())
-
-
-def covers(automation: AutomationCore, name: str, flow: str) -> bool:
-    """Tell whether the server would count an event for an automation's trigger."""
     trigger = ServerTrigger.model_validate(automation.trigger.model_dump(mode="json"))
-    return trigger.covers(event(name, flow))
+    return trigger.covers(ReceivedEvent.model_validate(event))
 
 
-@pytest.mark.parametrize("name", ["prefect.flow-run.Crashed", "prefect.flow-run.Failed"])
-def test_failed_and_crashed_runs_of_our_flows_are_told_of(name: str) -> None:
-    _, failed, _ = setup.automations(540, uuid4())
-    assert all(name in failed.trigger.expect and covers(failed, name, flow) for flow in setup.FLOWS)
-    assert not covers(failed, name, "somebody-elses")
+@pytest.mark.parametrize(
+    ("number", "name"), [(0, "heartbeat"), (0, "Completed"), (1, "Crashed"), (1, "Failed")]
+)
+def test_lost_and_failed_runs_of_our_flows_alone_count(number, name):
+    automation, name = setup.automations(540, uuid4())[number], f"prefect.flow-run.{name}"
+    assert name in automation.trigger.expect
+    assert all(covers(automation, name, flow) for flow in setup.FLOWS)
+    assert not covers(automation, name, "somebody-elses")
+    assert len(setup.automations(540, None)) == 1
 
 
-@pytest.mark.parametrize("name", ["prefect.flow-run.heartbeat", "prefect.flow-run.Completed"])
-def test_only_our_lost_runs_are_started_again(name: str) -> None:
-    (lost,) = setup.automations(540, None)
-    assert all(name in lost.trigger.expect and covers(lost, name, flow) for flow in setup.FLOWS)
-    assert not covers(lost, name, "somebody-elses")
-
-
-def test_the_automations_know_every_flow() -> None:
-    from prefect import Flow
-
+def test_the_automations_know_every_flow():
     names = [each.name for each in pkgutil.walk_packages(flows.__path__, "flows.")]
     modules = [importlib.import_module(name) for name in names if not name.endswith("__main__")]
     found = {value.name for module in modules for value in vars(module).values() if isinstance(value, Flow)}
     assert found == {*setup.FLOWS}
 
 
-def test_a_wrong_address_of_the_server_is_said_without_a_traceback() -> None:
+def test_a_wrong_address_of_the_server_is_said_without_a_traceback():
     url = "http://ada:secret@127.0.0.1:1/api"
     environment = {**os.environ, "PREFECT_API_URL": url, "PREFECT_CLIENT_MAX_RETRIES": "0"}
     command = [sys.executable, "-m", "flows.setup"]

@@ -1,7 +1,5 @@
 """Where a run's results go: to a branch of its own in a real repository, whatever the run is called."""
 
-from pathlib import Path
-
 import pytest
 
 from flows.run import workspace
@@ -10,7 +8,7 @@ from tests.project import run
 
 
 @pytest.fixture
-def origin(tmp_path: Path) -> Path:
+def origin(tmp_path):
     run(tmp_path, "git", "init", "-q", "--bare", "-b", "main", "origin")
     run(tmp_path, "git", "clone", "-q", "origin", "first")
     identity = ("-c", "user.name=t", "-c", "user.email=t@localhost")
@@ -19,7 +17,7 @@ def origin(tmp_path: Path) -> Path:
     return tmp_path / "origin"
 
 
-def publish(origin: Path, name: str, result: str) -> str | None:
+def publish(origin, name, result):
     """Publish a run's result from a clone of its own."""
     clone = origin.parent / result
     found = workspace.checkout(str(origin), "main", clone)
@@ -27,11 +25,11 @@ def publish(origin: Path, name: str, result: str) -> str | None:
     return workspace.publish(found, name, f"Results of flow run {name}")
 
 
-def branches(origin: Path) -> set[str]:
+def branches(origin):
     return {*run(origin, "git", "branch", "--format=%(refname:short)").split()} - {"main"}
 
 
-def test_runs_of_one_name_publish_on_branches_of_their_own(origin: Path) -> None:
+def test_runs_of_one_name_publish_on_branches_of_their_own(origin):
     names = [publish(origin, "red-fox", result) for result in ("one", "two", "three")]
     assert names == ["runs/red-fox", "runs/red-fox-2", "runs/red-fox-3"]
     assert branches(origin) == {*names}
@@ -48,12 +46,12 @@ def test_runs_of_one_name_publish_on_branches_of_their_own(origin: Path) -> None
         ("?", "runs/run"),
     ],
 )
-def test_a_name_becomes_one_that_git_takes(origin: Path, name: str, branch: str) -> None:
+def test_a_name_becomes_one_that_git_takes(origin, name, branch):
     assert publish(origin, name, "result") == branch
     assert run(origin, "git", "show", f"{branch}:dvc.lock") == "result"
 
 
-def test_a_repository_that_takes_nothing_is_an_error(origin: Path) -> None:
+def test_a_repository_that_takes_nothing_is_an_error(origin):
     publish(origin, "red-fox", "before")
     hook = origin / "hooks/pre-receive"
     hook.parent.mkdir(exist_ok=True)

@@ -14,7 +14,7 @@ def run(folder: Path, *arguments: str) -> None:
     subprocess.run(("git", *identity, *arguments), cwd=folder, check=True, capture_output=True)
 
 
-def test_code_counts_but_not_what_the_pipeline_writes(tmp_path: Path) -> None:
+def test_code_counts_but_not_what_the_pipeline_writes(tmp_path):
     def dirty() -> bool:
         state = git.state(tmp_path)
         assert state is not None
@@ -39,7 +39,7 @@ def test_code_counts_but_not_what_the_pipeline_writes(tmp_path: Path) -> None:
     assert dirty()
 
 
-def test_passwords_are_taken_out_of_addresses() -> None:
+def test_passwords_are_taken_out_of_addresses():
     text = "postgresql://me:secret@host/db or s3://bucket/a@b"
     assert redact(text) == "postgresql://***@host/db or s3://bucket/a@b"
     assert redact("https://me:secret@host/", "") == "https://host/"
