@@ -143,9 +143,8 @@ def only(run):
 
 @pytest.fixture(scope="session")
 def server(prefect):
-    return Server(
-        {name: value for name, value in prefect.environment.items() if name.startswith("PREFECT_API")}
-    )
+    names = ("PREFECT_API_URL", "PREFECT_API_AUTH_STRING")
+    return Server({name: prefect.environment[name] for name in names})
 
 
 def start(repository: Path, server: Server | None, *arguments: str, **environment: str):
