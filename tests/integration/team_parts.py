@@ -91,12 +91,20 @@ class Company:
 
         return wait_for(ended, f"run {number} of {flow}")
 
-    def start(self, deployment: str, variables: Mapping[str, str] | None = None, /, **parameters: Any) -> Any:
+    def start(
+        self,
+        deployment: str,
+        variables: Mapping[str, str] | None = None,
+        name: str | None = None,
+        /,
+        **parameters: Any,
+    ) -> Any:
         """Start a run of a deployment, with further variables in its environment."""
         with self.client() as client:
             found = client.read_deployment_by_name(deployment)
+            job = {"env": dict(variables or {})}
             return client.create_flow_run_from_deployment(
-                found.id, parameters=parameters, job_variables={"env": dict(variables or {})}
+                found.id, name=name, parameters=parameters, job_variables=job
             )
 
     def mlflow(self) -> Any:
@@ -104,17 +112,59 @@ class Company:
 
         return MlflowClient(self.environment["MLFLOW_TRACKING_URI"])
 
+    def runs(self, kind: str | None = None) -> list[Any]:
+        """Return its runs in MLflow, all or those of a kind."""
+        client = self.mlflow()
+        if (experiment := client.get_experiment_by_name(self.name)) is None:
+            return []
+        chosen = f"tags.`domainstudio.kind` = '{kind}'" if kind else ""
+        return list(client.search_runs([experiment.experiment_id], chosen))
+
+    def history(self, training: Any, metric: str) -> list[Any]:
+        """Return a metric's values in MLflow, by step."""
+        values = self.mlflow().get_metric_history(training.info.run_id, metric)
+        return sorted(values, key=lambda value: value.step)
+
     def aliases(self) -> dict[str, str]:
         found = self.mlflow().get_registered_model(self.model).aliases
         return {alias: str(version) for alias, version in found.items()}
 
-    def push(self, message: str) -> None:
+    def change(self, message: str, branch: str = "main", /, **finetune: Any) -> None:
+        """Change settings of `finetune`, and push them with all else that is new."""
+        values = yaml.safe_load((self.source / "params.yaml").read_text())
+        values["finetune"] |= finetune
+        (self.source / "params.yaml").write_text(yaml.safe_dump(values))
+        self.push(message, branch)
+
+    def push(self, message: str, branch: str = "main") -> None:
         run(self.source, "git", "add", ".")
         run(self.source, "git", "commit", "-q", "-m", message)
-        run(self.source, "git", "push", "-q", str(self.origin), "HEAD:main")
+        run(self.source, "git", "push", "-q", str(self.origin), f"HEAD:{branch}")
 
     def branches(self) -> list[str]:
         return [line.strip("* ") for line in run(self.origin, "git", "branch").splitlines()]
+
+    def clone(self, branch: str, folder: Path) -> Path:
+        run(folder.parent, "git", "clone", "-q", "--branch", branch, str(self.origin), str(folder))
+        return folder
+
+    def lock(self, branch: str) -> str:
+        """Return a branch's `dvc.lock`."""
+        return run(self.origin, "git", "show", f"{branch}:dvc.lock")
+
+
+def manifests(prefix: str) -> list[Path]:
+    """Return the manifests of whole training states in the bucket `checkpoints`, of older ones first."""
+    import boto3
+
+    found = boto3.client("s3").list_objects_v2(Bucket="checkpoints", Prefix=prefix)
+    paths = [Path(item["Key"]) for item in found.get("Contents", [])]
+    return [path for path in paths if path.name == "MANIFEST.json"]
+
+
+def step_of(state: Path) -> int:
+    """Return the step of a training state's folder, `step-<number>`."""
+    return int(state.name.removeprefix("step-"))
 
 
 def wait_for(question: Callable[[], Any], what: str, seconds: float = PATIENCE) -> Any:

@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from domainstudio import models
 from flows.run import workspace
 from flows.run.commands import Commands
-from tests.integration.team_parts import NAME, PATIENCE, Company, wait_for
+from tests.integration.team_parts import NAME, PATIENCE, Company, manifests, step_of, wait_for
 from tests.project import run
 
 pytest.importorskip("prefect")
@@ -67,11 +66,11 @@ class Training:
 
     def step(self) -> int:
         """Return the step of the newest state on the disk of who trains."""
-        return max((int(path.name[5:]) for path in self._states()), default=0)
+        return max(map(step_of, self._states()), default=0)
 
     def mirrored(self) -> int:
         """Return the step of the newest whole state in S3."""
-        return max((int(path.parent.name[5:]) for path in self._manifests()), default=0)
+        return max((step_of(path.parent) for path in self._manifests()), default=0)
 
     def state(self) -> Path:
         """Return the key of the newest whole state in S3."""
@@ -80,21 +79,9 @@ class Training:
     def logged(self) -> int:
         """Return the last step in MLflow before the first that it lacks or has twice."""
         if self.run is None:
-            kinds = {each.data.tags["domainstudio.kind"]: each for each in self.runs()}
-            self.run = kinds.get("finetune")
-        points = self.history("seconds") if self.run else []
+            self.run = next(iter(self.company.runs("finetune")), None)
+        points = self.company.history(self.run, "seconds") if self.run else []
         return max((point.step for number, point in enumerate(points, 1) if point.step == number), default=0)
-
-    def runs(self) -> list[Any]:
-        """Return the company's runs in MLflow."""
-        client = self.company.mlflow()
-        experiment = client.get_experiment_by_name(self.company.name)
-        return client.search_runs([experiment.experiment_id]) if experiment else []
-
-    def history(self, name: str) -> list[Any]:
-        """Return a metric's points in MLflow, by step."""
-        points = self.company.mlflow().get_metric_history(self.run.info.run_id, name)
-        return sorted(points, key=lambda point: point.step)
 
     @contextmanager
     def without(self, service: str) -> Iterator[None]:
@@ -114,12 +101,8 @@ class Training:
         return [*self.workspaces.glob("*/.checkpoints/*/step-*")]
 
     def _manifests(self) -> list[Path]:
-        import boto3
-
         self.key = self.key or next((path.parent.name for path in self._states()), "")
-        found = boto3.client("s3").list_objects_v2(Bucket="checkpoints", Prefix=f"states/{self.key}/")
-        paths = [Path(item["Key"]) for item in found.get("Contents", [])]
-        return [path for path in paths if path.name == "MANIFEST.json"]
+        return manifests(f"states/{self.key}/")
 
 
 def test_a_minute_without_each(company: Company, tmp_path: Path) -> None:
@@ -150,19 +133,18 @@ def test_a_minute_without_each(company: Company, tmp_path: Path) -> None:
 
     # What the last stages need is away when they come to it, one after the other.
     team.stop("mlflow")
-    waits = told(company)
-    wait_for(lambda: told(company) > waits, "register, waiting for MLflow")
+    before = waits(company)
+    wait_for(lambda: waits(company) > before, "register, waiting for MLflow")
     team.stop("s3")
     team.start("mlflow", timeout=PATIENCE)
-    waits = told(company)
-    wait_for(lambda: told(company) > waits, "register, waiting for S3")
+    once = waits(company)
+    wait_for(lambda: waits(company) > once, "register, waiting for S3")
     team.start("s3", timeout=PATIENCE)
 
     ended = company.finished("adapt-revision", 1)
     assert ended.state.is_completed(), ended.state.message
     assert ended.run_count == 1
-    clone = tmp_path / "clone"
-    run(tmp_path, "git", "clone", "-q", "--branch", f"runs/{ended.name}", str(company.origin), str(clone))
+    clone = company.clone(f"runs/{ended.name}", tmp_path / "clone")
     run(clone, "dvc", "pull", *STAGES)
     assert_everything_once(training, clone)
     with company.client() as client:
@@ -174,14 +156,12 @@ def slow_down(company: Company) -> None:
     """Let a training last until the test is in a hurry."""
     stage = company.source / "stages/finetune.py"
     stage.write_text(stage.read_text().partition("\nif __name__")[0] + PACED)
-    values = yaml.safe_load((company.source / "params.yaml").read_text())
-    values["finetune"] |= {"steps": STEPS, "checkpoint_every": EVERY, "preview_every": PREVIEWS}
-    (company.source / "params.yaml").write_text(yaml.safe_dump(values))
-    company.push("a training that takes its time")
+    settings = {"steps": STEPS, "checkpoint_every": EVERY, "preview_every": PREVIEWS}
+    company.change("a training that takes its time", **settings)
 
 
-def told(company: Company) -> int:
-    """Return how often `register` has told that it waits."""
+def waits(company: Company) -> int:
+    """Return how often the worker has logged that `register` waits."""
     return company.team.layout.log("worker").read_text().count(f"register@{NAME} waits")
 
 
@@ -191,8 +171,8 @@ def assert_everything_once(training: Training, clone: Path) -> None:
     import mlflow
 
     company, client, s3 = training.company, training.company.mlflow(), boto3.client("s3")
-    runs = {each.data.tags["domainstudio.kind"]: each for each in training.runs()}
-    assert len(training.runs()) == len(runs) == 2
+    runs = {each.data.tags["domainstudio.kind"]: each for each in company.runs()}
+    assert len(company.runs()) == len(runs) == 2
     assert {each.info.status for each in runs.values()} == {"FINISHED"}
     assert "dvc.lock" in {item.path for item in client.list_artifacts(runs["pipeline"].info.run_id)}
 
@@ -203,7 +183,7 @@ def assert_everything_once(training: Training, clone: Path) -> None:
     pauses = [later["timestamp"] - earlier["timestamp"] for earlier, later in pairwise(records)]
     assert max(pauses) < 1000 * AWAY, "the training stood still, as long as an outage"
     for name in records[0].keys() - {"step", "timestamp"}:
-        points = training.history(name)
+        points = company.history(training.run, name)
         expected = [(record["step"], record["timestamp"], record[name]) for record in records]
         assert [(point.step, point.timestamp, point.value) for point in points] == expected, name
     previews = {path.name: path for path in (clone / f"training/{NAME}/previews").glob("*.png")}
@@ -221,7 +201,7 @@ def assert_everything_once(training: Training, clone: Path) -> None:
 
     state = training.state()
     manifest = json.loads(s3.get_object(Bucket="checkpoints", Key=f"{state}/MANIFEST.json")["Body"].read())
-    assert int(state.name[5:]) == STEPS
+    assert step_of(state) == STEPS
     for name, file in manifest["files"].items():
         body = s3.get_object(Bucket="checkpoints", Key=f"{state.parent}/{name}")["Body"].read()
         assert hashlib.sha256(body).hexdigest() == file["sha256"], name

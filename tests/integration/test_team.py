@@ -7,7 +7,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-import yaml
 
 from domainstudio.registry import audit
 from tests.integration.team_parts import NAME, Company, wait_for
@@ -36,12 +35,9 @@ def test_a_teams_day(company: Company) -> None:
     assert company.aliases() == {"champion": "1"}
     version = company.mlflow().get_model_version(company.model, "1")
     assert "no champion" in json.dumps(dict(version.tags)) or version.tags["champion_reason"]
-    lock = run(company.origin, "git", "show", f"runs/{first.name}:dvc.lock")
-    assert "finetune@ink-finetune" in lock
-    (pipeline,) = company.mlflow().search_runs(
-        [company.mlflow().get_experiment_by_name(company.name).experiment_id],
-        f"tags.`domainstudio.kind` = 'pipeline' and tags.`prefect.flow_run` = '{first.id}'",
-    )
+    assert "finetune@ink-finetune" in company.lock(f"runs/{first.name}")
+    runs = {each.data.tags["prefect.flow_run"]: each for each in company.runs("pipeline")}
+    pipeline = runs[str(first.id)]
     kept = {item.path for item in company.mlflow().list_artifacts(pipeline.info.run_id)}
     assert {"dvc.lock", "params.yaml", "report.html"} <= kept
     assert pipeline.info.status == "FINISHED"
@@ -76,16 +72,12 @@ def test_a_teams_day(company: Company) -> None:
     # A worse model does not take the place.
     run(company.source, "git", "pull", "-q", str(company.origin), f"runs/{second.name}")
     champion = company.aliases()["champion"]
-    values = yaml.safe_load((company.source / "params.yaml").read_text())
-    values["finetune"] |= {"learning_rate": 10.0, "mixed_precision": "no"}
-    (company.source / "params.yaml").write_text(yaml.safe_dump(values))
-    company.push("a learning rate that is far too high")
+    company.change("a learning rate that is far too high", learning_rate=10.0, mixed_precision="no")
     company.start("adapt-revision/adapt")
     third = company.finished("adapt-revision", 4)
     assert third.state.is_completed(), third.state.message
-    newest = str(
-        max(int(v.version) for v in company.mlflow().search_model_versions(f"name = '{company.model}'"))
-    )
+    versions = company.mlflow().search_model_versions(f"name = '{company.model}'")
+    newest = str(max(int(version.version) for version in versions))
     aliases = company.aliases()
     assert newest == "3" and aliases["champion"] == champion and aliases["challenger"] == newest
 

@@ -19,7 +19,7 @@ import yaml
 from flows.run.gpus import LEASE_SECONDS
 from services.layout import POOL
 from tests.integration.s3_parts import wait_until
-from tests.integration.team_parts import NAME, PATIENCE, Company, wait_for
+from tests.integration.team_parts import NAME, PATIENCE, Company, manifests, step_of, wait_for
 from tests.project import run
 
 pytest.importorskip("prefect")
@@ -98,24 +98,19 @@ def node(company: Company, folder: Path, **variables: str) -> Iterator[Node]:
 def prepared(company: Company) -> Iterator[None]:
     """Prepare the images, make the training longer, and leave the work to the tests' own workers."""
     source = company.source
-    values = yaml.safe_load((source / "params.yaml").read_text())
-    values["finetune"] |= {"steps": STEPS, "checkpoint_every": EVERY, "preview_every": 0}
-    (source / "params.yaml").write_text(yaml.safe_dump(values))
     with (source / "stages/__init__.py").open("a") as file:
         file.write(TRACE)
     run(source, "dvc", "repro", "prepare_source", "prepare_target@ink")
     run(source, "dvc", "push")
-    company.push("a longer training of prepared images")
+    settings = {"steps": STEPS, "checkpoint_every": EVERY, "preview_every": 0}
+    company.change("a longer training of prepared images", **settings)
     company.team.stop("worker")
     yield
     company.team.start("worker", timeout=PATIENCE)
 
 
 def start(company: Company, revision: str, name: str | None = None) -> Any:
-    with company.client() as client:
-        found = client.read_deployment_by_name("adapt-revision/adapt")
-        parameters = {"adaptations": [STAGE], "revision": revision}
-        return client.create_flow_run_from_deployment(found.id, name=name, parameters=parameters)
+    return company.start("adapt-revision/adapt", None, name, adaptations=[STAGE], revision=revision)
 
 
 def completed(company: Company, flow_run: Any, seconds: float = PATIENCE) -> Any:
@@ -161,42 +156,25 @@ def tasks(company: Company, flow_run: Any) -> Counter[tuple[str, str]]:
         return Counter((task.name, task.state.name) for task in client.read_task_runs(flow_run_filter=chosen))
 
 
-def states(company: Company) -> list[str]:
-    """Return the manifests of the nodes' training states in S3, of older ones first."""
-    import boto3
-
-    found = boto3.client("s3").list_objects_v2(Bucket="checkpoints", Prefix=f"{company.name}/")
-    return [item["Key"] for item in found.get("Contents", []) if item["Key"].endswith("/MANIFEST.json")]
-
-
-def trainings(company: Company) -> list[Any]:
-    client = company.mlflow()
-    experiment = client.get_experiment_by_name(company.name)
-    return list(client.search_runs([experiment.experiment_id], "tags.`domainstudio.kind` = 'finetune'"))
+def states(company: Company) -> list[Path]:
+    """Return the nodes' training states in S3, older ones first."""
+    return [path.parent for path in manifests(f"{company.name}/")]
 
 
 def steps(company: Company, training: Any, metric: str = "total") -> list[int]:
     """Return the steps of which MLflow has a value, each as often as it has one."""
-    return sorted(value.step for value in company.mlflow().get_metric_history(training.info.run_id, metric))
-
-
-def step_of(manifest: str) -> int:
-    return int(manifest.split("/step-")[1].partition("/")[0])
+    return [value.step for value in company.history(training, metric)]
 
 
 def half_way(company: Company) -> bool:
     """Tell whether there are two states, and MLflow has the steps up to the newest one."""
     found = states(company)
-    return len(found) > 1 and step_of(found[-1]) in steps(company, trainings(company)[0])
+    return len(found) > 1 and step_of(found[-1]) in steps(company, company.runs("finetune")[0])
 
 
 def md5_of_model(lock: str) -> str:
     (found,) = [out["md5"] for out in yaml.safe_load(lock)["stages"][STAGE]["outs"] if out["path"] == MODEL]
     return str(found)
-
-
-def lock_of(company: Company, branch: str) -> str:
-    return run(company.origin, "git", "show", f"{branch}:dvc.lock")
 
 
 def active_slots(company: Company) -> int:
@@ -206,7 +184,7 @@ def active_slots(company: Company) -> int:
 
 def undisturbed(company: Company, folder: Path) -> str:
     """Train the same commit at one go, by DVC alone; return its `dvc.lock`."""
-    run(folder.parent, "git", "clone", "-q", "--branch", "main", str(company.origin), str(folder))
+    company.clone("main", folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("DOMAINSTUDIO_CHECKPOINTS")
         patch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")  # nobody listens there
@@ -224,11 +202,11 @@ def test_another_worker_finishes_what_a_lost_one_began(company: Company, tmp_pat
     with node(company, tmp_path / "here") as here:
         wait_until(lambda: half_way(company), PATIENCE)
         here.lose()
-    (training,) = trainings(company)
+    (training,) = company.runs("finetune")
     last = steps(company, training)[-1]
     # As if the last copy had not been finished: MLflow knows more steps than the states.
     for newer in [state for state in states(company) if step_of(state) >= last]:
-        boto3.client("s3").delete_object(Bucket="checkpoints", Key=newer)
+        boto3.client("s3").delete_object(Bucket="checkpoints", Key=f"{newer}/MANIFEST.json")
     step = step_of(states(company)[-1])
     assert training.info.status == "RUNNING"
     assert 0 < step < last < STEPS
@@ -244,11 +222,11 @@ def test_another_worker_finishes_what_a_lost_one_began(company: Company, tmp_pat
     assert not any(state in ("Running", "Pending", "NotReady") for _, state in found), found
     said = [line.message for line in logs(company, flow_run)]
     assert any("fetched from s3://checkpoints" in line and f"step-{step:07d}" in line for line in said)
-    (training,) = trainings(company)
+    (training,) = company.runs("finetune")
     assert training.info.status == "FINISHED"
     for name in training.data.metrics:
         assert steps(company, training, name) == list(range(1, STEPS + 1)), name
-    assert md5_of_model(lock_of(company, f"runs/{flow_run.name}")) == wanted
+    assert md5_of_model(company.lock(f"runs/{flow_run.name}")) == wanted
 
 
 def beside(span: dict[str, Any], spans: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -258,12 +236,8 @@ def beside(span: dict[str, Any], spans: list[dict[str, Any]]) -> list[dict[str, 
 
 def test_eight_runs_share_two_gpus(company: Company, tmp_path: Path) -> None:
     company.command("flows.setup", "--gpus", "2")
-    values = yaml.safe_load((company.source / "params.yaml").read_text())
     for seed in range(RUNS):
-        values["finetune"] |= {"seed": seed, "steps": 30}
-        (company.source / "params.yaml").write_text(yaml.safe_dump(values))
-        run(company.source, "git", "commit", "-qam", f"seed {seed}")
-        run(company.source, "git", "push", "-q", str(company.origin), f"HEAD:seed-{seed}")
+        company.change(f"seed {seed}", f"seed-{seed}", seed=seed, steps=30)
     flow_runs = [start(company, f"seed-{seed}", "warm start" if seed < 2 else None) for seed in range(RUNS)]
     machine = {
         "CUDA_VISIBLE_DEVICES": "0,1,2,3",  # twice as many as the team has slots
@@ -287,11 +261,10 @@ def test_eight_runs_share_two_gpus(company: Company, tmp_path: Path) -> None:
     branches = [each.state.message.rpartition("results are on branch ")[2] for each in ended]
     assert len({*branches}) == RUNS
     for seed, branch in enumerate(branches):
-        locked = yaml.safe_load(lock_of(company, branch))["stages"][STAGE]["params"]["params.yaml"]
+        locked = yaml.safe_load(company.lock(branch))["stages"][STAGE]["params"]["params.yaml"]
         assert locked["finetune"]["seed"] == seed
     for branch in (branches[0], branches[-1]):
-        clone = tmp_path / branch
-        run(tmp_path, "git", "clone", "-q", "--branch", branch, str(company.origin), str(clone))
+        clone = company.clone(branch, tmp_path / branch.replace("/", "-"))
         run(clone, "dvc", "pull", STAGE, "prepare_source", "prepare_target@ink")
         said = run(clone, "dvc", "repro", "--dry", STAGE)
         assert f"Stage '{STAGE}' didn't change" in said and "Running stage" not in said, said
