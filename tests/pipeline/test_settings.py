@@ -1,14 +1,13 @@
 """dvc.yaml, params.yaml, the settings and the modules agree with each other."""
 
 import ast
-from pathlib import Path
 
 import pytest
 import yaml
 
 from domainstudio import config
+from tests.modules import ROOT, reachable
 
-ROOT = Path(__file__).parents[2]
 # Modules that a result cannot depend on: messages, the places of outputs (which DVC checks itself), package
 # markers, and what only observes a training.
 OBSERVERS = {"domainstudio/git.py"} | {
@@ -26,41 +25,6 @@ STAGES = ("prepare_target", "sample_source", "finetune", "sample", "evaluate", "
 def stages():
     content = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
     return {name: stage.get("do", stage) for name, stage in content.items()}
-
-
-def module_files():
-    paths = [*(ROOT / "domainstudio").rglob("*.py"), *(ROOT / "stages").glob("*.py")]
-    return {module_name(path): path for path in paths}
-
-
-def module_name(path):
-    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-
-
-def imported_modules(path, known):
-    """Return the project's modules that a file imports, also inside functions, but not for types only."""
-    tree = ast.parse(path.read_text())
-    for node in ast.walk(tree):
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
-            node.body = []
-    names = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    packages = {name.rpartition(".")[0] for name in names}
-    return {name for name in names | packages if name in known}
-
-
-def reachable(start):
-    known, seen, todo = module_files(), set(), [start]
-    while todo:
-        module = todo.pop()
-        if module not in seen:
-            seen.add(module)
-            todo += imported_modules(known[module], known)
-    return {known[module].relative_to(ROOT).as_posix() for module in seen}
 
 
 @pytest.mark.parametrize("name", STAGES)

@@ -2,16 +2,13 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-CORE = sorted(
-    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-    for path in (ROOT / "domainstudio").rglob("*.py")
-    if not {"registry", "tracking"} & set(path.parts)
-)
+from tests.modules import MODULES, ROOT
+
+OUTSIDE = ("domainstudio.registry", "domainstudio.tracking")
+CORE = [name for name in MODULES if name.startswith("domainstudio") and not name.startswith(OUTSIDE)]
 
 
 def blocking(*packages):
@@ -31,13 +28,7 @@ def test_no_core_module_needs_the_pipelines_packages():
 
 @pytest.mark.parametrize(
     "module",
-    [
-        "domainstudio",
-        "domainstudio.config",
-        "domainstudio.data",
-        "domainstudio.sampling",
-        "domainstudio.report",
-    ],
+    ["domainstudio", *(f"domainstudio.{room}" for room in ("config", "data", "sampling", "report"))],
 )
 def test_light_modules_do_not_import_torch(module):
     result = run(blocking("torch", "diffusers") + f"import {module}")

@@ -1,12 +1,10 @@
 """Which room may import which: a table, held against every import, also those for types only."""
 
-import ast
 from graphlib import CycleError, TopologicalSorter
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.modules import MODULES, imports_of
 
 LAYERS = (
     (
@@ -27,37 +25,10 @@ LAYERS = (
 LEVELS = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 
 
-def files():
-    return [
-        path
-        for folder in ("domainstudio", "stages", "services", "flows", "benchmarks")
-        for path in sorted((ROOT / folder).rglob("*.py"))
-    ]
-
-
-def module_of(path):
-    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-
-
-MODULES = {module_of(path): path for path in files()}
-
-
 def room_of(module):
     """Return `models` for `domainstudio.models.lora`, `stages` for `stages.sample`, "" for the package."""
     first, _, rest = module.partition(".")
     return rest.partition(".")[0] if first == "domainstudio" else first
-
-
-def imports_of(module):
-    """Return the project's modules that one imports, inside functions and under TYPE_CHECKING too."""
-    found = set()
-    for node in ast.walk(ast.parse(MODULES[module].read_text())):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            inner = {f"{node.module}.{alias.name}" for alias in node.names}
-            found |= (inner & MODULES.keys()) or {node.module}
-    return (found & MODULES.keys()) - {module}
 
 
 def test_every_room_has_a_layer():
@@ -68,7 +39,7 @@ def test_every_room_has_a_layer():
 @pytest.mark.parametrize("module", sorted(MODULES))
 def test_no_import_goes_up_or_sideways(module):
     here = room_of(module)
-    others = {other: room_of(other) for other in imports_of(module)}
+    others = {other: room_of(other) for other in imports_of(module, for_types=True)}
     wrong = [
         other
         for other, room in others.items()
@@ -79,6 +50,6 @@ def test_no_import_goes_up_or_sideways(module):
 
 def test_no_files_import_each_other_in_a_circle():
     try:
-        TopologicalSorter({module: imports_of(module) for module in MODULES}).prepare()
+        TopologicalSorter({module: imports_of(module, for_types=True) for module in MODULES}).prepare()
     except CycleError as error:
         pytest.fail(" → ".join(error.args[1]))
