@@ -112,9 +112,9 @@ def connect(root: str | Path = ".") -> Iterator[MlflowClient]:
             yield client
         except (MlflowException, RequestException) as error:  # file transfers raise the second kind
             kind = TrackingUnavailableError if is_unavailable(error) else TrackingError
-            raise kind(
-                f"MLflow at {shown_uri(root)}: {redact(str(error))}. Check MLFLOW_TRACKING_URI and the server"
-            ) from error
+            remedy = "the name, or register it first" if _status(error) == 404 else "the server"
+            said = f"MLflow at {shown_uri(root)}: {redact(str(error))}"
+            raise kind(f"{said}. Check MLFLOW_TRACKING_URI and {remedy}") from error
 
 
 def is_unavailable(error: Exception) -> bool:
