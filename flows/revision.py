@@ -1,4 +1,4 @@
-"""The pipeline at a revision, on a node that has nothing yet: clone, pull, run, push, publish."""
+"""The pipeline at a git revision, on any node: clone, pull, run, push, publish."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from flows.run.workspace import REPOSITORY_VARIABLE, WORKSPACES_VARIABLE, Worksp
 from flows.server import unimportant
 
 ATTEMPTS = 5
-"""Starts of one flow run, after nodes that were lost, before it counts as failed."""
+"""How often a flow run is started, if its node is lost each time, before it fails."""
 KEPT = ("dvc.lock", "params.yaml", "report.html")
 """Files that MLflow's run of the pipeline keeps."""
 
 
-class NotGivenBackError(WorkspaceError):
-    """The DVC remote or the repository did not take the results."""
+class NotStoredError(WorkspaceError):
+    """The DVC remote or the repository did not accept the results."""
 
 
 @flow(name="adapt-revision", persist_result=False)
@@ -87,15 +87,15 @@ def _run(where: Workspace, adaptations: list[str], options: Mapping[str, Any]) -
         if run:
             run.status = "FINISHED" if state.is_completed() else "FAILED"
             _link_report(run, where.root)
-        # What succeeded is given back even where something else failed.
+        # Stored even if a stage failed: what the others made is not lost.
         if stored:
-            with _giving_back(where):
+            with _storing(where):
                 workspace.push(commands, log, stages)
-    with _giving_back(where):
+    with _storing(where):
         message = f"Results of flow run {name}: {', '.join(adaptations) or 'all'}"
         branch = workspace.publish(where, name, message)
-    told = f"{state.message}; " + (f"results are on branch {branch}" if branch else "no result changed")
-    return State(type=state.type, name=state.name, message=told)
+    message = f"{state.message}; " + (f"results are on branch {branch}" if branch else "no result changed")
+    return State(type=state.type, name=state.name, message=message)
 
 
 def _link_report(run: ParentRun, root: Path) -> None:
@@ -113,7 +113,7 @@ def _folder() -> Iterator[Path]:
     folder, kept = Path(tempfile.mkdtemp(prefix="domainstudio-", dir=base)), False
     try:
         yield folder
-    except NotGivenBackError:
+    except NotStoredError:
         kept = True
         raise
     finally:
@@ -122,12 +122,12 @@ def _folder() -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _giving_back(where: Workspace) -> Iterator[None]:
-    """Keep the clone where its results cannot be given back: it is the only place that has them."""
+def _storing(where: Workspace) -> Iterator[None]:
+    """Turn an error of this block into one that keeps the clone: only the clone has the results."""
     try:
         yield
     except Exception as error:
-        raise NotGivenBackError(
+        raise NotStoredError(
             f"{error}\nThe results are kept in {where.root} on {platform.node()}: run `dvc push` there, "
             "commit and push `dvc.lock`, and remove the folder"
         ) from error

@@ -124,10 +124,10 @@ def _candidates() -> Iterator[Path]:
 
 @cache
 def _version(programs: Path) -> int:
-    said = subprocess.run(
+    shown = subprocess.run(
         [programs / "postgres", "--version"], capture_output=True, text=True, check=True
     ).stdout
-    return int(said.split()[2].split(".")[0])
+    return int(shown.split()[2].split(".")[0])
 
 
 def _statements(passwords: Mapping[str, str], databases: Mapping[str, str]) -> Iterator[str]:

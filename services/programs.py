@@ -31,10 +31,10 @@ class Program:
     Attributes:
         command: Its command line; holds no secret.
         environment: What it needs beside the variables of `inherited`.
-        answers: Whether it does its work, given when it was started (seconds since 1970); soon.
+        answers: Whether it does its work. Its argument is when it was started, in seconds since 1970.
         needs: The services that must answer before it starts.
-        prepare: Runs before each start; does again only what is needed again.
-        user: Who runs it, if not who runs us.
+        prepare: Called before each start.
+        user: The user who runs it, if not this one.
         children_stay: Whether processes that it started go on when it crashed.
     """
 

@@ -113,7 +113,7 @@ class Supervisor:
         while self.states() is None:
             if time.monotonic() > deadline:
                 raise ServiceError(
-                    f"supervisord does not answer; it says why in {self._layout.log('supervisord')}"
+                    f"supervisord does not answer: see its log, {self._layout.log('supervisord')}"
                 )
             time.sleep(0.05)
 

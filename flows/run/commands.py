@@ -1,4 +1,4 @@
-"""Run `dvc repro` on one stage, so that nothing of it outlives the flow."""
+"""Commands of a flow run, such as `dvc repro` of one stage: none outlives the flow."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ Log = Callable[[str], None]
 T = TypeVar("T")
 
 GRACE_SECONDS = 10.0
-"""What a stage gets after SIGTERM, to end by itself before SIGKILL."""
+"""Time between SIGTERM and SIGKILL, for a stage to end by itself."""
 PROGRESS_SECONDS = 10.0
-"""A progress bar redraws many times a second; one of its lines per this time is logged."""
+"""A progress bar redraws many times a second; it is logged once in this time."""
 DELAYS = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0, 60.0)
 """Seconds between attempts while another DVC process holds a lock, or a server is away."""
 
@@ -40,16 +40,16 @@ _PASSING = {
     "is busy, it is being blocked by": "another DVC process holds a lock",
     "endpoint URL": "the DVC remote does not answer",
 }
-"""Signs in DVC's errors of what passes by itself, and how to tell of it."""
+"""Parts of DVC's error messages about passing problems, and a plain name for each."""
 _UNCHANGED = re.compile(r"^Stage '.*' (didn't change, skipping|is cached - skipping run)")
 _HINTS = re.compile(
     r"To track the changes with git|\s+git add |To enable auto staging|\s+dvc config core.autostage"
     r"|Use `dvc push`|Data and pipelines are up to date|(Generating|Updating) lock file"
 )
-"""What DVC tells a person at a terminal after every stage."""
+"""Hints that DVC prints for a person at a terminal after every stage."""
 _EXITED = re.compile(r"exited with (-?\d+)$")
 _LAUNCHED = re.compile(r"^\s*exitcode\s*: (\d+) ")
-"""What the launcher of several processes says of one that failed; it exits with 1 itself."""
+"""How the launcher of several processes reports one that failed; it exits with 1 itself."""
 _LINE_LIMIT = 2000
 
 
@@ -59,7 +59,7 @@ class StageFailedError(DomainStudioError):
     def __init__(self, address: str, status: int, tail: Sequence[str], seconds: float) -> None:
         self.address, self.status, self.seconds = address, status, seconds
         quoted = "\n".join(f"  {line}" for line in tail)
-        super().__init__(f"{address} failed with exit status {status}; it last said:\n{quoted}")
+        super().__init__(f"{address} failed with exit status {status}; its last lines:\n{quoted}")
 
     @property
     def retryable(self) -> bool:
@@ -108,9 +108,7 @@ class Commands:
             _end_group(process, max(0.0, deadline - time.monotonic()))
 
     def run(self, command: Sequence[str], log: Log, name: str) -> None:
-        """Run a command that is no stage, such as `dvc pull`, so that it ends with the others.
-
-        A lock or a server that is away is waited for as in `repro`.
+        """Run a command that is no stage, such as `dvc pull`. It waits for locks and servers like `repro`.
 
         Args:
             command: The program and its arguments.
@@ -134,8 +132,7 @@ class Commands:
     ) -> Outcome:
         """Bring one stage up to date: `dvc repro --single-item`.
 
-        Only a lock held by another DVC process, or a server that does not answer, is waited for and tried
-        again, see `DELAYS`.
+        It is tried again, after `DELAYS`, if another DVC process holds a lock or a server does not answer.
 
         Args:
             address: The stage.
@@ -216,7 +213,7 @@ def patiently(action: Callable[[], T], log: Log, name: str, delays: Sequence[flo
 
     Args:
         action: What to call; it must be safe to call twice.
-        log: Is told of each wait.
+        log: Gets a line for each wait.
         name: What it does, for messages.
         delays: Seconds between attempts.
 
@@ -269,11 +266,11 @@ def _stage_status(status: int, tail: Sequence[str]) -> int:
 
 
 def _passing(status: int, tail: Sequence[str]) -> str | None:
-    """Return what kept a command from its work if that passes by itself."""
+    """Return why a command failed if the problem passes by itself, else None."""
     if status == UNAVAILABLE_STATUS:
         return "a server does not answer"
     errors = [line for line in tail if line.startswith("ERROR")]
-    return next((told for sign, told in _PASSING.items() if any(sign in line for line in errors)), None)
+    return next((reason for sign, reason in _PASSING.items() if any(sign in line for line in errors)), None)
 
 
 def _waiting(name: str, reason: str, delay: float) -> str:

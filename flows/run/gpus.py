@@ -21,10 +21,10 @@ LIMIT_NAME = "gpu"
 CLASS_VARIABLE = "DOMAINSTUDIO_GPU_CLASS"
 """Class of this node's GPUs, such as `h100`: its limit on the server is then `gpu-h100`."""
 LEASE_SECONDS = 120.0
-"""A slot of the server comes back so long after its holder was lost. Prefect renews the lease after three
-quarters of it: the rest must be longer than a restart of the server."""
+"""Time after which the server frees the slot of a lost node. Prefect renews a lease after three quarters of
+it: the rest must be longer than a restart of the server."""
 CLAIMS = Path(tempfile.gettempdir()) / f"domainstudio-gpus-{os.getuid()}"
-"""Folder with a file per GPU: who holds its lock has the GPU. Each flow run of this machine is a process."""
+"""Folder with a file per GPU. The flow run whose process locks the file has the GPU."""
 _POLL_SECONDS = 5.0
 
 
@@ -160,9 +160,9 @@ def _queue_at_server(number: int, stopping: Callable[[], bool], stack: contextli
 
 
 def from_server(count: int | None) -> GpuSlots:
-    """Return this run's slots; a lasting server that has no limit yet gets one of `count`.
+    """Return this run's slots. A lasting server without a limit gets one of `count`.
 
-    A temporary server's limit is not used: its leases die with it, and slots held then never come back.
+    A temporary server's limit is not used: its leases end with it, and held slots would stay taken.
     """
     from prefect.client.orchestration import get_client
     from prefect.exceptions import ObjectNotFound

@@ -1,4 +1,4 @@
-"""A folder of one flow run: a clone of the repository, the data that it needs, and what it gives back."""
+"""The folder of one flow run: a clone of the repository, with the data that it reads and the results."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ BRANCHES = "runs"
 """Results are published on branches of this folder: `runs/<name of the flow run>`."""
 
 _NOT_IN_NAMES = re.compile(r"[^\w-]+")
-"""What a flow run may be called, and a branch may not."""
+"""Characters that a flow run's name may have, and a branch's may not."""
 _IDENTITY = ("DomainStudio pipeline", "pipeline@domainstudio.invalid")
 
 
 class WorkspaceError(DomainStudioError):
-    """The repository could not be cloned, or the results could not be given back."""
+    """The repository could not be cloned, or did not accept the results."""
 
 
 @dataclass(frozen=True)
@@ -85,17 +85,17 @@ def has_remote(workspace: Workspace) -> bool:
 
 
 def pull(commands: Commands, log: Log, stages: Collection[str]) -> None:
-    """Fetch the outputs of stages that the remote has; those of others are made by the run.
+    """Fetch the outputs of stages, as far as the DVC remote has them. The run makes the others.
 
-    Everything that a selected stage reads must be there before DVC compares: of a folder that is there in
-    part, such as `samples`, it would take the part for the whole.
+    All that a stage reads must be there before DVC compares. Of a folder that is there in part, such as
+    `samples`, DVC would take the part for the whole.
     """
     command = [sys.executable, "-m", "dvc", "pull", "--allow-missing", "--run-cache", *sorted(stages)]
     commands.run(command, log, "dvc pull")
 
 
 def push(commands: Commands, log: Log, stages: Collection[str]) -> None:
-    """Give the outputs of stages, and what DVC knows of runs, to the remote."""
+    """Copy the outputs of stages, and DVC's run cache, to the DVC remote."""
     commands.run([sys.executable, "-m", "dvc", "push", "--run-cache", *sorted(stages)], log, "dvc push")
 
 
@@ -112,7 +112,7 @@ def needed(stages: Collection[graph.Stage], known: Mapping[str, graph.Stage]) ->
 
 
 def publish(workspace: Workspace, name: str, message: str) -> str | None:
-    """Commit what git tracks of the results, `dvc.lock` before all, and push it to a branch of its own.
+    """Commit the results that git tracks, such as `dvc.lock`, and push them to a branch of their own.
 
     Args:
         workspace: the clone.
@@ -123,7 +123,7 @@ def publish(workspace: Workspace, name: str, message: str) -> str | None:
         The branch, or None where nothing changed.
 
     Raises:
-        WorkspaceError: the repository did not take it.
+        WorkspaceError: the repository did not accept it.
     """
     root = workspace.root
     _git(root, "add", "--all")

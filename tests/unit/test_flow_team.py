@@ -114,12 +114,12 @@ def test_a_promotion_is_told_where_the_alias_moved(emitted, changed, number):
     assert emitted == [events.REGISTERED, events.PROMOTED][:number]
 
 
-def test_results_that_were_not_given_back_are_kept(tmp_path, monkeypatch):
+def test_results_that_were_not_stored_are_kept(tmp_path, monkeypatch):
     monkeypatch.setenv(WORKSPACES_VARIABLE, str(tmp_path))
     with (
-        pytest.raises(revision.NotGivenBackError, match=r"(?s)the remote is full.*kept in .*dvc push"),
+        pytest.raises(revision.NotStoredError, match=r"(?s)the remote is full.*kept in .*dvc push"),
         revision._folder() as folder,
-        revision._giving_back(Workspace(folder, "")),
+        revision._storing(Workspace(folder, "")),
     ):
         raise WorkspaceError("the remote is full")
     assert [*tmp_path.iterdir()] == [folder]
