@@ -16,6 +16,14 @@ from typing import Any
 import pytest
 import yaml
 
+pytest.importorskip("prefect")
+pytest.importorskip("mlflow")
+
+import boto3
+from mlflow.tracking import MlflowClient
+from prefect.client.schemas.filters import FlowFilter, FlowFilterName
+from prefect.client.schemas.sorting import FlowRunSort
+
 from services import Team
 from tests.integration.conftest import prefect_client
 from tests.project import ROOT, make_project, params, run, write_images
@@ -70,17 +78,12 @@ class Company:
     def client(self) -> Any:
         return prefect_client(self.environment)
 
-    def flow_runs(self, flow: str) -> list[Any]:
-        from prefect.client.schemas.filters import FlowFilter, FlowFilterName
-        from prefect.client.schemas.sorting import FlowRunSort
-
+    def begun(self, flow: str) -> list[Any]:
+        """Return the flow's runs that have started, in order; others are scheduled for days to come."""
         chosen = FlowFilter(name=FlowFilterName(any_=[flow]))
         with self.client() as client:
-            return client.read_flow_runs(flow_filter=chosen, sort=FlowRunSort.EXPECTED_START_TIME_ASC)
-
-    def begun(self, flow: str) -> list[Any]:
-        """Return the flow's runs that have started; others are scheduled for the days to come."""
-        return [each for each in self.flow_runs(flow) if each.start_time and each.start_time >= self.founded]
+            runs = client.read_flow_runs(flow_filter=chosen, sort=FlowRunSort.EXPECTED_START_TIME_ASC)
+        return [each for each in runs if each.start_time and each.start_time >= self.founded]
 
     def finished(self, flow: str, number: int) -> Any:
         """Wait until the flow's run of that number, counted from 1, has ended; return it."""
@@ -108,8 +111,6 @@ class Company:
             )
 
     def mlflow(self) -> Any:
-        from mlflow.tracking import MlflowClient
-
         return MlflowClient(self.environment["MLFLOW_TRACKING_URI"])
 
     def runs(self, kind: str | None = None) -> list[Any]:
@@ -141,9 +142,6 @@ class Company:
         run(self.source, "git", "commit", "-q", "-m", message)
         run(self.source, "git", "push", "-q", str(self.origin), f"HEAD:{branch}")
 
-    def branches(self) -> list[str]:
-        return [line.strip("* ") for line in run(self.origin, "git", "branch").splitlines()]
-
     def clone(self, branch: str, folder: Path) -> Path:
         run(folder.parent, "git", "clone", "-q", "--branch", branch, str(self.origin), str(folder))
         return folder
@@ -155,8 +153,6 @@ class Company:
 
 def manifests(prefix: str) -> list[Path]:
     """Return the manifests of whole training states in the bucket `checkpoints`, of older ones first."""
-    import boto3
-
     found = boto3.client("s3").list_objects_v2(Bucket="checkpoints", Prefix=prefix)
     paths = [Path(item["Key"]) for item in found.get("Contents", [])]
     return [path for path in paths if path.name == "MANIFEST.json"]
@@ -207,8 +203,6 @@ def founded(team: Team, base: Path, name: str) -> Iterator[Company]:
     with pytest.MonkeyPatch.context() as patch:
         for variable, value in environment.items():
             patch.setenv(variable, value)
-        import boto3
-
         s3 = boto3.client("s3")
         s3.create_bucket(Bucket=company.bucket)
         write_images(base / "shots", 6)

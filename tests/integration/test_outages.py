@@ -12,6 +12,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import boto3
+import mlflow
 import pytest
 
 from domainstudio import models
@@ -19,8 +21,6 @@ from flows.run import workspace
 from flows.run.commands import Commands
 from tests.integration.team_parts import NAME, PATIENCE, Company, manifests, step_of, wait_for
 from tests.project import run
-
-pytest.importorskip("prefect")
 
 pytestmark = [pytest.mark.slow, pytest.mark.team, pytest.mark.timeout(3600)]
 AWAY = 60.0
@@ -167,9 +167,6 @@ def waits(company: Company) -> int:
 
 def assert_everything_once(training: Training, clone: Path) -> None:
     """Compare MLflow and S3 with the results that git and DVC hold."""
-    import boto3
-    import mlflow
-
     company, client, s3 = training.company, training.company.mlflow(), boto3.client("s3")
     runs = {each.data.tags["domainstudio.kind"]: each for each in company.runs()}
     assert len(company.runs()) == len(runs) == 2

@@ -12,17 +12,24 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import boto3
 import psutil
 import pytest
 import yaml
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterId,
+    FlowRunFilterParentFlowRunId,
+    LogFilter,
+    LogFilterFlowRunId,
+)
+from prefect.client.schemas.sorting import LogSort
 
 from flows.run.gpus import LEASE_SECONDS
 from services.layout import POOL
 from tests.integration.s3_parts import wait_until
 from tests.integration.team_parts import NAME, PATIENCE, Company, manifests, step_of, wait_for
 from tests.project import run
-
-pytest.importorskip("prefect")
 
 pytestmark = [pytest.mark.slow, pytest.mark.team, pytest.mark.timeout(1800)]
 STAGE, MODEL = f"finetune@{NAME}", f"models/adapted/{NAME}"
@@ -128,17 +135,12 @@ def completed(company: Company, flow_run: Any, seconds: float = PATIENCE) -> Any
 
 def with_inner(company: Company, flow_run: Any) -> list[Any]:
     """Return the ids of a flow run and of the flows inside it."""
-    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterParentFlowRunId
-
     inner = FlowRunFilter(parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[flow_run.id]))
     with company.client() as client:
         return [flow_run.id, *(each.id for each in client.read_flow_runs(flow_run_filter=inner))]
 
 
 def logs(company: Company, flow_run: Any) -> list[Any]:
-    from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
-    from prefect.client.schemas.sorting import LogSort
-
     chosen = LogFilter(flow_run_id=LogFilterFlowRunId(any_=with_inner(company, flow_run)))
     found: list[Any] = []
     with company.client() as client:
@@ -149,8 +151,6 @@ def logs(company: Company, flow_run: Any) -> list[Any]:
 
 def tasks(company: Company, flow_run: Any) -> Counter[tuple[str, str]]:
     """Return how often there is a task of a name in a state."""
-    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
-
     chosen = FlowRunFilter(id=FlowRunFilterId(any_=with_inner(company, flow_run)))
     with company.client() as client:
         return Counter((task.name, task.state.name) for task in client.read_task_runs(flow_run_filter=chosen))
@@ -194,8 +194,6 @@ def undisturbed(company: Company, folder: Path) -> str:
 
 
 def test_another_worker_finishes_what_a_lost_one_began(company: Company, tmp_path: Path) -> None:
-    import boto3
-
     company.command("flows.setup", "--gpus", "2", "--lost-after", str(LOST_AFTER))
     wait_for(lambda: active_slots(company) == 0, "the slots that others held")
     flow_run = start(company, "main")

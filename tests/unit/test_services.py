@@ -1,6 +1,7 @@
 """What of a team's servers can be told without starting any."""
 
 import os
+import re
 import stat
 from pathlib import Path
 
@@ -8,18 +9,10 @@ import pytest
 
 from services import ServiceError, Team, free_ports, layout, postgres, programs
 from services import credentials as secrets
+from tests.project import ROOT
 
-NAMES = (
-    "AWS_ACCESS_KEY_ID",
-    "AWS_SECRET_ACCESS_KEY",
-    "POSTGRES_PASSWORD",
-    "MLFLOW_DATABASE_PASSWORD",
-    "PREFECT_DATABASE_PASSWORD",
-    "MLFLOW_TRACKING_USERNAME",
-    "MLFLOW_TRACKING_PASSWORD",
-    "MLFLOW_FLASK_SERVER_SECRET_KEY",
-    "PREFECT_API_AUTH_STRING",
-)
+EXAMPLE = ROOT / "deploy" / "services.env.example"
+NAMES = tuple(re.findall(r"^([A-Z_]+)=", EXAMPLE.read_text(), re.MULTILINE))
 
 
 def test_credentials_are_made_once_and_differ_between_teams(tmp_path):
