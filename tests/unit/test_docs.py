@@ -53,11 +53,13 @@ def missing_paths(_page, text):
 
 
 def source_of(module):
-    """Return the text of one of the project's commands, or `None` where there is none."""
+    """Return the text of one of the project's commands and of its room's `cli.py`; `None`: there is none."""
     path = ROOT / module.replace(".", "/")
     files = [path.with_suffix(".py")] if path.with_suffix(".py").is_file() else sorted(path.glob("*.py"))
-    runs = path.with_suffix(".py").is_file() or (path / "__main__.py").is_file()
-    return "".join(file.read_text() for file in files) if runs else None
+    if not files or (path.is_dir() and not (path / "__main__.py").is_file()):
+        return None
+    shared = (ROOT / module.partition(".")[0]).glob("cli.py")
+    return "".join(file.read_text() for file in [*files, *shared])
 
 
 def wrong_commands(_page, text):
