@@ -28,7 +28,7 @@ from domainstudio import models
 from domainstudio.data import ImageSet
 from domainstudio.demo.autoencoder import augment
 from domainstudio.errors import ConfigError
-from domainstudio.models.text_to_image import TextToImageDenoiser
+from domainstudio.models.denoiser import Denoiser
 from domainstudio.models.tiny_vae import load_decoder
 from domainstudio.sampling import default_device
 from domainstudio.seeding import generator
@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
     arguments = parser.parse_args()
     denoiser = models.load(Path("models/sources") / arguments.source)
-    if not isinstance(denoiser, TextToImageDenoiser):
+    if denoiser.vae is None:
         raise ConfigError(f"{arguments.source} has no VAE: name a text model")
     denoiser.to(default_device())
     images, started = ImageSet.load(arguments.images).images, time.perf_counter()
@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def distil(
-    denoiser: TextToImageDenoiser, images: NDArray[np.uint8], channels: int, steps: int, batch: int, seed: int
+    denoiser: Denoiser, images: NDArray[np.uint8], channels: int, steps: int, batch: int, seed: int
 ) -> AutoencoderTiny:
     """Return a small decoder that makes of latents what the model's VAE makes of them.
 
@@ -100,7 +100,7 @@ def distil(
 
 
 @torch.no_grad()
-def measure(denoiser: TextToImageDenoiser, folder: Path, images: NDArray[np.uint8]) -> dict[str, float]:
+def measure(denoiser: Denoiser, folder: Path, images: NDArray[np.uint8]) -> dict[str, float]:
     """Return errors against the whole decoder's images, and that decoder's own against the given ones.
 
     Errors are mean absolute differences of values in [-1, 1]; `psnr` is in decibels, for that range.
@@ -113,7 +113,8 @@ def measure(denoiser: TextToImageDenoiser, folder: Path, images: NDArray[np.uint
     tiny = load_decoder(str(folder), denoiser)
     given = torch.from_numpy(images).float() / 127.5 - 1
     encoded = torch.cat([denoiser.encode(part.to(default_device())) for part in given.split(BATCH)])
-    x0 = encoded.chunk(2, dim=1)[0] * denoiser.vae.config.scaling_factor
+    encoded[:, denoiser.shape[0] :] = 0  # deviations: what is left is the mean latents
+    x0 = denoiser.x0(encoded, generator(0))
     whole, small = (
         torch.cat([decode(part) for part in x0.split(BATCH)]).cpu() for decode in (denoiser.decode, tiny)
     )
@@ -124,9 +125,7 @@ def measure(denoiser: TextToImageDenoiser, folder: Path, images: NDArray[np.uint
 
 
 @torch.no_grad()
-def _examples(
-    denoiser: TextToImageDenoiser, images: NDArray[np.uint8], draw: torch.Generator
-) -> tuple[Tensor, Tensor]:
+def _examples(denoiser: Denoiser, images: NDArray[np.uint8], draw: torch.Generator) -> tuple[Tensor, Tensor]:
     """Return latents as the UNet sees them, every other one a blend, and the VAE's images of them."""
     order = torch.cat([torch.randperm(len(images), generator=draw) for _ in range(VARIANTS)])
     latents, truth = [], []
@@ -140,8 +139,8 @@ def _examples(
     return torch.cat(latents), torch.cat(truth)
 
 
-def _new(denoiser: TextToImageDenoiser, channels: int) -> AutoencoderTiny:
-    levels = len(denoiser.vae.config.block_out_channels)
+def _new(denoiser: Denoiser, channels: int) -> AutoencoderTiny:
+    levels = (denoiser.resolution[0] // denoiser.shape[1]).bit_length()  # each but one halves the image
     return AutoencoderTiny(
         latent_channels=denoiser.shape[0],
         encoder_block_out_channels=(channels,) * levels,

@@ -65,7 +65,6 @@ def main() -> None:
 
 
 def _write(trainer: Trainer, record: Provenance, history: Sequence[Record], shots: ImageSet) -> None:
-    from domainstudio.models.kinds import kind_of
     from domainstudio.storage.files import write_json, write_text
     from domainstudio.tracking import provenance
     from domainstudio.training.cards import adapted_card
@@ -78,7 +77,7 @@ def _write(trainer: Trainer, record: Provenance, history: Sequence[Record], shot
     folder = Path("models/adapted") / record.adaptation
     trainer.denoiser.save(folder)
     write_json(folder / "provenance.json", record.model_dump(mode="json"))
-    write_text(folder / "README.md", adapted_card(record, shots, kind_of(folder)))
+    write_text(folder / "README.md", adapted_card(record, shots, trainer.denoiser.kind))
 
 
 if __name__ == "__main__":

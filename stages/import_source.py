@@ -23,13 +23,12 @@ def main() -> None:
     parser.add_argument("location", help="folder, hub id, s3://bucket/prefix or models:/name@alias")
     arguments = parser.parse_args()
 
-    from domainstudio.models.kinds import kind_of
     from domainstudio.registry.importing import import_source
 
     folder, denoiser = import_source(arguments.name, arguments.location)
     height, width = denoiser.resolution
     print(
-        f"{folder}: a model of {height}x{width} pixels, {kind_of(folder)}\n"
+        f"{folder}: a model of {height}x{width} pixels, {denoiser.kind}\n"
         f"version it with: dvc add {folder}\n"
         f"then name it in params.yaml: sources: {arguments.name}: {{subjects: <file>}}, and set "
         f"prepare.resolution: {height}"

@@ -82,16 +82,9 @@ def starting_model(folder: Path, classes: list[str]) -> ClassConditionalDenoiser
         ConfigError: it is no unconditional model.
     """
     from domainstudio import models
-    from domainstudio.errors import ConfigError
     from domainstudio.models.class_conditional import ClassConditionalDenoiser
-    from domainstudio.models.unconditional import UnconditionalDenoiser
 
-    source = models.load(folder)
-    if not isinstance(source, UnconditionalDenoiser):
-        raise ConfigError(
-            f"pretrain_class.source: {folder} is not unconditional; name a model without classes"
-        )
-    return ClassConditionalDenoiser.from_unconditional(source, classes)
+    return ClassConditionalDenoiser.from_unconditional(models.load(folder), classes)
 
 
 def described(denoiser: ClassConditionalDenoiser, training: TrainingSettings) -> dict[str, Any]:

@@ -6,7 +6,7 @@
 * `kohya.safetensors`, for ComfyUI, AUTOMATIC1111, SD.Next, InvokeAI and kohya's own scripts; of Stable
   Diffusion models only. It names alpha beside each pair of matrices. ComfyUI reads the keys of both files,
   but alpha from this one only.
-* `adapter.json`: which model the adapters belong to, and what `models.load` needs to attach them.
+* `adapter.json`: which model the adapters belong to, and what `loading` needs to attach them.
 """
 
 from __future__ import annotations
@@ -18,8 +18,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
+from domainstudio.config import LoraSettings
 from domainstudio.errors import CheckpointError, ConfigError
 from domainstudio.models import lora
+from domainstudio.models.adapters import Adapters
+from domainstudio.models.folders import RECORD, digest, local_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,12 +32,11 @@ if TYPE_CHECKING:
     Weights: TypeAlias = Mapping[str, Mapping[str, Tensor]]
     """Adapter weights of each part, by the keys of files."""
 
-RECORD = "adapter.json"
 WEIGHTS = "pytorch_lora_weights.safetensors"
 KOHYA = "kohya.safetensors"
 
 
-def save(denoiser: lora.Adaptable, folder: Path, pipeline: str, *, half: bool = False) -> None:
+def save(denoiser: Denoiser, folder: Path, pipeline: str, *, half: bool = False) -> None:
     """Write a model's adapters.
 
     Args:
@@ -63,7 +65,7 @@ def save(denoiser: lora.Adaptable, folder: Path, pipeline: str, *, half: bool = 
     settings = adapters.settings
     record = {
         "format": 1,
-        "base": denoiser.location,
+        "base": denoiser.name_or_path,
         "base_digest": adapters.base_digest,
         "pipeline": pipeline,
         "rank": settings.rank,
@@ -74,43 +76,71 @@ def save(denoiser: lora.Adaptable, folder: Path, pipeline: str, *, half: bool = 
     (folder / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
-def load(folder: Path) -> Denoiser:
-    """Load the source model of an adapter folder, and the adapters.
+def read_record(folder: Path) -> tuple[str, Adapters]:
+    """Return folder or hub id of the source model of a folder's adapters, and their settings.
 
     Raises:
-        CheckpointError: the folder is damaged, or its source model is gone or another one.
-        MissingExtraError: peft is not installed.
+        CheckpointError: the record cannot be read.
     """
-    from domainstudio import models
-
     path = folder / RECORD
-    base, adapters = _read_record(path)
     try:
-        found = models.digest(models.local_folder(base))
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if record["format"] != 1:
+            raise ValueError(f"format {record['format']} is unknown to this version of DomainStudio")
+        names = ("rank", "alpha", "modules", "text_encoder")
+        settings = LoraSettings(**{name: record[name] for name in names})
+        return str(record["base"]), Adapters(settings, str(record["base_digest"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}. Adapt again") from error
+
+
+def find_base(folder: Path, base: str) -> Path:
+    """Return the pipeline folder of the source model of a folder's adapters.
+
+    Raises:
+        CheckpointError: it is not there.
+    """
+    try:
+        return local_folder(base)
     except CheckpointError as error:
         raise CheckpointError(
             f"{folder} holds adapters, and their source model is not there: {error}. Run from the project's "
-            f"root, bring {base} back, or set base in {path} to where that model is now"
+            f"root, bring {base} back, or set base in {folder / RECORD} to where that model is now"
         ) from error
-    if found != adapters.base_digest:
+
+
+def check_base(folder: Path, base: str, adapters: Adapters) -> None:
+    """Refuse a source model that is not the one that a folder's adapters were trained on.
+
+    Raises:
+        CheckpointError: it is gone, or another one.
+    """
+    if (found := digest(find_base(folder, base))) != adapters.base_digest:
         raise CheckpointError(
             f"{folder} holds adapters of a model with SHA-256 {adapters.base_digest}, and {base} is another "
             f"one now, {found}: bring the old one back, or adapt again"
         )
-    denoiser = models.load(base)
+
+
+def attach(denoiser: Denoiser, folder: Path, adapters: Adapters) -> None:
+    """Give the source model a folder's adapters, in place.
+
+    Raises:
+        CheckpointError: they do not fit, or are damaged.
+        MissingExtraError: peft is not installed.
+    """
     try:
         lora.inject(denoiser, adapters, seed=0)
     except ConfigError as error:
-        raise CheckpointError(f"{path} does not fit {base}: {error}") from error
+        raise CheckpointError(f"{folder / RECORD} does not fit {denoiser.name_or_path}: {error}") from error
     _read_weights(denoiser, folder / WEIGHTS)
-    return denoiser
 
 
 def _stored(value: Tensor, half: bool) -> Tensor:
     return value.detach().cpu().to(torch.float16 if half else torch.float32).contiguous()
 
 
-def _write_diffusers(weights: Weights, adapters: lora.Adapters, path: Path) -> None:
+def _write_diffusers(weights: Weights, adapters: Adapters, path: Path) -> None:
     """Write what a pipeline's `save_lora_weights` writes, but the same bytes every time.
 
     The order of several entries of metadata is random, so this is the only one; and of peft's options only
@@ -145,21 +175,7 @@ def _joined(weights: Weights) -> dict[str, Tensor]:
     return {f"{name}.{key}": value for name, part in weights.items() for key, value in part.items()}
 
 
-def _read_record(path: Path) -> tuple[str, lora.Adapters]:
-    from domainstudio.config import LoraSettings
-
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        if record["format"] != 1:
-            raise ValueError(f"format {record['format']} is unknown to this version of DomainStudio")
-        names = ("rank", "alpha", "modules", "text_encoder")
-        settings = LoraSettings(**{name: record[name] for name in names})
-        return str(record["base"]), lora.Adapters(settings, str(record["base_digest"]))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}. Adapt again") from error
-
-
-def _read_weights(denoiser: lora.Adaptable, path: Path) -> None:
+def _read_weights(denoiser: Denoiser, path: Path) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 

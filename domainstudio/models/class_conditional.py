@@ -5,19 +5,21 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Self
 
 import torch
 from diffusers import UNet2DModel
 
 from domainstudio.errors import CheckpointError, ConfigError
-from domainstudio.models.unconditional import PixelDenoiser, UnconditionalDenoiser, new_parts, read_parts
+from domainstudio.models.pixel import PixelDenoiser, new_parts, read_parts
+from domainstudio.models.unconditional import UnconditionalDenoiser
 
 if TYPE_CHECKING:
     from diffusers import DDIMScheduler, DDPMScheduler
 
     from domainstudio.config import NoiseSettings, UNetSettings
-    from domainstudio.models.denoiser import Condition
+    from domainstudio.models.condition import Condition
+    from domainstudio.models.denoiser import Denoiser
 
 CLASSES = "classes.json"
 """The names beside `model_index.json`: a list in the order of the embedding's rows. Without it they are
@@ -28,7 +30,7 @@ TABLE = "class_embedding.weight"
 
 
 class ClassConditionalDenoiser(PixelDenoiser):
-    """A UNet that is told a class: its embedding is added to the timestep's.
+    """A UNet that takes a class, whose embedding is added to the timestep's.
 
     An embedding with one more row than there are names has the null class last. Plain diffusers loads the
     folder, but DDPMPipeline and DDIMPipeline pass no classes when they sample: call their `unet` with
@@ -44,6 +46,7 @@ class ClassConditionalDenoiser(PixelDenoiser):
         CheckpointError: names and embedding do not fit.
     """
 
+    kind = "class-conditional"
     conditional = True
 
     def __init__(
@@ -66,7 +69,7 @@ class ClassConditionalDenoiser(PixelDenoiser):
 
         Args:
             values: names of classes; "" is the null class of classifier-free guidance.
-            size: of no matter.
+            size: not used.
 
         Raises:
             ConfigError: there is no such class.
@@ -85,17 +88,9 @@ class ClassConditionalDenoiser(PixelDenoiser):
             (folder / CLASSES).write_text(text, encoding="utf-8")
 
     @classmethod
-    def load(cls, folder: Path, index: dict[str, Any]) -> ClassConditionalDenoiser:
-        """Read a pipeline folder in float32.
-
-        Args:
-            folder: the pipeline folder.
-            index: its `model_index.json`.
-
-        Raises:
-            CheckpointError: a part is missing, damaged, not safetensors, or does not fit the others.
-        """
-        parts = read_parts(folder, index)
+    def load(cls, folder: Path) -> Self:
+        """Read a pipeline folder and the names of its classes (see `Denoiser.load`)."""
+        parts = read_parts(folder)
         kind = parts[0].config.class_embed_type
         if kind is not None:
             raise CheckpointError(
@@ -112,9 +107,7 @@ class ClassConditionalDenoiser(PixelDenoiser):
         return cls(*new_parts(unet, noise, resolution, len(classes) + 1), classes)
 
     @classmethod
-    def from_unconditional(
-        cls, denoiser: UnconditionalDenoiser, classes: Sequence[str]
-    ) -> ClassConditionalDenoiser:
+    def from_unconditional(cls, denoiser: Denoiser, classes: Sequence[str]) -> ClassConditionalDenoiser:
         """Give an unconditional model classes, and a null class.
 
         The new model has weights of its own. Its embedding starts at zero, so that under every class it is
@@ -123,7 +116,15 @@ class ClassConditionalDenoiser(PixelDenoiser):
         Args:
             denoiser: the model to start from, which stays as it is.
             classes: names of the classes.
+
+        Raises:
+            ConfigError: the model is of another kind.
         """
+        if not isinstance(denoiser, UnconditionalDenoiser):
+            raise ConfigError(
+                f"pretrain_class.source: {denoiser.name_or_path} is not unconditional; name a model without "
+                "classes"
+            )
         old = denoiser.network
         # Private entries list what the folder left at its default: with them it would stay there.
         config = {name: value for name, value in denoiser._config.items() if not name.startswith("_")}
@@ -141,15 +142,6 @@ class ClassConditionalDenoiser(PixelDenoiser):
             "the model has no null class, as it was not trained with condition dropout: guidance_scale must "
             f"be 1, condition_dropout 0, and every image needs a class; there are {known}"
         )
-
-
-def has_classes(folder: Path) -> bool:
-    """Return whether the UNet of a pipeline folder is told a class; false where it cannot be read."""
-    try:
-        config = json.loads((folder / "unet" / "config.json").read_text(encoding="utf-8"))
-        return bool(config.get("num_class_embeds") or config.get("class_embed_type"))
-    except (OSError, ValueError, AttributeError):
-        return False
 
 
 def _read_classes(path: Path) -> list[str] | None:

@@ -5,23 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 if TYPE_CHECKING:
     import torch
-    from diffusers import DDPMScheduler
+    from diffusers import AutoencoderKL, DDPMScheduler
     from torch import Tensor, nn
 
-    from domainstudio.models.lora import Adapters
-
-    Condition: TypeAlias = Mapping[str, Tensor]
-    """What a model is told beside the noisy batch: tensors by name, each with shape (N, ...). Empty where
-    it is told nothing. Rows of several conditions of one model can be taken and joined."""
+    from domainstudio.models.adapters import Adapters
+    from domainstudio.models.condition import Condition
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a network says of a noisy batch."""
+    """A network's output for a noisy batch."""
 
     output: Tensor
     """ε or v, as the noise scheduler's `prediction_type` says, with shape (N, C, H, W)."""
@@ -32,9 +29,13 @@ class Prediction:
 class Denoiser(Protocol):
     """A diffusion model of any kind. `x0` and `xt` live in its own space: pixels or latents."""
 
+    kind: str
+    """The kind's name: `unconditional`, `class-conditional` or `text-to-image`."""
+    pipelines: frozenset[str]
+    """Classes of the pipeline folders that this kind reads."""
     conditional: bool
-    """Whether the model is told anything: a prompt or a class."""
-    location: str
+    """Whether it takes a condition: a prompt or a class."""
+    name_or_path: str
     """Folder or hub id that it was loaded from, with forward slashes; "" for none."""
     adapters: Adapters | None
     """Its low-rank adapters, if it has any (`domainstudio.models.lora`)."""
@@ -42,6 +43,36 @@ class Denoiser(Protocol):
     """Every module that training may change; what of it is trained requires gradients."""
     noise_scheduler: DDPMScheduler
     """The forward diffusion, by its ᾱ and prediction type."""
+
+    @classmethod
+    def reads(cls, folder: Path) -> bool:
+        """Return whether a folder of one of `pipelines` holds a model of this kind."""
+        ...
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Read a pipeline folder in float32.
+
+        Raises:
+            CheckpointError: a part is missing, damaged, not safetensors, or does not fit the others.
+            MissingExtraError: a package that it needs is not installed.
+        """
+        ...
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of its classes; none for models of other kinds."""
+        ...
+
+    @property
+    def vae(self) -> AutoencoderKL | None:
+        """The frozen encoder and decoder of latents; `None` for a model of pixels."""
+        ...
+
+    @property
+    def text_encoders(self) -> Sequence[nn.Module]:
+        """The text encoders within the network, if it has any."""
+        ...
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -63,6 +94,22 @@ class Denoiser(Protocol):
         """Whether predictions carry a variance."""
         ...
 
+    def train(
+        self, *, unet: bool = True, text_encoders: bool = False, new_tokens: Mapping[str, str] | None = None
+    ) -> None:
+        """Choose what is trained, before conditions and the frozen source are made.
+
+        Args:
+            unet: the UNet.
+            text_encoders: the text encoders.
+            new_tokens: words that the tokenizers get, whose embeddings alone are trained (textual inversion,
+                arXiv 2208.01618), each with the known word whose embedding they begin as.
+
+        Raises:
+            ConfigError: the model has no text encoder, or knows a new token already.
+        """
+        ...
+
     def encode(self, images: Tensor) -> Tensor:
         """Return all that `x0` needs of images in [-1, 1], with shape (N, 3, H, W); the same every time."""
         ...
@@ -80,10 +127,17 @@ class Denoiser(Protocol):
 
         Args:
             values: the texts.
-            size: height and width of the images, for models that are told it; by default `resolution`.
+            size: height and width of the images, for models that take it (XL); by default `resolution`.
 
         Raises:
             ConfigError: a value is not one that the model can take.
+        """
+        ...
+
+    def condition_key(self, values: Sequence[str], size: tuple[int, int] | None = None) -> list[Any] | None:
+        """Return what decides `condition` beside the weights of the text encoders, to keep the result by.
+
+        `None` where there is nothing to keep: a class's row, or tokens.
         """
         ...
 
@@ -95,14 +149,14 @@ class Denoiser(Protocol):
         """Recompute activations in the backward pass, wherever gradients flow."""
         ...
 
-    def frozen_source(self) -> Denoiser:
+    def frozen_source(self) -> Self:
         """Return the model as it is now, frozen, to compare with; it shares what training never changes.
 
         Of a model with adapters it is a view of the same network that predicts without them.
         """
         ...
 
-    def to(self, device: torch.device | str) -> Denoiser:
+    def to(self, device: torch.device | str) -> Self:
         """Move every part to a device and return the model itself."""
         ...
 

@@ -10,14 +10,15 @@ import copy
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import nn
 
 from domainstudio.errors import ConfigError, MissingExtraError
+from domainstudio.models.adapters import Adapters
+from domainstudio.models.folders import digest, local_folder
 from domainstudio.seeding import generator
 
 if TYPE_CHECKING:
@@ -26,40 +27,8 @@ if TYPE_CHECKING:
 
     D = TypeVar("D", bound=Denoiser)
 
-TEXT_MODULES = ("q_proj", "k_proj", "v_proj", "out_proj")
-"""The attention's projections in CLIP's text encoders."""
-
 _NAME = "default"  # peft's name of the one adapter
 _INITIALISATION = 20  # what a generator is for
-
-
-@dataclass(frozen=True)
-class Adapters:
-    """What a model knows of its adapters."""
-
-    settings: LoraSettings
-    """Rank, alpha and layers."""
-    base_digest: str
-    """SHA-256 of the source model's folder when they were attached; "" for a model without a folder."""
-
-    @property
-    def alpha(self) -> float:
-        """Numerator of the updates' scale."""
-        return float(self.settings.alpha or self.settings.rank)
-
-    def modules(self, part: str) -> Sequence[str]:
-        """Return the ends of the names of a part's adapted layers."""
-        if part == "unet":
-            return self.settings.modules
-        return TEXT_MODULES if self.settings.text_encoder else ()
-
-
-class Adaptable(Protocol):
-    """What adapters need of a model of any kind."""
-
-    network: nn.Module
-    location: str
-    adapters: Adapters | None
 
 
 class SourceView(nn.Module):
@@ -108,7 +77,7 @@ def switched_off(network: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(requires_grad)
 
 
-def attach(denoiser: Adaptable, settings: LoraSettings, seed: int) -> None:
+def attach(denoiser: Denoiser, settings: LoraSettings, seed: int) -> None:
     """Give a model adapters, in place: from here on they alone are trained, in float32.
 
     A is drawn from peft's own distribution and B is 0, so the model starts as it was. Attach before making
@@ -124,17 +93,12 @@ def attach(denoiser: Adaptable, settings: LoraSettings, seed: int) -> None:
         ConfigError: the model lacks what the settings name, or has adapters already.
         MissingExtraError: peft is not installed.
     """
-    from domainstudio import models
-
-    location = denoiser.location
-    base_digest = models.digest(models.local_folder(location)) if location else ""
-    inject(denoiser, Adapters(settings, base_digest), seed)
+    source = denoiser.name_or_path
+    inject(denoiser, Adapters(settings, digest(local_folder(source)) if source else ""), seed)
 
 
-def inject(denoiser: Adaptable, adapters: Adapters, seed: int) -> None:
+def inject(denoiser: Denoiser, adapters: Adapters, seed: int) -> None:
     """Do what `attach` does, for a source model whose digest is known."""
-    from domainstudio.models.text_to_image import TextToImageDenoiser
-
     _peft()
     if denoiser.adapters is not None:
         raise ConfigError(
@@ -145,10 +109,7 @@ def inject(denoiser: Adaptable, adapters: Adapters, seed: int) -> None:
         raise ConfigError("methods.*.lora.text_encoder is true, and the model has no text encoder: set false")
     for name, part in parts.items():
         _check_modules(part, adapters.modules(name))
-    if isinstance(denoiser, TextToImageDenoiser):
-        denoiser.train(unet=True, text_encoders=adapters.settings.text_encoder)
-    else:
-        denoiser.network.requires_grad_(True)
+    denoiser.train(unet=True, text_encoders=adapters.settings.text_encoder)
     draw = generator(_INITIALISATION, seed)
     for name, part in parts.items():
         if modules := adapters.modules(name):
@@ -164,16 +125,15 @@ def merged(denoiser: D) -> D:
     """
     if denoiser.adapters is None:
         return denoiser
-    plain = [part for part in parts_of(denoiser.network).values() if not _layers(part)]
-    shared = [*plain, *(part for part in [getattr(denoiser, "vae", None)] if part is not None)]
-    fused = copy.deepcopy(denoiser, {id(part): part for part in shared})
+    shared = [denoiser.vae, *(part for part in parts_of(denoiser.network).values() if not _layers(part))]
+    fused = copy.deepcopy(denoiser, {id(part): part for part in shared if part is not None})
     for part in parts_of(fused.network).values():
         for name, layer in _layers(part).items():
             layer.merge()
             part.set_submodule(name, layer.get_base_layer())
         if hasattr(part, "peft_config"):
             del part.peft_config
-    fused.adapters, fused.location = None, ""
+    fused.adapters, fused.name_or_path = None, ""
     return fused
 
 

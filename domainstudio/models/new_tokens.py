@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +13,6 @@ from domainstudio.errors import ConfigError
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from domainstudio.models.text_to_image import TextToImageDenoiser
 
 
 class ExtendedEmbedding(nn.Module):
@@ -43,17 +41,18 @@ class ExtendedEmbedding(nn.Module):
         return nn.Embedding.from_pretrained(weight, freeze=True)  # type: ignore[no-untyped-call, no-any-return]
 
 
-def add_tokens(denoiser: TextToImageDenoiser, words: Mapping[str, str]) -> None:
-    """Add tokens to every text encoder, and train their embeddings. Conditions are tokens from then on.
+def add_tokens(tokenizers: Sequence[Any], text_encoders: Sequence[Any], words: Mapping[str, str]) -> None:
+    """Add tokens to every text encoder, and train their embeddings.
 
     Args:
-        denoiser: the model, before its conditions are made.
-        words: each new token, and the word whose embedding it begins with.
+        tokenizers: one for each text encoder.
+        text_encoders: the text encoders.
+        words: each new token, and the known word whose embedding it begins as.
 
     Raises:
         ConfigError: a token is known already.
     """
-    for tokenizer, encoder in zip(denoiser.tokenizers, denoiser.text_encoders, strict=True):
+    for tokenizer, encoder in zip(tokenizers, text_encoders, strict=True):
         taken = sorted(set(words) & set(tokenizer.get_vocab()))
         if taken:
             raise ConfigError(f"prompts.new_tokens: the tokenizer knows {taken} already: choose other words")
@@ -61,14 +60,13 @@ def add_tokens(denoiser: TextToImageDenoiser, words: Mapping[str, str]) -> None:
         first = [_mean_embedding(tokenizer, table, word) for word in words.values()]
         tokenizer.add_tokens(list(words))
         encoder.set_input_embeddings(ExtendedEmbedding(table, torch.stack(first)))
-    denoiser.trains_text = True
 
 
 @contextmanager
-def merged_tokens(denoiser: TextToImageDenoiser) -> Iterator[None]:
+def merged_tokens(text_encoders: Sequence[Any]) -> Iterator[None]:
     """Give the text encoders plain tables in this block, as saved pipelines have them."""
     extended: list[tuple[Any, ExtendedEmbedding]] = []
-    for encoder in denoiser.text_encoders:
+    for encoder in text_encoders:
         if isinstance(embedding := encoder.get_input_embeddings(), ExtendedEmbedding):
             extended.append((encoder, embedding))
             _use(encoder, embedding.merged())

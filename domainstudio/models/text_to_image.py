@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import diffusers
 import torch
@@ -14,8 +14,8 @@ from torch import nn
 from domainstudio.errors import CheckpointError, ConfigError, MissingExtraError
 from domainstudio.models import adapter_folder, lora
 from domainstudio.models.denoiser import Prediction
-from domainstudio.models.location import forget_location
-from domainstudio.models.new_tokens import merged_tokens
+from domainstudio.models.folders import forget_paths, read_index
+from domainstudio.models.new_tokens import add_tokens, merged_tokens
 from domainstudio.models.schedule import at_least_float32
 from domainstudio.models.text_parts import (
     PIPELINES,
@@ -30,11 +30,10 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderKL
     from torch import Tensor
 
-    from domainstudio.models.denoiser import Condition
+    from domainstudio.models.adapters import Adapters
+    from domainstudio.models.condition import Condition
 
 _UNUSABLE = (OSError, LookupError, AttributeError, TypeError, ValueError, RuntimeError)  # what loaders raise
-
-__all__ = ["PIPELINES", "ConditionedUNet", "TextToImageDenoiser"]
 
 
 class ConditionedUNet(nn.Module):
@@ -53,7 +52,7 @@ class ConditionedUNet(nn.Module):
     def forward(self, xt: Tensor, timesteps: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
         """Return the UNet's output; a condition of `input_ids` goes through the text encoders first."""
         if "input_ids" in condition:
-            condition = {**condition, **self.embed(condition["input_ids"], condition.get("told"))}
+            condition = {**condition, **self.embed(condition["input_ids"], condition.get("has_text"))}
         added = {name: condition[name] for name in ("text_embeds", "time_ids") if name in condition}
         output: Tensor = self.unet(
             xt,
@@ -63,7 +62,7 @@ class ConditionedUNet(nn.Module):
         ).sample
         return output
 
-    def embed(self, input_ids: Tensor, told: Tensor | None = None) -> dict[str, Tensor]:
+    def embed(self, input_ids: Tensor, has_text: Tensor | None = None) -> dict[str, Tensor]:
         """Encode tokens as diffusers' pipelines do.
 
         One encoder gives its last hidden state. Two give their last hidden states but one, joined along
@@ -71,7 +70,7 @@ class ConditionedUNet(nn.Module):
 
         Args:
             input_ids: token ids for each encoder, with shape (N, encoders, L).
-            told: whether a row's embeddings are kept, with shape (N,); those of the others are zeros.
+            has_text: whether a row has a text, with shape (N,); the embeddings of the others are zeros.
         """
         if len(self.text_encoders) == 1:
             embeddings = {"encoder_hidden_states": self.text_encoders[0](input_ids[:, 0])[0]}
@@ -82,9 +81,9 @@ class ConditionedUNet(nn.Module):
             ]
             hidden = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1)
             embeddings = {"encoder_hidden_states": hidden, "text_embeds": outputs[-1][0]}
-        if told is None:
+        if has_text is None:
             return embeddings
-        return {name: each * told.view(-1, *[1] * (each.ndim - 1)) for name, each in embeddings.items()}
+        return {name: each * has_text.view(-1, *[1] * (each.ndim - 1)) for name, each in embeddings.items()}
 
     def train_text_encoders(self, train: bool) -> None:
         """Let text encoders require gradients, but for the first of two's last layer, which no one reads."""
@@ -105,10 +104,13 @@ class TextToImageDenoiser:
         where: what to call it in errors.
     """
 
+    kind = "text-to-image"
+    pipelines = PIPELINES
     conditional = True
+    classes = ()
     learned_variance = False
-    location = ""
-    adapters: lora.Adapters | None = None
+    name_or_path = ""
+    adapters: Adapters | None = None
 
     def __init__(self, pipeline: Any, where: str) -> None:
         check_parts(pipeline, where)
@@ -126,18 +128,19 @@ class TextToImageDenoiser:
         self._shared = False
         self.train(unet=True)
 
-    def train(self, *, unet: bool = True, text_encoders: bool = False) -> None:
-        """Choose what is trained, before conditions and the frozen source are made.
-
-        Conditions are tokens where text encoders are trained.
-        """
+    def train(
+        self, *, unet: bool = True, text_encoders: bool = False, new_tokens: Mapping[str, str] | None = None
+    ) -> None:
+        """Choose what is trained (see `Denoiser.train`). If text is, conditions are tokens from then on."""
         if text_encoders and self._shared:
             raise ValueError("the frozen source shares the text encoders: choose what is trained before it")
         if self.adapters is not None:
             raise ValueError("the model has adapters, and they alone are trained")
         self._unwrapped.unet.requires_grad_(unet)
         self._unwrapped.train_text_encoders(text_encoders)
-        self.trains_text = text_encoders
+        if new_tokens:
+            add_tokens(self.tokenizers, self.text_encoders, new_tokens)
+        self.trains_text = text_encoders or bool(new_tokens)
 
     @property
     def text_encoders(self) -> list[Any]:
@@ -193,7 +196,7 @@ class TextToImageDenoiser:
 
         Args:
             values: the prompts.
-            size: height and width of the images, which XL is told; by default `resolution`.
+            size: height and width of the images, for XL; by default `resolution`.
 
         Raises:
             ConfigError: a prompt has more tokens than the model takes.
@@ -201,13 +204,21 @@ class TextToImageDenoiser:
         device = next(self._unwrapped.parameters()).device
         condition: dict[str, Tensor] = {"input_ids": self.tokens(values).to(device)}
         if self.pipeline.config.get("force_zeros_for_empty_prompt"):
-            condition["told"] = torch.tensor([value != "" for value in values], device=device)
+            condition["has_text"] = torch.tensor([value != "" for value in values], device=device)
         if not self.trains_text:
             with torch.no_grad():
                 condition = self._unwrapped.embed(**condition)
         if len(self.tokenizers) == 2:
             condition["time_ids"] = self._time_ids(len(values), size or self.resolution).to(device)
         return condition
+
+    def condition_key(self, values: Sequence[str], size: tuple[int, int] | None = None) -> list[Any] | None:
+        """Return what decides the embeddings of prompts; `None` where text encoders are trained."""
+        if self.trains_text:
+            return None
+        zeros = self.pipeline.config.get("force_zeros_for_empty_prompt")
+        configs = [encoder.config.to_dict() for encoder in self.text_encoders]
+        return [list(values), self.tokens(values).tolist(), zeros, size or self.resolution, configs]
 
     def predict(self, xt: Tensor, timesteps: Tensor, condition: Condition) -> Prediction:
         """Return the UNet's prediction."""
@@ -223,7 +234,7 @@ class TextToImageDenoiser:
                 name = new if hasattr(encoder, new) else "gradient_checkpointing_enable"
                 getattr(encoder, name)({"use_reentrant": False})
 
-    def frozen_source(self) -> TextToImageDenoiser:
+    def frozen_source(self) -> Self:
         """Return a frozen copy of what is trained, with the same VAE, or the network without adapters."""
         source = copy.copy(self)
         if self.adapters is not None:
@@ -238,7 +249,7 @@ class TextToImageDenoiser:
         source.network = source._unwrapped
         return source
 
-    def to(self, device: torch.device | str) -> TextToImageDenoiser:
+    def to(self, device: torch.device | str) -> Self:
         """Move every part to a device."""
         self.network.to(device)
         self.vae.to(device)
@@ -249,11 +260,11 @@ class TextToImageDenoiser:
         if self.adapters is not None:
             adapter_folder.save(self, folder, type(self.pipeline).__name__, half=half)
             return
-        with merged_tokens(self):
+        with merged_tokens(self.text_encoders):
             pipeline = in_precision(self.pipeline, torch.float16 if half else torch.float32)
             pipeline.save_pretrained(folder, safe_serialization=True)
         make_portable(folder, pipeline)
-        forget_location(folder)
+        forget_paths(folder)
 
     def tokens(self, values: Sequence[str]) -> Tensor:
         """Return token ids for each encoder, with shape (N, encoders, L).
@@ -279,19 +290,16 @@ class TextToImageDenoiser:
         return torch.tensor([[*size, 0, 0, *size]], dtype=torch.float32).expand(number, -1)
 
     @classmethod
-    def load(cls, folder: Path, index: Mapping[str, Any]) -> TextToImageDenoiser:
-        """Read a pipeline folder in float32.
+    def reads(cls, folder: Path) -> bool:
+        """Return true: the class of a pipeline says all."""
+        return True
 
-        Args:
-            folder: the pipeline folder.
-            index: its `model_index.json`.
-
-        Raises:
-            CheckpointError: a part is missing, damaged, not safetensors, or does not fit the others.
-            MissingExtraError: transformers is not installed.
-        """
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Read a pipeline folder in float32 (see `Denoiser.load`)."""
         from safetensors import SafetensorError
 
+        index = read_index(folder)
         check_folder(folder, index)
         options: dict[str, Any] = {}
         if index["_class_name"] == "StableDiffusionPipeline":

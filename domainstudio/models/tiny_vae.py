@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from domainstudio.models.denoiser import Denoiser
 
 
-def load_decoder(location: str, denoiser: Denoiser) -> Callable[[Tensor], Tensor]:
+def load_decoder(name_or_path: str, denoiser: Denoiser) -> Callable[[Tensor], Tensor]:
     """Return a function from x0 to images in about [-1, 1]; gradients flow through it.
 
     `AutoencoderTiny` reads latents as the UNet sees them (its own `scaling_factor` is 1).
 
     Args:
-        location: a folder or a hub id, for example madebyollin/taesd.
+        name_or_path: a folder or a hub id, for example madebyollin/taesd.
         denoiser: the model whose latents it decodes.
 
     Raises:
@@ -30,10 +30,10 @@ def load_decoder(location: str, denoiser: Denoiser) -> Callable[[Tensor], Tensor
         ConfigError: it decodes latents of another shape.
     """
     try:
-        vae = AutoencoderTiny.from_pretrained(location, use_safetensors=True, torch_dtype=torch.float32)
+        vae = AutoencoderTiny.from_pretrained(name_or_path, use_safetensors=True, torch_dtype=torch.float32)
     except (OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(
-            f"methods.*.tiny_vae: {location} is not an AutoencoderTiny as safetensors: {error}"
+            f"methods.*.tiny_vae: {name_or_path} is not an AutoencoderTiny as safetensors: {error}"
         ) from error
     vae.requires_grad_(False).eval()
     scale = 2 ** (len(vae.config.decoder_block_out_channels) - 1)
@@ -41,8 +41,8 @@ def load_decoder(location: str, denoiser: Denoiser) -> Callable[[Tensor], Tensor
     channels, *size = denoiser.shape
     if (vae.config.latent_channels, wanted) != (channels, tuple(size)):
         raise ConfigError(
-            f"methods.*.tiny_vae: {location} decodes {vae.config.latent_channels} channels by a factor of "
-            f"{scale}, and the model's latents of {channels}x{size[0]}x{size[1]} become images of "
+            f"methods.*.tiny_vae: {name_or_path} decodes {vae.config.latent_channels} channels by a factor "
+            f"of {scale}, and the model's latents of {channels}x{size[0]}x{size[1]} become images of "
             f"{denoiser.resolution[0]}x{denoiser.resolution[1]} pixels: name the one of this family"
         )
 

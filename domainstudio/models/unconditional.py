@@ -1,209 +1,28 @@
-"""Pixel-space models: `diffusers.UNet2DModel` in a DDPM or DDIM pipeline folder; the unconditional kind."""
+"""Unconditional pixel-space models."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TypeAlias
+from typing import TYPE_CHECKING
 
-import diffusers
-import torch
-from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
-
-from domainstudio.errors import CheckpointError
-from domainstudio.models import adapter_folder, lora
-from domainstudio.models.denoiser import Prediction
-from domainstudio.models.location import forget_location
-from domainstudio.models.schedule import check_prediction_type
+from domainstudio.models.pixel import PixelDenoiser, new_parts
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
-
     from domainstudio.config import NoiseSettings, UNetSettings
-    from domainstudio.models.denoiser import Condition
-
-    Parts: TypeAlias = tuple[UNet2DModel, DDPMScheduler | DDIMScheduler, str]
-    """UNet, scheduler, and the class of the pipeline folder."""
-
-PIPELINES = {"DDPMPipeline", "DDIMPipeline"}
-
-
-class PixelDenoiser:
-    """A UNet over RGB images: x0 is the image itself, in [-1, 1]. What all kinds share but the condition.
-
-    Args:
-        network: the UNet, with 3 output channels, or 6 where it learns the variance.
-        scheduler: the scheduler saved with the model, which plain diffusers will sample with.
-        pipeline: the class of the pipeline folder, kept when the model is saved.
-    """
-
-    location = ""
-    adapters: lora.Adapters | None = None
-
-    def __init__(
-        self, network: UNet2DModel, scheduler: DDPMScheduler | DDIMScheduler, pipeline: str = "DDIMPipeline"
-    ) -> None:
-        self.network: nn.Module = network
-        self.scheduler = scheduler
-        self.pipeline = pipeline
-        self.noise_scheduler = DDPMScheduler.from_config(scheduler.config)
-        self._config = network.config
-        check_prediction_type(self.noise_scheduler, "scheduler/scheduler_config.json")
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Shape (C, H, W) of one image."""
-        size = self._config.sample_size
-        height, width = (size, size) if isinstance(size, int) else size
-        return self._config.in_channels, height, width
-
-    @property
-    def resolution(self) -> tuple[int, int]:
-        """Height and width of its images, in pixels."""
-        return self.shape[1:]
-
-    @property
-    def multiple(self) -> int:
-        """What sides must be multiples of: the UNet halves them as often, the wavelet once."""
-        return max(2, 1 << len(self._config.block_out_channels) - 1)
-
-    @property
-    def learned_variance(self) -> bool:
-        """Whether the network's second half of channels is a variance (improved DDPM)."""
-        return bool(self._config.out_channels == 2 * self._config.in_channels)
-
-    def encode(self, images: Tensor) -> Tensor:
-        """Return the images themselves."""
-        return images
-
-    def x0(self, encoded: Tensor, generator: torch.Generator) -> Tensor:
-        """Return the images themselves."""
-        return encoded
-
-    def decode(self, x0: Tensor) -> Tensor:
-        """Return x0 itself."""
-        return x0
-
-    def predict(self, xt: Tensor, timesteps: Tensor, condition: Condition) -> Prediction:
-        """Return the UNet's prediction, split from the variance where it has one."""
-        output = self.network(xt, timesteps, **condition).sample
-        if not self.learned_variance:
-            return Prediction(output)
-        prediction, variance = output.chunk(2, dim=1)
-        return Prediction(prediction, variance)
-
-    def enable_gradient_checkpointing(self) -> None:
-        """Recompute the UNet's activations in the backward pass."""
-        self.network.enable_gradient_checkpointing()  # type: ignore[operator]
-
-    def frozen_source(self) -> Self:
-        """Return a frozen copy, or the network without adapters."""
-        source = copy.copy(self)
-        if self.adapters is not None:
-            source.network = lora.SourceView(self.network)
-            return source
-        source.network = copy.deepcopy(self.network).requires_grad_(False).eval()
-        return source
-
-    def to(self, device: torch.device | str) -> Self:
-        """Move the network to a device."""
-        self.network.to(device)
-        return self
-
-    def save(self, folder: Path, *, half: bool = False) -> None:
-        """Write the pipeline folder that `diffusers.DiffusionPipeline.from_pretrained` reads, or adapters."""
-        if self.adapters is not None:
-            adapter_folder.save(self, folder, self.pipeline, half=half)
-            return
-        network = self.network
-        if half:
-            network = UNet2DModel.from_config(network.config)
-            network.load_state_dict(self.network.state_dict())
-            network.half()
-        pipeline = getattr(diffusers, self.pipeline)(unet=network, scheduler=self.scheduler)
-        pipeline.save_pretrained(folder, safe_serialization=True)
-        forget_location(folder)
+    from domainstudio.models.condition import Condition
 
 
 class UnconditionalDenoiser(PixelDenoiser):
-    """A model that is told nothing."""
+    """A UNet without conditions."""
 
+    kind = "unconditional"
     conditional = False
 
     def condition(self, values: Sequence[str], size: tuple[int, int] | None = None) -> Condition:
-        """Return nothing: this model is told nothing."""
+        """Return an empty condition, whatever the values."""
         return {}
-
-    @classmethod
-    def load(cls, folder: Path, index: dict[str, Any]) -> UnconditionalDenoiser:
-        """Read a pipeline folder in float32 (see `read_parts`)."""
-        return cls(*read_parts(folder, index))
 
     @classmethod
     def new(cls, unet: UNetSettings, noise: NoiseSettings, resolution: int) -> UnconditionalDenoiser:
         """Make an untrained model, initialised from torch's global generator."""
         return cls(*new_parts(unet, noise, resolution))
-
-
-def read_parts(folder: Path, index: dict[str, Any]) -> Parts:
-    """Read a pipeline folder in float32.
-
-    Args:
-        folder: the pipeline folder.
-        index: its `model_index.json`.
-
-    Returns:
-        The UNet, the scheduler and the pipeline's class.
-
-    Raises:
-        CheckpointError: a part is missing, damaged, not safetensors, or of an unknown kind.
-    """
-    try:
-        network = UNet2DModel.from_pretrained(
-            folder / "unet", use_safetensors=True, torch_dtype=torch.float32
-        )
-        scheduler_class = {"DDPMScheduler": DDPMScheduler, "DDIMScheduler": DDIMScheduler}[
-            index["scheduler"][1]
-        ]
-        scheduler = scheduler_class.from_pretrained(folder / "scheduler")
-    except (OSError, KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
-        raise CheckpointError(
-            f"{folder} is not a usable pixel-space pipeline: {error}. It needs model_index.json, unet/ "
-            "with diffusion_pytorch_model.safetensors and scheduler/ of DDPMScheduler or DDIMScheduler"
-        ) from error
-    return network, scheduler, index["_class_name"]
-
-
-def new_parts(
-    unet: UNetSettings, noise: NoiseSettings, resolution: int, embeddings: int | None = None
-) -> Parts:
-    """Make the untrained parts of a model, initialised from torch's global generator.
-
-    Args:
-        unet: the network.
-        noise: the forward diffusion.
-        resolution: height and width of the images, in pixels.
-        embeddings: rows of the class embedding; `None` makes none.
-    """
-    levels = unet.attention
-    network = UNet2DModel(
-        sample_size=resolution,
-        in_channels=3,
-        out_channels=6 if unet.learned_variance else 3,
-        layers_per_block=unet.layers_per_block,
-        block_out_channels=unet.block_out_channels,
-        down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in levels),
-        up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(levels)),
-        attention_head_dim=unet.attention_head_dim,
-        norm_num_groups=unet.norm_num_groups,
-        dropout=unet.dropout,
-        num_class_embeds=embeddings,
-    )
-    common = {
-        **noise.model_dump(),
-        "timestep_spacing": "trailing",
-    }
-    if unet.learned_variance:
-        return network, DDPMScheduler(**common, variance_type="learned_range"), "DDPMPipeline"
-    return network, DDIMScheduler(**common), "DDIMPipeline"

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from domainstudio.config import Adaptation
 from domainstudio.errors import CheckpointError, DataError
-from domainstudio.models.kinds import Kind, has_adapters, kind_of
+from domainstudio.models import has_adapters, kind_of
 from domainstudio.project import ADAPTED_MODELS, ADAPTED_SAMPLES, EVALUATION, TARGETS, TRAINING
 from domainstudio.registry.gate import Measurement
 from domainstudio.tracking.provenance import Provenance
@@ -71,7 +71,7 @@ class Result:
         return ADAPTED_MODELS / self.adaptation.name
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> str:
         """Whether the model takes prompts, classes or nothing."""
         return kind_of(self.folder)
 

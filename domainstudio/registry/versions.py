@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 from domainstudio import models
 from domainstudio.errors import CheckpointError
-from domainstudio.models.kinds import has_adapters, kind_of
 from domainstudio.registry import audit
 from domainstudio.registry.aliases import CHALLENGER, challenge
 from domainstudio.tracking.server import connect
@@ -108,7 +107,7 @@ def register(entry: Entry, root: str | Path = ".") -> Registered:
         MissingExtraError: adapters need peft, which is not installed.
         TrackingError: MLflow cannot be reached or refused.
     """
-    if not (entry.folder / "model_index.json").is_file() and not has_adapters(entry.folder):
+    if not (entry.folder / "model_index.json").is_file() and not models.has_adapters(entry.folder):
         raise CheckpointError(
             f"{entry.folder} has neither model_index.json nor adapter.json: it is no diffusers pipeline and "
             "no folder of adapters. Run finetune"
@@ -233,7 +232,7 @@ def stored_folders(folder: Path) -> Iterator[dict[str, Path]]:
         CheckpointError: the source model of the adapters is missing, or another one.
         MissingExtraError: peft is not installed.
     """
-    if not has_adapters(folder):
+    if not models.has_adapters(folder):
         yield {"pipeline": folder}
         return
     from domainstudio.models import lora
@@ -254,7 +253,7 @@ def signature(entry: Entry) -> ModelSignature:
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
-    kind, defaults = kind_of(entry.folder), entry.defaults
+    kind, defaults = models.kind_of(entry.folder), entry.defaults
     texts = {"text-to-image": ("prompt", "negative_prompt"), "class-conditional": ("label",)}.get(kind, ())
     parameters = [
         ParamSpec("number", DataType.long, 1),

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from domainstudio.config import SampleSettings
-    from domainstudio.models.denoiser import Condition, Denoiser, Prediction
+    from domainstudio.models.condition import Condition
+    from domainstudio.models.denoiser import Denoiser, Prediction
 
 Images = NDArray[np.uint8]
 
@@ -50,7 +51,7 @@ def sample(
     """
     import torch
 
-    from domainstudio.models.conditions import join
+    from domainstudio.models.condition import concatenate
     from domainstudio.precision import usable_precision
     from domainstudio.seeding import initial_noise
 
@@ -66,7 +67,7 @@ def sample(
         condition = denoiser.condition(list(conditions) if conditions is not None else [""] * len(seeds))
         guidance_scale = guidance_scale if condition else 1.0
         if guidance_scale != 1:
-            condition = join(denoiser.condition([negative] * len(seeds)), condition)
+            condition = concatenate(denoiser.condition([negative] * len(seeds)), condition)
         for timestep in stepper.timesteps:
             scaled = stepper.scale_model_input(xt, timestep)
             with torch.autocast(device.type, dtype, enabled=dtype is not None):

@@ -11,14 +11,13 @@ from domainstudio import markdown
 
 if TYPE_CHECKING:
     from domainstudio.data import ImageSet
-    from domainstudio.models.kinds import Kind
     from domainstudio.tracking.provenance import Provenance
 
 _NO_TERMS = frozenset({"pairwise_temperature", "min_snr_gamma"})
 """Numbers among a method's settings that are no weights of loss terms."""
 
 
-def adapted_card(record: Provenance, shots: ImageSet, kind: Kind = "unconditional") -> str:
+def adapted_card(record: Provenance, shots: ImageSet, kind: str = "unconditional") -> str:
     """Return an adapted model's card, with code that draws from the model.
 
     Args:

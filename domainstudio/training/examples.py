@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from domainstudio.errors import TrainingError
-from domainstudio.models.conditions import take, to_device
+from domainstudio.models.condition import take, to_device
 from domainstudio.training.latents import condition_all, encode_all
 from domainstudio.training.objective import Batch
 
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from domainstudio.config import TrainingSettings
-    from domainstudio.models.denoiser import Condition, Denoiser
+    from domainstudio.models.condition import Condition
+    from domainstudio.models.denoiser import Denoiser
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from domainstudio.models.text_to_image import TextToImageDenoiser
 from domainstudio.storage.files import output_file
 
 if TYPE_CHECKING:
@@ -40,8 +39,7 @@ def encode_all(denoiser: Denoiser, images: Tensor, mirrored: bool, folder: Path 
     Returns:
         Encoded images on the CPU, with shape (1 or 2, N, ...): upright, then mirrored.
     """
-    encoder = getattr(denoiser, "vae", None)
-    if encoder is None:
+    if (encoder := denoiser.vae) is None:
         return None
     device = next(denoiser.network.parameters()).device
     views = [images, images.flip(3)] if mirrored else [images]
@@ -70,13 +68,8 @@ def condition_all(
         parts = [denoiser.condition(texts[i : i + TEXTS], size) for i in range(0, len(texts), TEXTS)]
         return {name: torch.cat([part[name].cpu() for part in parts]) for name in parts[0]}
 
-    if not isinstance(denoiser, TextToImageDenoiser) or denoiser.trains_text:
-        return encode()
-    encoders = denoiser.text_encoders
-    zeros = denoiser.pipeline.config.get("force_zeros_for_empty_prompt")
-    configs = [encoder.config.to_dict() for encoder in encoders]
-    what = [list(texts), denoiser.tokens(texts).tolist(), zeros, size or denoiser.resolution, configs]
-    return _kept(folder, "texts", what, encoders, encode)
+    what = denoiser.condition_key(texts, size)
+    return encode() if what is None else _kept(folder, "texts", what, denoiser.text_encoders, encode)
 
 
 def _kept(

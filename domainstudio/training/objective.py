@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from domainstudio.config import LossWeights, TrainingSettings
-    from domainstudio.models.denoiser import Condition, Denoiser, Prediction
+    from domainstudio.models.condition import Condition
+    from domainstudio.models.denoiser import Denoiser, Prediction
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,6 @@ from domainstudio.data import ImageSet, prompts
 from domainstudio.data.buckets import Size, crop
 from domainstudio.errors import ConfigError
 from domainstudio.models import lora
-from domainstudio.models.new_tokens import add_tokens
-from domainstudio.models.text_to_image import TextToImageDenoiser
 from domainstudio.models.tiny_vae import load_decoder
 from domainstudio.sampling import load_samples, sample_to_folder
 from domainstudio.storage import checkpoint
@@ -111,7 +109,7 @@ def prior_images(
         return PriorImages(chosen.images, _texts(denoiser, adaptation, "source", chosen))
     told = None
     if denoiser.conditional:
-        texts = getattr(denoiser, "classes", None) or _texts(denoiser, adaptation, "source", shots) or ()
+        texts = denoiser.classes or _texts(denoiser, adaptation, "source", shots) or ()
         others = [texts[index] for index in _others(texts, adapted, adaptation)]
         told = tuple(islice(cycle(others), prior.number))
     settings = drawing.model_copy(update={"number": prior.number, "seed": prior.seed})
@@ -250,7 +248,7 @@ def _others(texts: Sequence[str | None], adapted: frozenset[str], adaptation: Ad
 
 def _train_text(denoiser: Denoiser, adaptation: Adaptation) -> None:
     where, words = f"adaptations.{adaptation.name}", adaptation.prompts.new_tokens
-    if not isinstance(denoiser, TextToImageDenoiser):
+    if not denoiser.text_encoders:
         raise ConfigError(
             f"{where}: the source model {adaptation.source} has no text encoder to train: set "
             "finetune.train_text_encoder to false, and no prompts.new_tokens"
@@ -263,9 +261,7 @@ def _train_text(denoiser: Denoiser, adaptation: Adaptation) -> None:
             f"{where}: finetune.train_text_encoder is true and the method trains adapters in the UNet only: "
             "set the method's lora.text_encoder, or train_text_encoder to false"
         )
-    denoiser.train(unet=True, text_encoders=adaptation.training.train_text_encoder)
-    if words:
-        add_tokens(denoiser, words)
+    denoiser.train(text_encoders=adaptation.training.train_text_encoder, new_tokens=words)
 
 
 def _texts(denoiser: Denoiser, adaptation: Adaptation, kind: str, images: ImageSet) -> tuple[str, ...] | None:

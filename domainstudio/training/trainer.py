@@ -21,7 +21,7 @@ from tqdm import tqdm
 from domainstudio.data.buckets import bucket_sizes
 from domainstudio.distributed import gather_with_gradients, this_process
 from domainstudio.errors import TrainingError
-from domainstudio.models.conditions import join
+from domainstudio.models.condition import concatenate
 from domainstudio.precision import usable_precision
 from domainstudio.seeding import generator
 from domainstudio.storage import checkpoint
@@ -239,7 +239,7 @@ class Trainer:
             batch = replace(
                 batch,
                 x0=torch.cat([batch.x0, other.x0]),
-                condition=join(batch.condition, other.condition),
+                condition=concatenate(batch.condition, other.condition),
             )
         return batch
 

@@ -25,7 +25,6 @@ from domainstudio.data.image_set import ImageRecord, ImageSet
 from domainstudio.errors import CheckpointError
 from domainstudio.models import lora
 from domainstudio.models.class_conditional import ClassConditionalDenoiser
-from domainstudio.models.kinds import kind_of
 from domainstudio.registry import reevaluation, versions
 from domainstudio.registry.results import Result
 from domainstudio.sampling import sample
@@ -399,7 +398,7 @@ def test_adapters_of_a_source_that_is_gone_are_not_registered(project: Project, 
     run_id = rows(project.database, "select run_uuid from runs")[0][0]
     entry = versions.Entry("orphan", folder, "0" * 64, run_id, "", {})
     with pytest.raises(CheckpointError, match="source model is not there"):
-        kind_of(folder)
+        models.kind_of(folder)
     with pytest.raises(CheckpointError, match="source model is not there"):
         versions.register(entry)
     assert rows(project.database, "select name from registered_models where name = 'orphan'") == []
@@ -412,7 +411,7 @@ def test_merged_adapters_of_a_class_model_keep_its_classes(tmp_path: Path) -> No
     tiny_class_denoiser().save(tmp_path / "base")
     denoiser = adapted(tmp_path / "base")
     denoiser.save(tmp_path / "adapted")
-    assert kind_of(tmp_path / "adapted") == "class-conditional"
+    assert models.kind_of(tmp_path / "adapted") == "class-conditional"
     with versions.stored_folders(tmp_path / "adapted") as folders:
         drawn = served(folders["pipeline"])({"label": "face"}, steps=3, guidance_scale=2.0)
     expected = sample(denoiser, [0], ["face"], steps=3, guidance_scale=2.0)
@@ -463,7 +462,7 @@ def test_the_code_of_a_readme_runs(project: Project, tmp_path: Path) -> None:
     for folder, name in cards.items():
         prompts = {"source": "{label}", "target": "{label}", "new_tokens": {}, "by_label": {}}
         changes = {"prompts": prompts} if "class" in folder.name else {}
-        card = adapted_card(record_of(project, name, **changes), shots(), kind_of(folder))
+        card = adapted_card(record_of(project, name, **changes), shots(), models.kind_of(folder))
         assert len(run_card(card, folder, project.root / "models/sources/noto")) == 4, folder
 
 

@@ -85,7 +85,7 @@ def base_weights(denoiser):
 
 
 def told(denoiser):
-    return PROMPTS[:3] if hasattr(denoiser, "vae") else CLASSES[:3]
+    return PROMPTS[:3] if denoiser.vae else CLASSES[:3]
 
 
 def output(denoiser, told_by=None):
@@ -451,5 +451,5 @@ def test_the_digest_covers_the_adapters(folder):
 
 def test_a_model_knows_where_it_was_loaded_from(folder):
     base = folder.parent / "base"
-    assert models.load(base).location == models.load(folder).location == base.as_posix()
-    assert source_of("unconditional").location == source_of("sd1").location == ""
+    assert models.load(base).name_or_path == models.load(folder).name_or_path == base.as_posix()
+    assert source_of("unconditional").name_or_path == source_of("sd1").name_or_path == ""

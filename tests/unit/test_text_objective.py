@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from domainstudio.config import LossWeights
-from domainstudio.models.conditions import join
+from domainstudio.models.condition import concatenate
 from domainstudio.models.schedule import to_x0
 from domainstudio.training import losses
 from domainstudio.training.objective import Batch, Objective, noisy_batch
@@ -41,7 +41,7 @@ def batch_of(denoiser, source, dtype=torch.float32, low=0.3):
     """Return a batch of the target domain's images and of prior preservation, at small noise levels."""
     images = torch.from_numpy(tiny_text_images(NUMBER + PRIOR)).to(dtype) / 127.5 - 1
     x0 = denoiser.x0(denoiser.encode(images), generator(0))
-    told = join(denoiser.condition(TARGET), denoiser.condition(SOURCE[:PRIOR]))
+    told = concatenate(denoiser.condition(TARGET), denoiser.condition(SOURCE[:PRIOR]))
     batch = Batch(images[:NUMBER], x0, told, source.condition(SOURCE))
     return noisy_batch(denoiser, batch, training_settings(max_timestep=low), generator(1), generator(2))
 

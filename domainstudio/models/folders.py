@@ -1,0 +1,79 @@
+"""Folders of models: pipelines in diffusers' format, or adapters. This module needs no torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from domainstudio.errors import CheckpointError
+
+INDEX = "model_index.json"
+"""A pipeline's index, by which its folder is known."""
+
+RECORD = "adapter.json"
+"""What adapters belong to, by which their folder is known."""
+
+
+def has_adapters(folder: Path) -> bool:
+    """Return whether a folder holds adapters in place of a whole model."""
+    return (folder / RECORD).is_file()
+
+
+def local_folder(name_or_path: str | Path) -> Path:
+    """Return a pipeline's folder. A hub id is downloaded.
+
+    Raises:
+        CheckpointError: there is no such pipeline.
+    """
+    folder = Path(name_or_path)
+    if (folder / INDEX).is_file():
+        return folder
+    name = str(name_or_path)
+    if folder.exists() or name.count("/") != 1 or name.startswith((".", "/", "models/")):
+        raise CheckpointError(
+            f"{folder} has no model_index.json: name a diffusers pipeline folder, or a hub id such as "
+            "google/ddpm-ema-celebahq-256"
+        )
+    from diffusers import DiffusionPipeline
+
+    try:
+        return Path(DiffusionPipeline.download(name, use_safetensors=True))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"the hub model {name!r} cannot be downloaded: {error}") from error
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """Return a pipeline folder's index.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    path = folder / INDEX
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(index, dict):
+            raise ValueError("it must hold a mapping")
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    return index
+
+
+def digest(folder: str | Path) -> str:
+    """Return the SHA-256 of a model folder's weights, configurations and vocabularies."""
+    total = hashlib.sha256()
+    for path in sorted(Path(folder).rglob("*")):
+        if path.suffix in (".safetensors", ".json", ".txt", ".model") and path.name != "provenance.json":
+            total.update(path.relative_to(folder).as_posix().encode())
+            with path.open("rb") as file:
+                total.update(hashlib.file_digest(file, "sha256").digest())
+    return total.hexdigest()
+
+
+def forget_paths(folder: Path) -> None:
+    """Remove the paths that diffusers notes in a saved pipeline, so that the same model is the same files."""
+    for path in sorted(folder.rglob("*.json")):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(content, dict) and content.pop("_name_or_path", None) is not None:
+            path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")

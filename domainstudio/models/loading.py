@@ -1,0 +1,56 @@
+"""Loads models of every kind. A new kind is a class in a file of its own, and one line in `KINDS`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from domainstudio.errors import CheckpointError
+from domainstudio.models import adapter_folder
+from domainstudio.models.class_conditional import ClassConditionalDenoiser
+from domainstudio.models.denoiser import Denoiser
+from domainstudio.models.folders import INDEX, RECORD, has_adapters, local_folder, read_index
+from domainstudio.models.text_to_image import TextToImageDenoiser
+from domainstudio.models.unconditional import UnconditionalDenoiser
+
+KINDS: tuple[type[Denoiser], ...] = (
+    UnconditionalDenoiser,
+    ClassConditionalDenoiser,
+    TextToImageDenoiser,
+)
+"""A folder is read by the first kind that knows its pipeline's class and its UNet."""
+
+
+def load(name_or_path: str | Path) -> Denoiser:
+    """Load a model or adapters (see `models.load`)."""
+    folder = Path(name_or_path)
+    if not has_adapters(folder):
+        pipeline = local_folder(name_or_path)
+        denoiser = _kind(pipeline).load(pipeline)
+        denoiser.name_or_path = folder.as_posix()
+        return denoiser
+    if (folder / INDEX).is_file():
+        raise CheckpointError(
+            f"{folder} holds a pipeline ({INDEX}) and adapters ({RECORD}): delete what is out of date"
+        )
+    base, adapters = adapter_folder.read_record(folder)
+    adapter_folder.check_base(folder, base, adapters)
+    denoiser = load(base)
+    adapter_folder.attach(denoiser, folder, adapters)
+    return denoiser
+
+
+def kind_of(folder: Path) -> str:
+    """Return the kind of the model in a folder (see `models.kind_of`)."""
+    if has_adapters(folder):
+        base, _ = adapter_folder.read_record(folder)
+        folder = adapter_folder.find_base(folder, base)
+    return _kind(folder).kind
+
+
+def _kind(folder: Path) -> type[Denoiser]:
+    name = read_index(folder).get("_class_name")
+    for kind in KINDS:
+        if name in kind.pipelines and kind.reads(folder):
+            return kind
+    known = sorted({pipeline for kind in KINDS for pipeline in kind.pipelines})
+    raise CheckpointError(f"{folder} is a {name}; these can be adapted: {', '.join(known)}")
