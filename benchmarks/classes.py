@@ -51,12 +51,12 @@ def main() -> None:
     arguments = parser.parse_args()
     settings = config.load(*arguments.params)
     chosen = [settings.adaptation(name) for name in arguments.adaptations]
-    source, records = measuring.draw_source(settings, chosen[0].source, WORK), []
+    source = measuring.draw_source(settings, chosen[0].source, WORK)
+    before = measure_classes(source, source, chosen[0], settings)
+    records: list[dict[str, Any]] = [{"reference": "source", **found} for found in before]
     for seed in arguments.seeds:
         for adaptation in chosen:
             records += _records(adaptation, seed, sorted(arguments.steps), source, settings)
-    before = measure_classes(source, source, chosen[0], settings)
-    records = [{"reference": "source", **found} for found in before] + records
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     lines = "".join(json.dumps(record) + "\n" for record in records)
     arguments.output.with_suffix(".jsonl").write_text(lines, encoding="utf-8")

@@ -123,8 +123,8 @@ def _draw(axes: Axes, records: Records, x: str, y: str, *, annotate: bool = Fals
             points = [(i.values[x], i.values[y]) for i in run if x in i.values and y in i.values]
             axes.plot(*np.array(points).reshape(-1, 2).T, color=colour, alpha=0.22, lw=1, marker=".", ms=3)
         steps, means, spreads = _moments(records, adaptation, x, y)
-        errors = {"xerr": spreads[:, 0], "yerr": spreads[:, 1]}
-        axes.errorbar(*means.T, **errors, color=colour, label=adaptation, **POINTS)
+        errors: dict[str, Any] = {"xerr": spreads[:, 0], "yerr": spreads[:, 1]}
+        axes.errorbar(means[:, 0], means[:, 1], **errors, color=colour, label=adaptation, **POINTS)
         for step, point in zip(steps, means, strict=True) if annotate else ():
             place: dict[str, Any] = {"xytext": (6, 5 if index == 0 else -11), "textcoords": "offset points"}
             axes.annotate(f"{step}", point, fontsize=8, color=colour, **place)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -90,7 +91,7 @@ def distil(
     for step in bar:
         index = torch.randint(len(latents), (batch,), generator=draw)
         loss = functional.l1_loss(tiny.decode(latents[index]).sample, truth[index])
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         lr_scheduler.step()
         optimizer.zero_grad()
@@ -112,16 +113,18 @@ def measure(denoiser: Denoiser, folder: Path, images: NDArray[np.uint8]) -> dict
     """
     tiny = load_decoder(str(folder), denoiser)
     given = torch.from_numpy(images).float() / 127.5 - 1
-    encoded = torch.cat([denoiser.encode(part.to(default_device())) for part in given.split(BATCH)])
+    encoded = _batched(lambda part: denoiser.encode(part.to(default_device())), given)
     encoded[:, denoiser.shape[0] :] = 0  # deviations: what is left is the mean latents
     x0 = denoiser.x0(encoded, generator(0))
-    whole, small = (
-        torch.cat([decode(part) for part in x0.split(BATCH)]).cpu() for decode in (denoiser.decode, tiny)
-    )
+    whole, small = (_batched(decode, x0).cpu() for decode in (denoiser.decode, tiny))
     error = small - whole
     psnr = 10 * torch.log10(4 / error.square().mean())
     values = {"error": error.abs().mean(), "psnr": psnr, "whole_decoder": (whole - given).abs().mean()}
     return {name: round(float(value), 4) for name, value in values.items()}
+
+
+def _batched(function: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
+    return torch.cat([function(part) for part in torch.split(values, BATCH)])
 
 
 @torch.no_grad()
@@ -129,7 +132,7 @@ def _examples(denoiser: Denoiser, images: NDArray[np.uint8], draw: torch.Generat
     """Return latents as the UNet sees them, every other one a blend, and the VAE's images of them."""
     order = torch.cat([torch.randperm(len(images), generator=draw) for _ in range(VARIANTS)])
     latents, truth = [], []
-    for part in tqdm(torch.from_numpy(images)[order].split(BATCH), unit="batch", desc="encode"):
+    for part in tqdm(torch.split(torch.from_numpy(images)[order], BATCH), unit="batch", desc="encode"):
         encoded = denoiser.encode(augment(part, draw).to(default_device()))
         x0 = denoiser.x0(encoded, draw)
         share = torch.rand(len(x0), 1, 1, 1, generator=draw).to(x0)
