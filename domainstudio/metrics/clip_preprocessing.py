@@ -1,7 +1,7 @@
 """What a CLIP model sees of an image: resized, cropped and normalised pixels.
 
-Not by transformers' own processor: without torchvision it works image by image on the CPU, and it rounds up to
-one pixel in a hundred to another grey level, which would change recorded figures.
+Not by transformers' own processor: without torchvision it works image by image on the CPU. It also rounds up
+to one pixel in a hundred to another grey level, which would change recorded figures.
 """
 
 from __future__ import annotations
