@@ -45,15 +45,12 @@ def test_plain_diffusers_gives_the_same_pictures(tmp_path, learned_variance):
 
 def test_a_saved_model_is_the_same_model(tmp_path):
     model = tiny_denoiser()
-    model.save(tmp_path)
-    again = models.load(tmp_path)
+    model.save(tmp_path / "whole")
+    again = models.load(tmp_path / "whole")
     np.testing.assert_array_equal(sample(model, [1, 2], steps=3), sample(again, [1, 2], steps=3))
-
-
-def test_half_precision_folders_are_loaded_in_float32(tmp_path):
-    tiny_denoiser().save(tmp_path, half=True)
-    loaded = models.load(tmp_path)
-    assert {p.dtype for p in loaded.network.parameters()} == {torch.float32}
+    model.save(tmp_path / "half", half=True)
+    dtypes = {p.dtype for p in models.load(tmp_path / "half").network.parameters()}
+    assert dtypes == {torch.float32}, "half precision is for files"
 
 
 def settings(**changes):
@@ -97,32 +94,36 @@ def test_incomplete_samples_are_refused_by_name(tmp_path):
         load_samples(tmp_path)
 
 
-def test_a_folder_without_a_model_is_refused(tmp_path):
-    with pytest.raises(CheckpointError, match=r"has no model_index.json"):
-        models.load(tmp_path)
-
-
-def test_a_pickled_model_is_refused(tmp_path):
-    model = tiny_denoiser()
-    model.save(tmp_path)
-    weights = tmp_path / "unet/diffusion_pytorch_model.safetensors"
-    torch.save(model.network.state_dict(), weights.with_suffix(".bin"))
+def pickle_weights(folder):
+    weights = folder / "unet/diffusion_pytorch_model.safetensors"
+    torch.save(tiny_denoiser().network.state_dict(), weights.with_suffix(".bin"))
     weights.unlink()
-    with pytest.raises(CheckpointError, match="safetensors"):
-        models.load(tmp_path)
 
 
-def test_another_kind_of_pipeline_is_refused_by_name(tmp_path):
-    (tmp_path / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
-    with pytest.raises(CheckpointError, match="FluxPipeline"):
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: (folder / "model_index.json").unlink(), r"has no model_index\.json"),
+        (pickle_weights, "safetensors"),
+        (
+            lambda folder: (folder / "model_index.json").write_text('{"_class_name": "FluxPipeline"}'),
+            "FluxPipeline",
+        ),
+    ],
+)
+def test_what_is_no_model_is_refused_by_name(tmp_path, damage, message):
+    tiny_denoiser().save(tmp_path)
+    damage(tmp_path)
+    with pytest.raises(CheckpointError, match=message):
         models.load(tmp_path)
 
 
 def test_guidance_works_with_a_learned_variance():
     model = tiny_class_denoiser(learned_variance=True)
-    told = [model.classes[0]] * 2
+    classes = [model.classes[0]] * 2
     plain, guided = (
-        sample(model, [1, 2], told, guidance_scale=scale, scheduler="ddpm", steps=3) for scale in (1.0, 3.0)
+        sample(model, [1, 2], classes, guidance_scale=scale, scheduler="ddpm", steps=3)
+        for scale in (1.0, 3.0)
     )
     assert plain.shape == guided.shape == (2, 3, 8, 8)
     assert (plain != guided).any()
