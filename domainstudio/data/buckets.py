@@ -1,4 +1,4 @@
-"""Aspect-ratio buckets: shapes of about as many pixels as a square, so that images need not be cut to it."""
+"""Aspect-ratio buckets: shapes of about as many pixels as a square, so that images are hardly cut."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ Stable Diffusion: a latent has an eighth of the image's side, and its UNet halve
 def bucket_sizes(resolution: int) -> tuple[Size, ...]:
     """Return the buckets of a resolution, the tallest first; the square is one of them.
 
-    They are chosen as kohya's trainers do: as many pixels as fit into resolution², never more; a side is at
-    most twice the other. At 1024 all of them are among the sizes that SDXL was trained on (arXiv 2307.01952,
-    appendix I).
+    They are chosen as in kohya's trainers: as many pixels as fit into resolution², never more, and no side
+    longer than twice the other. At 1024 all of them are among the sizes that SDXL was trained on (arXiv
+    2307.01952, appendix I).
 
     Args:
         resolution: side of the square, in pixels.

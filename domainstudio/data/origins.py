@@ -1,4 +1,4 @@
-"""Origins of images: a folder here, and whatever else the caller brings a lister for.
+"""Origins of images: folders, and every kind for which the caller brings a lister.
 
 Every lister returns the same `Listing`, so that reading, checking and packing do not depend on the origin.
 """
@@ -88,7 +88,7 @@ class Entry:
         size: Bytes.
         read: Returns the bytes.
         fault: Why it must not be read, or None.
-        folder: It is a link to a folder, which is not followed.
+        folder: Whether it is a link to a folder, which is not followed.
     """
 
     path: str
@@ -100,7 +100,7 @@ class Entry:
 
     @property
     def kind(self) -> Literal["image", "caption", "stray"]:
-        """What its name says it is."""
+        """The kind of file, by its name."""
         path = PurePosixPath(self.path)
         if any((part.startswith(".") and part != "..") or part.lower() in STRAY_NAMES for part in path.parts):
             return "stray"

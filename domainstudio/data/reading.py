@@ -1,11 +1,11 @@
-"""One image file's bytes to prepared pixels; whatever cannot be read faithfully is refused."""
+"""From the bytes of one image file to prepared pixels; what cannot be read faithfully is refused."""
 
 from __future__ import annotations
 
 import io
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,10 +16,10 @@ from domainstudio.data.buckets import Size, crop, nearest_bucket
 from domainstudio.errors import DataError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
-"""Decoders that are let at a file; Pillow has others that start programs (EPS) or that nobody needs."""
+"""Decoders that may read a file. Pillow has others, which start programs (EPS) or which nobody needs."""
 
 MAX_PIXELS = 100_000_000
-"""Larger images are refused before they are decoded: a few bytes can claim to be gigabytes of pixels."""
+"""Larger images are refused before they are decoded: a few bytes can claim gigabytes of pixels."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def decode(data: bytes) -> Image.Image:
 
     Raises:
         DataError: it is animated or too large.
-        Exception: whatever Pillow's decoder makes of damaged bytes.
+        Exception: any that Pillow's decoder raises for damaged bytes.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS says it, as an error
@@ -145,20 +145,15 @@ def _to_srgb(image: Image.Image) -> Image.Image:
     # By way of RGBA, because a palette's transparent entries are lost with a warning otherwise.
     via = "RGBA" if image.mode in ("P", "PA", "La", "LA", "RGBa") else base
     plain = image.convert(via).convert(base)
-    profile = image.info.get("icc_profile")
-    if profile:
-        try:
+    converted = None
+    if profile := image.info.get("icc_profile"):
+        with suppress(OSError, ImageCms.PyCMSError):  # viewers too take pixels under a broken profile as sRGB
             source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-            space = source.profile.xcolor_space.strip()
-            if space == ("GRAY" if base == "L" else base) and "sRGB" not in (
-                source.profile.profile_description or ""
-            ):
+            fits = source.profile.xcolor_space.strip() == ("GRAY" if base == "L" else base)
+            if fits and "sRGB" not in (source.profile.profile_description or ""):
                 target = ImageCms.createProfile("sRGB")
                 converted = ImageCms.profileToProfile(plain, source, target, outputMode="RGB")
-                return converted if converted is not None else plain.convert("RGB")
-        except (OSError, ImageCms.PyCMSError):
-            pass  # as viewers do: pixels under a broken profile are taken as sRGB
-    return plain.convert("RGB")
+    return converted or plain.convert("RGB")
 
 
 def _fit(image: Image.Image, size: Size, settings: PrepareSettings) -> np.ndarray:
