@@ -44,10 +44,11 @@ class LossWeights(Section):
     pairwise_temperature: float = Field(default=1.0, gt=0)
     """Temperature of the softmax over similarities; the paper's is 1. Below 1 near neighbours count more."""
     pairwise_center: bool = False
-    """Subtract each model's batch mean before similarities are taken, so that they compare how images differ
-    and not the paper that all share. The paper does not."""
+    """Subtract each model's batch mean before similarities are taken. So they compare how images differ, and
+    not the background that all share. The published method does not subtract it."""
     space: Literal["pixel", "latent"] = "pixel"
-    """Where the terms on x0 compare: images, decoded where the model works in latents, or x0 as it is."""
+    """What the terms on x0 compare: `pixel` images, decoded if the model works in latents; `latent` x0 as it
+    is."""
     tiny_vae: str | None = None
     """Decode for those terms with this `AutoencoderTiny`, a folder or a hub id, in place of the model's own
     VAE: less memory and time, and a rougher picture."""
@@ -56,9 +57,9 @@ class LossWeights(Section):
     clamp_x0: bool = True
     """Clamp predicted x0 to the image range before the terms on x0, so that large t does not dominate."""
     noise_weighting: Literal["none", "alpha_bar", "one_minus_alpha_bar"] = "none"
-    """Weight of each image in `image` and `high_frequency`, by its noise level: `alpha_bar` trusts clean
-    predictions, as a one-step x0 means little at large t; `one_minus_alpha_bar` holds the structure, which is
-    decided there, and leaves the details free."""
+    """Weight of each image in `image` and `high_frequency`, by its noise level. `alpha_bar` prefers low
+    noise, where x0 is predicted well. `one_minus_alpha_bar` prefers high noise, where the structure of an
+    image is decided, and leaves the details free."""
 
     @property
     def pairwise(self) -> bool:

@@ -40,7 +40,7 @@ class ObjectiveSettings(Section):
     at_most: dict[str, float] = Field(default_factory=dict)
     """Largest values of metrics, such as `{memorized_share: 0.05}`, for a setting to be the best."""
     at_least: dict[str, float] = Field(default_factory=dict)
-    """Smallest values, likewise."""
+    """Smallest values of metrics for a setting to be the best."""
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -60,14 +60,14 @@ class SweepSettings(Section):
     grid: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
     """Values of each key; every combination is tried."""
     random: dict[str, tuple[Any, ...] | RangeSettings] = Field(default_factory=dict)
-    """Values or a range of each key, from which `draws` settings are drawn; with a grid, each with all of its
-    combinations."""
+    """Values or a range of each key, from which `draws` settings are drawn. With a grid, each of them is
+    tried with every combination of the grid."""
     draws: int | None = Field(default=None, ge=1)
-    """How many. More of them begin with the same ones."""
+    """Number of settings to draw from `random`. A larger number begins with the same settings."""
     draw_seed: int = Field(default=0, ge=0)
     """Seed of the draws."""
     seeds: tuple[int, ...] = ()
-    """Seeds of training: each setting is trained with each. None: the adaptation's own."""
+    """Seeds of training: each setting is trained with each of them. If empty, with the adaptation's own."""
     objective: ObjectiveSettings = ObjectiveSettings()
     """Which setting is the best."""
     gpus: float = Field(default=1.0, ge=0, le=1)
@@ -75,7 +75,7 @@ class SweepSettings(Section):
     cpus: float = Field(default=1.0, ge=0)
     """CPU cores of a trial, for Ray's bookkeeping."""
     retries: int = Field(default=3, ge=0)
-    """Further attempts at a trial whose node or process died; one that raised an error is not tried again."""
+    """Further attempts at a trial whose node or process died. One that raised an error is not repeated."""
     send_inputs: bool = False
     """Send images and source models through Ray, to nodes that do not see this project's folder."""
 
