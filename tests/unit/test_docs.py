@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from domainstudio.config import AdaptationSettings, Settings, reference
+from tests.unit.test_layers import LAYERS, LEVELS
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(
@@ -192,3 +193,26 @@ def test_what_a_page_names_is_there(check, page):
 )
 def test_a_wrong_name_is_found(check, wrong):
     assert len(list(check("README.md", wrong))) == 1
+
+
+def test_the_tree_names_every_room_and_no_file_that_is_not_there():
+    tree = blocks((ROOT / "docs/architecture.md").read_text(), "")[0]
+    folder, rooms = Path(), set()
+    for line in tree.splitlines():
+        name, _, text = line.strip().partition(" ")
+        place = folder / name if line.startswith(" ") else Path(name)
+        folder = folder if line.startswith(" ") else place
+        rooms.add(place.name.removesuffix(".py"))
+        missing = [
+            file for file in [".", *re.findall(r"\w+\.py\b", text)] if not (ROOT / place / file).exists()
+        ]
+        assert not missing, f"{place}: {missing}"
+    assert LEVELS.keys() <= rooms
+
+
+def test_the_pages_layers_are_those_of_the_test():
+    page = (ROOT / "docs/architecture.md").read_text()
+    rows = re.findall(r"^\| \d+ \| (.*) \|$", page, re.MULTILINE)
+    assert tuple(tuple(re.findall(r"`(\w+)`", row)) for row in reversed(rows)) == LAYERS
+    picture = (ROOT / "docs/images/layers.svg").read_text()
+    assert set(re.findall(r'class="name"[^>]*>(\w+)<', picture)) == LEVELS.keys()
