@@ -165,6 +165,18 @@ def _only_small(read: Callable[[Path], bytes]) -> Callable[[Path], bytes]:
     return checked
 
 
+def test_another_kind_of_origin_is_a_lister(tmp_path: Path) -> None:
+    data = picture(tmp_path / "a.png", 0).read_bytes()
+
+    def list_memory(url: str) -> origins.Listing:
+        return origins.listing_of([origins.Entry("x/a.png", f"{url}/x/a.png", len(data), lambda: data)])
+
+    (record,) = prepare("memory://here", STOP, {"memory://*": list_memory}).records
+    assert (record.id, record.origin, record.label) == ("x/a.png", "memory://here/x/a.png", "x")
+    with pytest.raises(DataError, match=r"give a folder, memory://\*"):
+        prepare("ftp://there", STOP, {"memory://*": list_memory})
+
+
 def test_unusable_origins_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="missing does not exist: correct the path"):
         prepare(str(tmp_path / "missing"), STOP)
