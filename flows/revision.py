@@ -17,13 +17,12 @@ from prefect.client.schemas.objects import State
 from prefect.states import Failed
 
 from domainstudio import config
-from domainstudio.errors import ConfigError
 from domainstudio.tracking.runs import RunPlan
 from flows.parent_run import ParentRun, parent_run
 from flows.run import graph, workspace
 from flows.run.commands import Commands
 from flows.run.pipeline import RETRIES, RETRY_DELAY_SECONDS, adapt
-from flows.run.workspace import REPOSITORY_VARIABLE, WORKSPACES_VARIABLE, Workspace, WorkspaceError
+from flows.run.workspace import WORKSPACES_VARIABLE, Workspace, WorkspaceError
 from flows.server import unimportant
 
 ATTEMPTS = 5
@@ -63,7 +62,7 @@ def adapt_revision(
     if (count := runtime.flow_run.run_count or 1) > ATTEMPTS:
         return Failed(message=f"given up: started {count - 1} times, and each time its node was lost")
     with _folder() as folder:
-        where = workspace.checkout(repository_of(repository), revision, folder)
+        where = workspace.checkout(workspace.repository_of(repository), revision, folder)
         get_run_logger().info("%s is commit %s", revision, where.commit)
         options = {"force": force, "gpus": gpus, "retries": retries, "retry_delay": retry_delay}
         with contextlib.chdir(where.root):
@@ -131,14 +130,3 @@ def _storing(where: Workspace) -> Iterator[None]:
             f"{error}\nThe results are kept in {where.root} on {platform.node()}: run `dvc push` there, "
             "commit and push `dvc.lock`, and remove the folder"
         ) from error
-
-
-def repository_of(given: str | None) -> str:
-    """Return the repository to clone.
-
-    Raises:
-        ConfigError: none is given, and the environment names none.
-    """
-    if found := given or os.environ.get(REPOSITORY_VARIABLE):
-        return found
-    raise ConfigError(f"no repository to clone: set {REPOSITORY_VARIABLE} to its URL, or give `repository`")

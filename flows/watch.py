@@ -16,7 +16,6 @@ from prefect.variables import Variable
 
 from domainstudio import config
 from domainstudio.storage import s3
-from flows.revision import repository_of
 from flows.run import workspace
 
 DEPLOYMENT = "adapt-revision/adapt"
@@ -41,7 +40,7 @@ def watch_targets(
     Returns:
         The adaptations that were started, by target.
     """
-    cloned, logger = repository_of(repository), get_run_logger()
+    cloned, logger = workspace.repository_of(repository), get_run_logger()
     settings = _settings(cloned, revision)
     started: dict[str, list[str]] = {}
     for target, prefixes in watched(settings).items():

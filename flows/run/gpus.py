@@ -28,9 +28,9 @@ CLAIMS = Path(tempfile.gettempdir()) / f"domainstudio-gpus-{os.getuid()}"
 _POLL_SECONDS = 5.0
 
 
-def limit_name(environment: Mapping[str, str] = os.environ) -> str:
+def limit_name() -> str:
     """Return the name of the server's limit for this node's GPUs."""
-    kind = environment.get(CLASS_VARIABLE)
+    kind = os.environ.get(CLASS_VARIABLE)
     return f"{LIMIT_NAME}-{kind}" if kind else LIMIT_NAME
 
 
@@ -49,13 +49,13 @@ def visible_devices(environment: Mapping[str, str] = os.environ) -> tuple[str, .
 class GpuSlots:
     """Hands the machine's GPUs to stages, and queues at the server's limit `gpu` where there is one.
 
-    Without a GPU there is one slot, or `count`: two trainings side by side on the same cores take longer
+    Without a GPU there is one slot, or `count`. Two trainings side by side on the same cores take longer
     than one after the other, and twice the memory.
 
     Args:
         devices: Ids for `CUDA_VISIBLE_DEVICES`; empty on a machine without a GPU.
         count: Slots of a machine without GPUs; with GPUs, use no more than so many.
-        server_limit: The server's limit, None if it has none: then nothing is asked of the server.
+        server_limit: The server's limit; None if it has none, and slots are not taken from the server.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class GpuSlots:
 
 
 def _claim(device: str | None, stack: contextlib.ExitStack) -> bool:
-    """Lock a device against the other flow runs of this machine, for as long as `stack` or this process."""
+    """Lock a device against the other flow runs of this machine, until `stack` or this process ends."""
     if device is None:
         return True
     CLAIMS.mkdir(exist_ok=True)

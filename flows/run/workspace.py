@@ -26,7 +26,8 @@ BRANCHES = "runs"
 
 _NOT_IN_NAMES = re.compile(r"[^\w-]+")
 """Characters that a flow run's name may have, and a branch's may not."""
-_IDENTITY = ("DomainStudio pipeline", "pipeline@domainstudio.invalid")
+_IDENTITY = ("-c", "user.name=DomainStudio pipeline", "-c", "user.email=pipeline@domainstudio.invalid")
+"""Who commits, if git knows nobody."""
 
 
 class WorkspaceError(DomainStudioError):
@@ -40,6 +41,17 @@ class Workspace:
     root: Path
     commit: str
     """The commit that was asked for, before results."""
+
+
+def repository_of(given: str | None) -> str:
+    """Return the repository to clone.
+
+    Raises:
+        ConfigError: none is given, and the environment names none.
+    """
+    if found := given or os.environ.get(REPOSITORY_VARIABLE):
+        return found
+    raise ConfigError(f"no repository to clone: set {REPOSITORY_VARIABLE} to its URL, or give `repository`")
 
 
 def checkout(repository: str, revision: str, root: Path) -> Workspace:
@@ -72,16 +84,16 @@ def checkout(repository: str, revision: str, root: Path) -> Workspace:
     raise ConfigError(f"{redact(repository)} has no branch, tag or commit {revision!r}: correct `revision`")
 
 
-def share_cache(workspace: Workspace, variables: Mapping[str, str] = os.environ) -> None:
+def share_cache(workspace: Workspace) -> None:
     """Make the workspace use the shared DVC cache, if `DOMAINSTUDIO_DVC_CACHE` names one."""
-    if folder := variables.get(CACHE_VARIABLE):
+    if folder := os.environ.get(CACHE_VARIABLE):
         for key, value in (("cache.dir", folder), ("cache.shared", "group")):
-            _dvc(workspace, "config", "--local", key, value)
+            _dvc(workspace.root, "config", "--local", key, value)
 
 
 def has_remote(workspace: Workspace) -> bool:
     """Tell whether DVC has a default remote there."""
-    return bool(_dvc(workspace, "config", "core.remote", check=False))
+    return bool(_dvc(workspace.root, "config", "core.remote", check=False))
 
 
 def pull(commands: Commands, log: Log, stages: Collection[str]) -> None:
@@ -129,12 +141,8 @@ def publish(workspace: Workspace, name: str, message: str) -> str | None:
     _git(root, "add", "--all")
     if not _git(root, "status", "--porcelain"):
         return None
-    identity = {}
-    if not _git(root, "config", "user.email", check=False):
-        name_, email = _IDENTITY
-        identity = {"GIT_AUTHOR_NAME": name_, "GIT_COMMITTER_NAME": name_}
-        identity |= {"GIT_AUTHOR_EMAIL": email, "GIT_COMMITTER_EMAIL": email}
-    _git(root, "commit", "--quiet", "--message", f"{message} [skip ci]", variables=identity)
+    identity = () if _git(root, "config", "user.email", check=False) else _IDENTITY
+    _git(root, *identity, "commit", "--quiet", "--message", f"{message} [skip ci]")
     return _push(root, f"{BRANCHES}/{_NOT_IN_NAMES.sub('-', name).strip('-') or 'run'}")
 
 
@@ -150,22 +158,20 @@ def _push(root: Path, name: str, number: int = 1) -> str:
     return branch
 
 
-def _dvc(workspace: Workspace, *arguments: str, check: bool = True) -> str:
-    return _call([sys.executable, "-m", "dvc", *arguments], workspace.root, {}, check)
+def _dvc(root: Path, *arguments: str, check: bool = True) -> str:
+    return _call([sys.executable, "-m", "dvc", *arguments], root, check)
 
 
-def _git(
-    root: Path | None, *arguments: str, variables: Mapping[str, str] | None = None, check: bool = True
-) -> str:
-    quiet = {"GIT_TERMINAL_PROMPT": "0"}  # a run that waits for a password waits for ever
-    return _call(["git", *arguments], root, {**quiet, **(variables or {})}, check)
+def _git(root: Path | None, *arguments: str, check: bool = True) -> str:
+    return _call(["git", *arguments], root, check)
 
 
-def _call(command: list[str], root: Path | None, variables: Mapping[str, str], check: bool) -> str:
+def _call(command: list[str], root: Path | None, check: bool) -> str:
     done = subprocess.run(
         command,
         cwd=root,
-        env={**environment(os.environ), **variables},
+        # A git that asks for a password waits for ever.
+        env={**environment(os.environ), "GIT_TERMINAL_PROMPT": "0"},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
