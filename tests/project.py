@@ -33,6 +33,12 @@ def make_project(root: Path, more: Sequence[str] = ()) -> Path:
     tiny_text_denoiser().save(root / "models/sources/noto-text", half=True)
     (root / "params.yaml").write_text(yaml.safe_dump(params()))
     (root / ".gitignore").write_text("__pycache__/\n.cache/\n.checkpoints/\nmlflow.db\nmlartifacts/\n")
+    start_repository(root)
+    return root
+
+
+def start_repository(root):
+    """Keep all files of a folder in a repository of git and DVC."""
     for command in (
         "git init -q",
         "git config user.name tester",
@@ -43,7 +49,6 @@ def make_project(root: Path, more: Sequence[str] = ()) -> Path:
         "git commit -q -m start",
     ):
         run(root, *command.split())
-    return root
 
 
 def params():

@@ -18,7 +18,7 @@ from domainstudio.errors import ConfigError
 from flows.run import gpus, graph
 from flows.run.commands import Commands, StoppedError
 from tests.integration.conftest import prefect_client
-from tests.project import ROOT
+from tests.project import ROOT, start_repository
 
 pytest.importorskip("prefect")
 pytest.importorskip("dvc")
@@ -94,22 +94,13 @@ stages:
 ADDRESSES = {f"{group}@{key}" for group in ("prepare", "finetune", "evaluate") for key in "ab"} | {"report"}
 
 
-def git(folder, *arguments):
-    identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
-    subprocess.run(["git", *identity, *arguments], cwd=folder, check=True, capture_output=True)
-
-
 @pytest.fixture(scope="session")
 def template(tmp_path_factory):
     folder = tmp_path_factory.mktemp("repository")
     (folder / "step.py").write_text(STEP)
     (folder / "dvc.yaml").write_text(DVC_YAML)
     (folder / "params.yaml").write_text("adaptations: {a: a, b: b}\n")
-    git(folder, "init", "--quiet")
-    environment = {**os.environ, "DVC_NO_ANALYTICS": "1"}
-    subprocess.run([sys.executable, "-m", "dvc", "init", "--quiet"], cwd=folder, check=True, env=environment)
-    git(folder, "add", ".")
-    git(folder, "commit", "--quiet", "-m", "template")
+    start_repository(folder)
     return folder
 
 
