@@ -57,7 +57,7 @@ class StageFailedError(DomainStudioError):
     """A stage's command failed; the message names the stage and quotes its last lines."""
 
     def __init__(self, address: str, status: int, tail: Sequence[str], seconds: float) -> None:
-        self.address, self.status, self.seconds = address, status, seconds
+        self.status, self.seconds = status, seconds
         quoted = "\n".join(f"  {line}" for line in tail)
         super().__init__(f"{address} failed with exit status {status}; its last lines:\n{quoted}")
 
