@@ -23,7 +23,7 @@ from domainstudio.data.prompts import read_subjects
 from domainstudio.errors import ConfigError
 from domainstudio.metrics.features import FEATURES, extract
 from domainstudio.metrics.networks import load_network
-from domainstudio.metrics.pairing import TOP, Retrieval, drawing_names, retrieval
+from domainstudio.metrics.pairing import TOP, Drawings, drawing_names, retrieval
 from domainstudio.models.denoiser import Denoiser
 from domainstudio.sampling import default_device, draw
 from stages.cli import run
@@ -77,7 +77,7 @@ def measure(drawn: np.ndarray, subjects: list[str], drawings: ImageSet, settings
         for images in (drawn, drawings.images)
     )
     names = drawing_names(drawings.images, [record.caption for record in drawings.records])
-    found: Retrieval = retrieval(ours.perceptual, subjects, theirs.perceptual, names)
+    found = retrieval(ours.perceptual, subjects, Drawings(theirs.perceptual, names))
     if not found.number:
         raise ConfigError(
             f"none of the {len(subjects)} subjects is the caption of an image of {drawings.origin}"

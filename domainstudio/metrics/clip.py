@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -14,7 +14,9 @@ import numpy as np
 
 from domainstudio.errors import CheckpointError, MissingExtraError
 from domainstudio.metrics.clip_preprocessing import Preprocessing
+from domainstudio.metrics.diversity import intra_distance
 from domainstudio.metrics.features import Features, Rows
+from domainstudio.metrics.metric import Figure
 
 if TYPE_CHECKING:
     import torch
@@ -27,6 +29,31 @@ FILES = (
 """What of a hub model is downloaded."""
 
 TEXTS_PER_PASS = 100
+
+FIGURES = (
+    Figure(
+        "clip_score",
+        "CLIP score",
+        "higher",
+        "How well samples show what their prompt says, by CLIP: 100 times the cosine of image and prompt.",
+        part="clip",
+    ),
+    Figure(
+        "subject_clip_score",
+        "CLIP score of the subject",
+        "higher",
+        "The same against the bare subject, so that models with different prompts compare.",
+        part="clip",
+    ),
+    Figure(
+        "intra_clip",
+        "Intra-CLIP",
+        "higher",
+        "Like the intra distance, with 1 minus the cosine of CLIP's image embeddings as the distance.",
+        capped=True,
+        part="clip",
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -46,36 +73,9 @@ class ClipScores:
     intra_clip: float | None = None
     intra_clip_clusters: int | None = None
 
-
-@dataclass(frozen=True)
-class ClipReport:
-    """`clip` in metrics.json; figures of different models are never comparable.
-
-    Attributes:
-        model: Folder or hub id.
-        digest: SHA-256 of its weights.
-        samples: The adapted model's samples.
-        references: The source model's samples, and real images of the domain under their captions.
-    """
-
-    model: str
-    digest: str
-    samples: ClipScores
-    references: Mapping[str, ClipScores]
-
     def to_json(self) -> dict[str, Any]:
-        """Return what is defined, laid out as the other metrics are."""
-
-        def defined(scores: ClipScores) -> dict[str, Any]:
-            return {name: value for name, value in asdict(scores).items() if value is not None}
-
-        references = {name: defined(scores) for name, scores in self.references.items()}
-        return {
-            "model": self.model,
-            "digest": self.digest,
-            "samples": defined(self.samples),
-            "references": references,
-        }
+        """Return what is defined, by name."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 def clip_score(images: Features, texts: Rows) -> float:
@@ -92,6 +92,35 @@ def clip_score(images: Features, texts: Rows) -> float:
     unit = images.pooled / np.linalg.norm(images.pooled, axis=1, keepdims=True)
     cosines = np.einsum("ij,ij->i", unit.astype(np.float64), texts.astype(np.float64))
     return float(100 * np.maximum(cosines, 0).mean())
+
+
+def scores(
+    network: ClipNetwork, images: Features, shots: Features, prompts: Sequence[str], subjects: Sequence[str]
+) -> ClipScores:
+    """Return CLIP's figures of images.
+
+    Args:
+        network: The model.
+        images: Its features of N images.
+        shots: Its features of the training images.
+        prompts: The images' prompts, N or none; "" leaves an image out of the score.
+        subjects: Their bare subjects, likewise.
+    """
+    intra = intra_distance(images.perceptual, shots.perceptual)
+    return ClipScores(
+        clip_score=_score(network, images, prompts),
+        subject_clip_score=_score(network, images, subjects),
+        intra_clip=intra.mean,
+        intra_clip_clusters=intra.clusters,
+    )
+
+
+def _score(network: ClipNetwork, images: Features, texts: Sequence[str]) -> float | None:
+    """Return the CLIP score of the images that have a text, or None where none has."""
+    chosen = [index for index, text in enumerate(texts) if text]
+    if not chosen:
+        return None
+    return clip_score(images.take(chosen), network.encode_texts([texts[index] for index in chosen]))
 
 
 class ClipNetwork:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from domainstudio.errors import DataError
 from domainstudio.metrics.distances import Floats, nearest
+from domainstudio.metrics.metric import Figure, Measured, Metric, Scores
 
 
 @dataclass(frozen=True)
@@ -68,3 +69,33 @@ def _mean_pairwise(rows: Floats, chosen: NDArray[np.bool_]) -> float | None:
         return None
     centre = members.mean(axis=0, dtype=np.float64)
     return 2 / (len(members) - 1) * sum(float(((row - centre) ** 2).sum()) for row in members)
+
+
+def _scores(measured: Measured) -> Scores:
+    rows = np.repeat(measured.images.perceptual, 2 if measured.copies else 1, axis=0)
+    found = intra_distance(rows, measured.shots.perceptual)
+    mean: Scores = {} if found.mean is None else {"intra_distance": found.mean}
+    sizes: Scores = {} if measured.copies else {"intra_sizes": found.sizes}
+    return {**mean, "intra_clusters": found.clusters, **sizes}
+
+
+METRIC = Metric(
+    _scores,
+    (
+        Figure(
+            "intra_distance",
+            "Intra distance",
+            "higher",
+            "Samples are grouped by their nearest training image; this is the mean distance inside a group. "
+            "Exact copies give 0, but garbage gives much: read it beside precision.",
+            capped=True,
+        ),
+        Figure(
+            "intra_clusters",
+            "Groups",
+            None,
+            "How many training images have at least two samples grouped around them.",
+            count=True,
+        ),
+    ),
+)

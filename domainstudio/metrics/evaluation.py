@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -12,56 +12,12 @@ from numpy.typing import NDArray
 
 from domainstudio.config import EvaluateSettings
 from domainstudio.errors import DataError
-from domainstudio.metrics.clip import ClipReport
-from domainstudio.metrics.distances import Floats
-from domainstudio.metrics.diversity import intra_distance
+from domainstudio.metrics.catalogue import METRICS
 from domainstudio.metrics.features import Features
-from domainstudio.metrics.frechet import frechet_distance
-from domainstudio.metrics.kernel import kernel_distance
-from domainstudio.metrics.memorization import Memorization, memorization
-from domainstudio.metrics.neighbours import neighbour_scores
-from domainstudio.metrics.pairing import PairedReport
+from domainstudio.metrics.memorization import Memorization, memorization_of
+from domainstudio.metrics.metric import Measured, Scores
 
 Images = NDArray[np.uint8]
-
-
-@dataclass(frozen=True)
-class Scores:
-    """All metrics of one set of images; None where too few images leave one undefined.
-
-    Attributes:
-        number: Images that were measured.
-        frechet_distance: To the domain; see `frechet_distance`.
-        kid: Kernel distance to the domain, mean over subsets.
-        kid_std: Its standard deviation over subsets.
-        precision: Share of images inside the domain's neighbourhoods.
-        recall: Share of the domain inside the images' neighbourhoods.
-        density: Like precision, robust to outliers of the domain.
-        coverage: Share of the domain's neighbourhoods with an image inside.
-        intra_distance: Perceptual distance among images of the same nearest training image.
-        intra_clusters: Training images with at least two such images.
-        intra_sizes: Images nearest to each training image.
-        memorized_share: Share of images nearer to a training image than `evaluate.memorized_below`.
-        nearest_distance_median: Median perceptual distance to the nearest training image.
-    """
-
-    number: int
-    frechet_distance: float | None = None
-    kid: float | None = None
-    kid_std: float | None = None
-    precision: float | None = None
-    recall: float | None = None
-    density: float | None = None
-    coverage: float | None = None
-    intra_distance: float | None = None
-    intra_clusters: int | None = None
-    intra_sizes: tuple[int, ...] | None = None
-    memorized_share: float | None = None
-    nearest_distance_median: float | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """Return what is defined, by name."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,11 +29,10 @@ class MetricReport:
         features_digest: SHA-256 of its weights.
         domain_number: Images of the domain that were the reference of the distribution metrics.
         domain_is_shots: Whether the training images had to be that reference, for want of others.
-        samples: Scores of the adapted model's samples.
-        references: Scores of other sets of images, by name.
+        samples: Scores of the adapted model's samples, and their `number`.
+        references: The same of other sets of images, by name.
         nearest: The samples' nearest training images.
-        paired: Whether samples show their subjects, where these are known.
-        clip: CLIP's figures, where `evaluate.clip` names a model.
+        parts: Further parts of metrics.json by name, each with `samples` and `references` of its own.
     """
 
     features: str
@@ -87,21 +42,19 @@ class MetricReport:
     samples: Scores
     references: Mapping[str, Scores]
     nearest: Memorization = field(repr=False)
-    paired: PairedReport | None = None
-    clip: ClipReport | None = None
+    parts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def metrics(self) -> dict[str, Any]:
         """Return the content of metrics.json."""
-        parts = {"paired": self.paired, "clip": self.clip}
         return {
             "features": self.features,
             "features_digest": self.features_digest,
-            "number": self.samples.number,
+            "number": self.samples["number"],
             "domain_number": self.domain_number,
             "domain_is_shots": self.domain_is_shots,
-            "samples": self.samples.to_json(),
-            "references": {name: scores.to_json() for name, scores in self.references.items()},
-            **{name: part.to_json() for name, part in parts.items() if part is not None},
+            "samples": self.samples,
+            "references": self.references,
+            **self.parts,
         }
 
     def nearest_pairs(self, seeds: Sequence[int] | None = None) -> dict[str, Any]:
@@ -110,20 +63,16 @@ class MetricReport:
         Args:
             seeds: Seed of each sample, where known.
         """
-        pairs = []
-        for index in np.argsort(self.nearest.distances, kind="stable").tolist():
-            seed = {} if seeds is None else {"seed": seeds[index]}
-            training, distance = int(self.nearest.training[index]), float(self.nearest.distances[index])
-            mirrored = bool(self.nearest.mirrored[index])
-            pairs.append(
-                {
-                    "sample": index,
-                    **seed,
-                    "training": training,
-                    "mirrored": mirrored,
-                    "distance": distance,
-                }
-            )
+        pairs = [
+            {
+                "sample": index,
+                **({} if seeds is None else {"seed": seeds[index]}),
+                "training": int(self.nearest.training[index]),
+                "mirrored": bool(self.nearest.mirrored[index]),
+                "distance": float(self.nearest.distances[index]),
+            }
+            for index in np.argsort(self.nearest.distances, kind="stable").tolist()
+        ]
         return {"threshold": self.nearest.threshold, "pairs": pairs}
 
 
@@ -173,66 +122,23 @@ def evaluate(
     """
     _check_networks(samples, shots, domain, source, mirrored)
     reference = shots if domain is None else domain
-    measure = partial(_scores, shots=shots, mirrored=mirrored, settings=settings)
-    references = {"shots": measure(shots, reference=reference, copies=True)[0]}
+    against = partial(Measured, shots=shots, mirrored=mirrored, settings=settings)
+    measured = against(samples, reference)
+    references = {"shots": against(shots, reference, copies=True)}
     if source is not None:
-        references["source"] = measure(source, reference=reference)[0]
+        references["source"] = against(source, reference)
     if domain is not None and len(domain) >= 2:
         drawn, rest = split_domain(len(domain), len(samples), settings.seed)
-        references["domain"] = measure(domain.take(drawn), reference=domain.take(rest))[0]
-    scores, near = measure(samples, reference=reference)
+        references["domain"] = against(domain.take(drawn), domain.take(rest))
     return MetricReport(
         features=samples.network,
         features_digest=samples.digest,
         domain_number=len(reference),
         domain_is_shots=domain is None,
-        samples=scores,
-        references=references,
-        nearest=near,
+        samples=_scores(measured),
+        references={name: _scores(item) for name, item in references.items()},
+        nearest=memorization_of(measured),
     )
-
-
-def _scores(
-    images: Features,
-    reference: Features,
-    shots: Features,
-    mirrored: Features | None,
-    settings: EvaluateSettings,
-    copies: bool = False,
-) -> tuple[Scores, Memorization]:
-    near = memorization(
-        images.perceptual,
-        shots.perceptual,
-        settings.memorized_below,
-        None if mirrored is None else mirrored.perceptual,
-    )
-    intra = intra_distance(np.repeat(images.perceptual, 2 if copies else 1, axis=0), shots.perceptual)
-    scores = Scores(
-        number=len(images),
-        **_distribution_scores(images.pooled, reference.pooled, settings),
-        intra_distance=intra.mean,
-        intra_clusters=intra.clusters,
-        intra_sizes=None if copies else intra.sizes,
-        memorized_share=near.share,
-        nearest_distance_median=near.median,
-    )
-    return scores, near
-
-
-def _distribution_scores(images: Floats, reference: Floats, settings: EvaluateSettings) -> dict[str, Any]:
-    fewest, scores = min(len(images), len(reference)), {}
-    if fewest >= 2:
-        kid = kernel_distance(
-            images, reference, settings.kid_subset_size, settings.kid_subsets, settings.seed
-        )
-        scores = {
-            "frechet_distance": frechet_distance(images, reference),
-            "kid": kid.mean,
-            "kid_std": kid.std,
-        }
-    if fewest > settings.neighbours:
-        scores |= neighbour_scores(images, reference, settings.neighbours)._asdict()
-    return scores
 
 
 def split_domain(domain: int, samples: int, seed: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
@@ -240,6 +146,13 @@ def split_domain(domain: int, samples: int, seed: int) -> tuple[NDArray[np.intp]
     order = np.random.default_rng(seed).permutation(domain)
     number = min(samples, domain // 2)
     return order[:number], order[number:]
+
+
+def _scores(measured: Measured) -> Scores:
+    scores: dict[str, Any] = {"number": len(measured.images)}
+    for metric in METRICS:
+        scores |= metric.scores(measured)
+    return scores
 
 
 def _check_networks(*features: Features | None) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 
 from domainstudio.errors import DataError
 from domainstudio.metrics.distances import Float64s, Floats
+from domainstudio.metrics.metric import Figure, Measured, Metric, Scores
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,3 +80,23 @@ def frechet_distance(a: Floats, b: Floats) -> float:
         DataError: a set has fewer than 2 rows, or values that are not finite.
     """
     return frechet_distance_of(gaussian(a), gaussian(b))
+
+
+def _scores(measured: Measured) -> Scores:
+    if measured.fewest < 2:
+        return {}
+    return {"frechet_distance": frechet_distance(measured.images.pooled, measured.reference.pooled)}
+
+
+METRIC = Metric(
+    _scores,
+    (
+        Figure(
+            "frechet_distance",
+            "Fréchet distance",
+            "lower",
+            "How far the samples are, as a cloud of features, from real images of the domain. Too few images "
+            "push it up, so only equal numbers of images compare.",
+        ),
+    ),
+)

@@ -8,6 +8,7 @@ import numpy as np
 
 from domainstudio.errors import DataError
 from domainstudio.metrics.distances import Float64s, Floats
+from domainstudio.metrics.metric import Figure, Measured, Metric, Scores
 
 
 class KernelDistance(NamedTuple):
@@ -68,3 +69,26 @@ def kernel_distance(
         for _ in range(subsets)
     ]
     return KernelDistance(float(np.mean(values)), float(np.std(values)))
+
+
+def _scores(measured: Measured) -> Scores:
+    if measured.fewest < 2:
+        return {}
+    settings, rows = measured.settings, (measured.images.pooled, measured.reference.pooled)
+    distance = kernel_distance(*rows, settings.kid_subset_size, settings.kid_subsets, settings.seed)
+    return {"kid": distance.mean, "kid_std": distance.std}
+
+
+METRIC = Metric(
+    _scores,
+    (
+        Figure(
+            "kid",
+            "Kernel distance",
+            "lower",
+            "The same question without the bias of small sets; ± is the spread over random subsets. Around 0 "
+            "the two sets cannot be told apart.",
+            spread="kid_std",
+        ),
+    ),
+)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,28 +12,30 @@ import numpy as np
 
 from domainstudio.config import EvaluateSettings
 from domainstudio.data import ImageSet
-from domainstudio.metrics.clip import ClipNetwork, ClipReport, ClipScores, clip_score, load_clip
-from domainstudio.metrics.diversity import intra_distance
+from domainstudio.metrics import clip, pairing
 from domainstudio.metrics.evaluation import Images, MetricReport, evaluate, held_out, split_domain
 from domainstudio.metrics.features import FEATURES, FeatureNetwork, Features, extract
 from domainstudio.metrics.networks import load_network
-from domainstudio.metrics.pairing import PairedReport, Texts, Told, drawing_names, retrieval
+from domainstudio.metrics.pairing import SampleTexts, Texts
 from domainstudio.sampling import load_samples
+
+Encode = Callable[[Images, str], Features]
 
 
 @dataclass(frozen=True, eq=False)
-class _Images:
+class _Sets:
+    """The sets of images of one evaluation; `rest` are the domain's images that are no training images."""
+
     samples: Images
     source: Images
     shots: Images
     domain: Images
     rest: list[int]
-    """Positions of the domain's images that are no training images."""
 
 
 @dataclass(frozen=True, eq=False)
 class _Encoded:
-    """Features of the same sets by one network."""
+    """Features of the same sets by one network; `rest` is None where there are no such images."""
 
     samples: Features
     source: Features
@@ -60,14 +62,9 @@ def measure_folders(
     images = (load_samples(samples), load_samples(source), shots.images, domain.images)
     drawn, drawn_source = (_entries(folder) for folder in (samples, source))
     captions = (tuple(record.caption for record in part.records) for part in (shots, domain))
-    texts = Texts(Told.of(drawn), Told.of(drawn_source), *captions)
+    texts = Texts(SampleTexts.read(drawn), SampleTexts.read(drawn_source), *captions)
     report = measure_images(*images, settings, cache, texts=texts, progress=True)
     return report.metrics(), report.nearest_pairs([image["seed"] for image in drawn])
-
-
-def _entries(folder: Path) -> list[dict[str, Any]]:
-    content = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    return list(content["images"])
 
 
 def measure_images(
@@ -91,89 +88,85 @@ def measure_images(
         domain: the whole target domain; images that are training images are left out.
         settings: feature network, CLIP model and how to measure.
         cache: folder that keeps features.
-        texts: captions of the images and what the models were told: subjects for the paired measure, prompts
-            for the CLIP score.
+        texts: captions of the images, and the samples' subjects and prompts: subjects for the paired
+            measure, prompts for the CLIP score.
         progress: show a bar per set.
     """
-    network = load_network(settings.features)
-    images = _Images(samples, source, shots, domain, held_out(domain, shots))
-    encoded = _encode(images, network, settings, cache, "encode" if progress else None)
-    mirrored = extract(
-        shots[..., ::-1],
-        network,
-        settings.batch_size,
-        cache,
-        progress="encode mirrored shots" if progress else None,
-    )
+    sets = _Sets(samples, source, shots, domain, held_out(domain, shots))
+    encode = _encoder(load_network(settings.features), settings, cache, "encode" if progress else None)
+    encoded = _encode(sets, encode)
+    mirrored = encode(shots[..., ::-1], "mirrored shots")
     report = evaluate(encoded.samples, encoded.shots, encoded.rest, encoded.source, settings, mirrored)
-    paired = None if texts is None else _paired(images, encoded, texts)
-    if settings.clip is None:
-        return replace(report, paired=paired)
-    clip_network = load_clip(settings.clip)
-    seen = _encode(images, clip_network, settings, cache, "CLIP of" if progress else None)
-    return replace(report, paired=paired, clip=_clip(images, seen, texts, clip_network, settings))
+    parts = {}
+    if texts is not None and any(texts.samples.subjects):
+        parts["paired"] = _paired(sets, encoded, texts)
+    if settings.clip is not None:
+        network = clip.load_clip(settings.clip)
+        seen = _encode(sets, _encoder(network, settings, cache, "CLIP of" if progress else None))
+        parts["clip"] = _clip(sets, seen, texts, network, settings)
+    return replace(report, parts=parts)
 
 
-def _encode(
-    images: _Images, network: FeatureNetwork, settings: EvaluateSettings, cache: Path, verb: str | None
-) -> _Encoded:
-    def encode(pixels: Images, title: str) -> Features:
-        bar = None if verb is None else f"{verb} {title}"
-        return extract(pixels, network, settings.batch_size, cache, progress=bar)
+def _entries(folder: Path) -> list[dict[str, Any]]:
+    content = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    return list(content["images"])
 
+
+def _encoder(network: FeatureNetwork, settings: EvaluateSettings, cache: Path, verb: str | None) -> Encode:
+    def encode(images: Images, title: str) -> Features:
+        progress = None if verb is None else f"{verb} {title}"
+        return extract(images, network, settings.batch_size, cache, progress)
+
+    return encode
+
+
+def _encode(sets: _Sets, encode: Encode) -> _Encoded:
     return _Encoded(
-        samples=encode(images.samples, "samples"),
-        source=encode(images.source, "source"),
-        shots=encode(images.shots, "shots"),
-        rest=encode(images.domain[images.rest], "domain") if images.rest else None,
+        samples=encode(sets.samples, "samples"),
+        source=encode(sets.source, "source"),
+        shots=encode(sets.shots, "shots"),
+        rest=encode(sets.domain[sets.rest], "domain") if sets.rest else None,
     )
 
 
-def _paired(images: _Images, encoded: _Encoded, texts: Texts) -> PairedReport | None:
+def _paired(sets: _Sets, encoded: _Encoded, texts: Texts) -> dict[str, Any]:
     """Look for the subjects' drawings in the whole domain.
 
     The training images are part of it: a copy of one of them keeps no other subject.
     """
-    if not any(texts.samples.subjects):
-        return None
-    names = drawing_names([*images.shots, *images.domain], [*texts.shots, *texts.domain])
-    trained = frozenset().union(*names[: len(images.shots)])
-    names = names[: len(images.shots)] + [names[len(images.shots) + index] for index in images.rest]
+    names = pairing.drawing_names([*sets.shots, *sets.domain], [*texts.shots, *texts.domain])
+    of_shots, of_domain = names[: len(sets.shots)], names[len(sets.shots) :]
     parts = [encoded.shots] if encoded.rest is None else [encoded.shots, encoded.rest]
-    drawings = np.concatenate([part.perceptual for part in parts])
-    samples, source = (
-        retrieval(features.perceptual, told.subjects, drawings, names, trained)
-        for features, told in ((encoded.samples, texts.samples), (encoded.source, texts.source))
+    drawings = pairing.Drawings(
+        np.concatenate([part.perceptual for part in parts]),
+        [*of_shots, *(of_domain[index] for index in sets.rest)],
+        trained=frozenset().union(*of_shots),
     )
-    return PairedReport(samples, source if any(texts.source.subjects) else None)
+    samples = pairing.retrieval(encoded.samples.perceptual, texts.samples.subjects, drawings)
+    references = {}
+    if any(texts.source.subjects):
+        source = pairing.retrieval(encoded.source.perceptual, texts.source.subjects, drawings)
+        references["source"] = source.to_json()
+    return {"samples": samples.to_json(), "references": references}
 
 
 def _clip(
-    images: _Images, seen: _Encoded, texts: Texts | None, network: ClipNetwork, settings: EvaluateSettings
-) -> ClipReport:
+    sets: _Sets, seen: _Encoded, texts: Texts | None, network: clip.ClipNetwork, settings: EvaluateSettings
+) -> dict[str, Any]:
     """Measure the samples, the source and the real images that `evaluate` measures as samples."""
 
-    def scores(features: Features, told: Told | None) -> ClipScores:
-        intra = intra_distance(features.perceptual, seen.shots.perceptual)
-        return ClipScores(
-            clip_score=None if told is None else _score(network, features, told.prompts),
-            subject_clip_score=None if told is None else _score(network, features, told.subjects),
-            intra_clip=intra.mean,
-            intra_clip_clusters=intra.clusters,
-        )
+    def scores(images: Features, shown: SampleTexts | None) -> dict[str, Any]:
+        prompts, subjects = ((), ()) if shown is None else (shown.prompts, shown.subjects)
+        return clip.scores(network, images, seen.shots, prompts, subjects).to_json()
 
     references = {"source": scores(seen.source, None if texts is None else texts.source)}
     if seen.rest is not None and len(seen.rest) >= 2:
         drawn, _ = split_domain(len(seen.rest), len(seen.samples), settings.seed)
-        captions = () if texts is None else tuple(texts.domain[images.rest[index]] for index in drawn)
-        references["domain"] = scores(seen.rest.take(drawn), Told(captions, captions) if captions else None)
-    samples = scores(seen.samples, None if texts is None else texts.samples)
-    return ClipReport(network.name, network.digest, samples, references)
-
-
-def _score(network: ClipNetwork, images: Features, texts: Sequence[str]) -> float | None:
-    """Return the CLIP score of the images that have a text, or None where none has."""
-    told = [index for index, text in enumerate(texts) if text]
-    if not told:
-        return None
-    return clip_score(images.take(told), network.encode_texts([texts[index] for index in told]))
+        captions = () if texts is None else tuple(texts.domain[sets.rest[index]] for index in drawn)
+        references["domain"] = scores(seen.rest.take(drawn), SampleTexts(captions, captions))
+    return {
+        "model": network.name,
+        "digest": network.digest,
+        "samples": scores(seen.samples, None if texts is None else texts.samples),
+        "references": references,
+    }

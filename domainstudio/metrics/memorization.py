@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from domainstudio.errors import DataError
 from domainstudio.metrics.distances import Float64s, Floats, nearest
+from domainstudio.metrics.metric import Figure, Measured, Metric, Scores
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,3 +83,35 @@ def memorization_threshold(
         mirrored: As for `memorization`.
     """
     return float(np.quantile(memorization(real, training, 0.0, mirrored).distances, share))
+
+
+def memorization_of(measured: Measured) -> Memorization:
+    """Return `memorization` of the images that are measured."""
+    mirrored = None if measured.mirrored is None else measured.mirrored.perceptual
+    rows = (measured.images.perceptual, measured.shots.perceptual)
+    return memorization(*rows, measured.settings.memorized_below, mirrored)
+
+
+def _scores(measured: Measured) -> Scores:
+    found = memorization_of(measured)
+    return {"memorized_share": found.share, "nearest_distance_median": found.median}
+
+
+METRIC = Metric(
+    _scores,
+    (
+        Figure(
+            "memorized_share",
+            "Memorised",
+            "lower",
+            "Share of the samples closer to a training image than the threshold.",
+            percent=True,
+        ),
+        Figure(
+            "nearest_distance_median",
+            "Nearest distance",
+            None,
+            "Median distance of a sample to its nearest training image.",
+        ),
+    ),
+)

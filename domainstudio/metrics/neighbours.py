@@ -8,6 +8,7 @@ import numpy as np
 
 from domainstudio.errors import DataError
 from domainstudio.metrics.distances import Float64s, Floats, squared_distance_blocks
+from domainstudio.metrics.metric import Figure, Measured, Metric, Scores
 
 
 class NeighbourScores(NamedTuple):
@@ -74,3 +75,45 @@ def neighbour_scores(samples: Floats, reference: Floats, k: int = 3) -> Neighbou
         density=balls / (k * len(samples)),
         coverage=float(covered.mean()),
     )
+
+
+def _scores(measured: Measured) -> Scores:
+    k = measured.settings.neighbours
+    if measured.fewest <= k:
+        return {}
+    return neighbour_scores(measured.images.pooled, measured.reference.pooled, k)._asdict()
+
+
+METRIC = Metric(
+    _scores,
+    (
+        Figure(
+            "precision",
+            "Precision",
+            "higher",
+            "Share of the samples that look like some real image of the domain.",
+            percent=True,
+        ),
+        Figure(
+            "recall",
+            "Recall",
+            "higher",
+            "Share of the real images that look like some sample: how much of the domain is reached.",
+            percent=True,
+        ),
+        Figure(
+            "density",
+            "Density",
+            "higher",
+            "Like precision, but counts how many real images a sample is close to; outliers weigh less, and "
+            "it can exceed 1.",
+        ),
+        Figure(
+            "coverage",
+            "Coverage",
+            "higher",
+            "Share of the real images with at least one sample close by.",
+            percent=True,
+        ),
+    ),
+)

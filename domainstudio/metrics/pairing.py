@@ -7,7 +7,7 @@ Keeping the subject means that of all real drawings its own is the nearest.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
 import numpy as np
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from domainstudio.errors import DataError
 from domainstudio.metrics.distances import Float64s, Floats, squared_distance_blocks
+from domainstudio.metrics.metric import Figure
 
 TOP = 5
 """How many of the nearest drawings count for `top_5`."""
@@ -22,41 +23,63 @@ TOP = 5
 TIE = 1e-9
 """Distances that differ by less than this share are the same: features are float32, sums of them rounded."""
 
+FIGURES = (
+    Figure(
+        "top_1",
+        "Subject kept",
+        "higher",
+        "Share of the samples that, of all real drawings of the domain, are nearest to that of their own "
+        "subject. Subjects without a drawing, or that were trained on, do not count.",
+        percent=True,
+        chance="top_1_chance",
+        part="paired",
+    ),
+    Figure(
+        "top_5",
+        "Subject among five",
+        "higher",
+        "The same, with their own subject's drawing among the five nearest.",
+        percent=True,
+        chance="top_5_chance",
+        part="paired",
+    ),
+)
+
 Counts = NDArray[np.intp]
 
 
 @dataclass(frozen=True)
-class Told:
-    """What a model was told for each of its samples.
+class SampleTexts:
+    """The texts of a set of samples, one of each kind per sample.
 
     Attributes:
         subjects: What each sample is of, as the domain's captions name it; "" where that is not known.
-        prompts: The prompt or class itself; "" where there was none.
+        prompts: The prompt or label that it was drawn with; "" where there was none.
     """
 
     subjects: tuple[str, ...]
     prompts: tuple[str, ...]
 
     @classmethod
-    def of(cls, entries: Iterable[Mapping[str, Any]]) -> Self:
-        """Read the entries `images` of a samples folder's manifest; what they lack was not told."""
+    def read(cls, entries: Iterable[Mapping[str, Any]]) -> Self:
+        """Read the entries `images` of a samples folder's manifest; what an entry lacks becomes ""."""
         texts = [(str(entry.get("subject") or ""), str(entry.get("prompt") or "")) for entry in entries]
         return cls(tuple(subject for subject, _ in texts), tuple(prompt for _, prompt in texts))
 
 
 @dataclass(frozen=True)
 class Texts:
-    """The words that belong to the images of one evaluation, in the images' order.
+    """The texts that belong to the images of one evaluation, in the images' order.
 
     Attributes:
-        samples: What the adapted model was told.
-        source: What the source model was told.
+        samples: Those of the adapted model's samples.
+        source: Those of the source model's samples.
         shots: Captions of the training images, "" where there is none.
         domain: Captions of the whole domain.
     """
 
-    samples: Told
-    source: Told
+    samples: SampleTexts
+    source: SampleTexts
     shots: tuple[str, ...]
     domain: tuple[str, ...]
 
@@ -93,28 +116,6 @@ class Retrieval:
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
-@dataclass(frozen=True)
-class PairedReport:
-    """How well subjects are kept: `paired` in metrics.json.
-
-    Whether the style was learned is what the distribution metrics say, of the same images. The source model
-    is the reference for both: it draws the subject in another style. Real drawings are none: each is its own
-    nearest one.
-
-    Attributes:
-        samples: The adapted model's samples.
-        source: The source model's samples among the same drawings, or None where it was told no subject.
-    """
-
-    samples: Retrieval
-    source: Retrieval | None
-
-    def to_json(self) -> dict[str, Any]:
-        """Return samples and references, laid out as the other metrics are."""
-        references = {} if self.source is None else {"source": self.source.to_json()}
-        return {"samples": self.samples.to_json(), "references": references}
-
-
 def drawing_names(images: Iterable[NDArray[np.uint8]], captions: Sequence[str]) -> list[frozenset[str]]:
     """Return every caption of each image: its own, and those of images that equal it pixel by pixel.
 
@@ -130,57 +131,66 @@ def drawing_names(images: Iterable[NDArray[np.uint8]], captions: Sequence[str]) 
     return [frozenset(names[key]) for key in keys]
 
 
-def retrieval(
-    samples: Floats,
-    subjects: Sequence[str],
-    drawings: Floats,
-    names: Sequence[Collection[str]],
-    trained: Collection[str] = (),
-) -> Retrieval:
+@dataclass(frozen=True, eq=False)
+class Drawings:
+    """The real drawings that samples are compared with.
+
+    Attributes:
+        rows: Perceptual features with shape (N, P), N ≥ 1.
+        names: Names of each drawing (`drawing_names`).
+        trained: Subjects that the model was trained on: copying would be rewarded, so they are left out.
+    """
+
+    rows: Floats
+    names: Sequence[Collection[str]]
+    trained: Collection[str] = ()
+
+
+def retrieval(samples: Floats, subjects: Sequence[str], drawings: Drawings) -> Retrieval:
     """Rank each sample's own drawing among all drawings, by perceptual distance.
 
-    A sample's own drawings are those that carry its subject as a name; where there are several, the first of
-    them to come counts. Drawings at the same distance come in random order, and shares are expectations over
-    it: features that see no difference score exactly what chance does.
+    A sample's own drawings are those that carry its subject as a name; where there are several, the nearest
+    counts. Drawings at the same distance come in random order, and shares are expectations over it: features
+    that see no difference score exactly what chance does.
 
     Args:
         samples: Perceptual features with shape (M, P).
         subjects: What each sample is of, M names; "" is unknown.
-        drawings: Perceptual features of the real drawings, with shape (N, P), N ≥ 1.
-        names: Names of each drawing (`drawing_names`).
-        trained: Subjects that the model was trained on: copying would be rewarded, so they are left out.
+        drawings: The real drawings.
 
     Raises:
         DataError: there is no drawing, or names and images are not equally many.
     """
-    if not len(drawings) or len(drawings) != len(names) or len(samples) != len(subjects):
+    rows, names = drawings.rows, drawings.names
+    if not len(rows) or len(rows) != len(names) or len(samples) != len(subjects):
         raise DataError(
             f"pairs need a subject per sample and names per drawing, got {len(subjects)} for {len(samples)} "
-            f"and {len(names)} for {len(drawings)}"
+            f"and {len(names)} for {len(rows)}"
         )
     own = _owners(names)
     known = [index for index, subject in enumerate(subjects) if subject in own]
-    kept = [index for index in known if subjects[index] not in trained]
-    counts = {
-        "number": len(kept),
-        "without_drawing": len(subjects) - len(known),
-        "trained": len(known) - len(kept),
-        "drawings": len(drawings),
-    }
-    if not kept:
-        return Retrieval(**counts)
-    places = [own[subjects[index]] for index in kept]
-    standing = _standings(samples[kept], drawings, places)
+    kept = [index for index in known if subjects[index] not in drawings.trained]
+    found = Retrieval(
+        number=len(kept),
+        without_drawing=len(subjects) - len(known),
+        trained=len(known) - len(kept),
+        drawings=len(rows),
+    )
+    return replace(found, **_ranks(samples[kept], rows, [own[subjects[i]] for i in kept])) if kept else found
+
+
+def _ranks(samples: Floats, drawings: Floats, places: Sequence[Sequence[int]]) -> dict[str, float]:
+    """Return the ranks' figures of samples whose own drawings are at `places`."""
+    standing = _standings(samples, drawings, places)
     number = np.array([len(place) for place in places])
     by_chance = (np.zeros_like(number), number, len(drawings) - number)
-    return Retrieval(
-        **counts,
-        top_1=_share_within(1, *standing),
-        top_1_chance=_share_within(1, *by_chance),
-        top_5=_share_within(TOP, *standing),
-        top_5_chance=_share_within(TOP, *by_chance),
-        median_rank=_median_rank(*standing),
-    )
+    return {
+        "top_1": _share_within(1, *standing),
+        "top_1_chance": _share_within(1, *by_chance),
+        "top_5": _share_within(TOP, *standing),
+        "top_5_chance": _share_within(TOP, *by_chance),
+        "median_rank": _median_rank(*standing),
+    }
 
 
 def _owners(names: Sequence[Collection[str]]) -> dict[str, list[int]]:

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from domainstudio.config import Adaptation
-from domainstudio.report.metrics import METRICS, Metric
+from domainstudio.metrics.catalogue import FIGURES
+from domainstudio.metrics.metric import Figure
 from domainstudio.report.reading import Results
 
 COMPARABLE = ("features", "features_digest", "number", "domain_number", "domain_is_shots")
@@ -16,15 +17,6 @@ COMPARABLE = ("features", "features_digest", "number", "domain_number", "domain_
 
 COMPARABLE_CLIP = ("model", "digest")
 """The same of its part `clip`, which may be missing."""
-
-ERRORS = {"kid": "kid_std"}
-"""The figure that holds a figure's standard deviation."""
-
-CHANCES = {"top_1": "top_1_chance", "top_5": "top_5_chance"}
-"""The figure that says what chance alone would give."""
-
-CAPPED = ("intra_distance", "intra_clip")
-"""Figures of variety: more than real images have is no merit."""
 
 TOO_VARIED = "more varied than real images: look for garbage"
 
@@ -41,9 +33,9 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """One metric: a cell per adaptation, then one per reference."""
+    """One figure: a cell per adaptation, then one per reference."""
 
-    metric: Metric
+    figure: Figure
     cells: tuple[Cell, ...]
     references: tuple[Cell, ...]
 
@@ -75,11 +67,6 @@ def metric_tables(results: Sequence[Results]) -> list[MetricTable]:
             facts += [(item.metrics.get("clip") or {}).get(key) for key in COMPARABLE_CLIP]
             groups.setdefault((item.adaptation.target, *facts), []).append(item)
     return [_table(key, group) for key, group in groups.items()]
-
-
-def figure(results: Results, key: str, part: str | None = None) -> float | None:
-    """A finite figure of an adaptation's samples, or `None`; `part` as in `Metric`."""
-    return number(_part(results, part).get("samples"), key)
 
 
 def references(group: Sequence[Results], part: str | None = None) -> dict[str, Mapping[str, Any]]:
@@ -142,7 +129,7 @@ def decimals(values: Sequence[float]) -> int:
 def _table(key: tuple[Any, ...], group: list[Results]) -> MetricTable:
     target, features, digest, count, domain_number, domain_is_shots, clip, clip_digest = key
     beside = references(group)
-    rows = [row for metric in METRICS if (row := _row(metric, group, beside)) is not None]
+    rows = [row for figure in FIGURES if (row := _row(figure, group, list(beside))) is not None]
     return MetricTable(
         target=target,
         features=str(features),
@@ -157,67 +144,62 @@ def _table(key: tuple[Any, ...], group: list[Results]) -> MetricTable:
     )
 
 
-def _row(metric: Metric, group: Sequence[Results], beside: Mapping[str, Mapping[str, Any]]) -> Row | None:
-    values = [figure(item, metric.key, metric.part) for item in group]
-    if metric.part is not None:
-        measured = references(group, metric.part)
-        beside = {name: measured.get(name, {}) for name in beside}
-    others = [number(item, metric.key) for item in beside.values()]
+def _row(figure: Figure, group: Sequence[Results], names: Sequence[str]) -> Row | None:
+    """Return a figure's row, or None where nothing has it; `names` are the table's references."""
+    parts = [_part(item, figure.part).get("samples") for item in group]
+    values = [number(part, figure.key) for part in parts]
+    beside = references(group, figure.part)
+    others = [number(beside.get(name), figure.key) for name in names]
     known = [value for value in values if value is not None] or [v for v in others if v is not None]
     if not known:
         return None
-    places = 0 if metric.key == "intra_clusters" else decimals(known)
-    errors = [figure(item, ERRORS.get(metric.key, ""), metric.part) for item in group]
-    chances = [figure(item, CHANCES.get(metric.key, ""), metric.part) for item in group]
-    other_errors = [number(item, ERRORS.get(metric.key, "")) for item in beside.values()]
+    places = 0 if figure.count else decimals(known)
     # More varied than the real domain is no merit, so such a lead is not marked.
-    ceiling = number(beside.get("real images"), metric.key) if metric.key in CAPPED else None
+    ceiling = number(beside.get("real images"), figure.key) if figure.capped else None
     beyond = {i for i, v in enumerate(values) if v is not None and ceiling is not None and v > ceiling}
-    best = _best(metric, values, errors, places)
+    best = _best(figure, values, [number(part, figure.spread) for part in parts], places)
     best = set() if best & beyond else best
-    cells = [_cell(*figures, metric, places) for figures in zip(values, errors, chances, strict=True)]
-    marked = (
-        replace(cell, best=i in best, note=TOO_VARIED if i in beyond else None)
-        for i, cell in enumerate(cells)
+    cells = (
+        replace(_cell(part, figure, places), best=i in best, note=TOO_VARIED if i in beyond else None)
+        for i, part in enumerate(parts)
     )
-    other_cells = [_cell(v, e, None, metric, places) for v, e in zip(others, other_errors, strict=True)]
-    return Row(metric, tuple(marked), tuple(other_cells))
+    plain = replace(figure, chance=None)
+    return Row(figure, tuple(cells), tuple(_cell(beside.get(name), plain, places) for name in names))
 
 
 def _best(
-    metric: Metric, values: Sequence[float | None], errors: Sequence[float | None], places: int
+    figure: Figure, values: Sequence[float | None], spreads: Sequence[float | None], places: int
 ) -> set[int]:
-    """Positions of the best value.
+    """Return the positions of the best value.
 
     There is none when nothing is compared, when all read the same, or when the lead over the next one is
-    within its own standard deviation.
+    within the standard deviation of either.
     """
     known = {index: value for index, value in enumerate(values) if value is not None}
-    if metric.better is None or len(known) < 2:
+    if figure.better is None or len(known) < 2:
         return set()
-    sign = 1 if metric.better == "lower" else -1
+    sign = 1 if figure.better == "lower" else -1
     order = sorted(known, key=lambda index: sign * known[index])
-    shown = {i: text(known[i], decimals=places, percent=metric.percent) for i in order}
+    shown = {i: text(known[i], decimals=places, percent=figure.percent) for i in order}
     best = {i for i in order if shown[i] == shown[order[0]]}
     if len(best) == len(known):
         return set()
     follower = next(i for i in order if i not in best)
-    spread = max((errors[i] or 0.0) for i in (order[0], follower))
+    spread = max((spreads[i] or 0.0) for i in (order[0], follower))
     return best if abs(known[follower] - known[order[0]]) > spread else set()
 
 
-def _cell(
-    value: float | None, error: float | None, chance: float | None, metric: Metric, places: int
-) -> Cell:
+def _cell(values: Any, figure: Figure, places: int) -> Cell:
+    value, error, chance = (number(values, key) for key in (figure.key, figure.spread, figure.chance))
     if value is None:
         return Cell("–")
     spread = None if error is None else f"± {text(error, decimals=places)}"
     if chance is not None:
-        spread = f"chance {text(chance, decimals=places, percent=metric.percent)}"
-    return Cell(text(value, decimals=places, percent=metric.percent), spread)
+        spread = f"chance {text(chance, decimals=places, percent=figure.percent)}"
+    return Cell(text(value, decimals=places, percent=figure.percent), spread)
 
 
-def number(values: Any, key: str) -> float | None:
+def number(values: Any, key: str | None) -> float | None:
     """A finite figure of a part of `metrics.json`, or `None`."""
     value = values.get(key) if isinstance(values, Mapping) else None
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):

@@ -8,7 +8,7 @@ import math
 import random
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from domainstudio.config import ObjectiveSettings, RangeSettings, SweepSettings
@@ -148,13 +148,10 @@ def check(objective: ObjectiveSettings, where: str) -> None:
     Raises:
         ConfigError: a metric is unknown.
     """
-    from domainstudio.metrics.clip import ClipScores
-    from domainstudio.metrics.evaluation import Scores
-    from domainstudio.metrics.pairing import Retrieval
+    from domainstudio.metrics.catalogue import KEYS
 
-    known = {part.name for kind in (Scores, Retrieval, ClipScores) for part in fields(kind)}
-    if unknown := [name for name in objective.metrics if name not in known]:
-        raise ConfigError(f"{where}: no metric is called {', '.join(unknown)}. Known are {sorted(known)}")
+    if unknown := [name for name in objective.metrics if name not in KEYS]:
+        raise ConfigError(f"{where}: no metric is called {', '.join(unknown)}. Known are {sorted(KEYS)}")
 
 
 def rank(outcomes: Sequence[Outcome], objective: ObjectiveSettings) -> list[Candidate]:

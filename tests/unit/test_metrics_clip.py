@@ -21,7 +21,7 @@ from domainstudio.metrics.diversity import intra_distance
 from domainstudio.metrics.features import FeatureNetwork, Features, extract
 from domainstudio.metrics.measure import measure_images
 from domainstudio.metrics.networks import register_network
-from domainstudio.metrics.pairing import Texts, Told
+from domainstudio.metrics.pairing import SampleTexts, Texts
 from tests.models import PROMPTS, Averages, tiny_images
 
 SIDE, LENGTH = 24, 16
@@ -223,8 +223,8 @@ def measured(folder, cache, samples=None, prompts="{} in [V] style"):
     register_network("averages", Averages)
     domain = tiny_images(20)
     names = tuple(PROMPTS[index % len(PROMPTS)] for index in range(20))
-    told = Told(names[:8], tuple(prompts.format(name) for name in names[:8]))
-    texts = Texts(told, Told(names[:8], names[:8]), names[:4], names)
+    told = SampleTexts(names[:8], tuple(prompts.format(name) for name in names[:8]))
+    texts = Texts(told, SampleTexts(names[:8], names[:8]), names[:4], names)
     settings = SETTINGS.model_copy(update={"clip": None if folder is None else str(folder)})
     samples = tiny_images(8, seed=1) if samples is None else samples
     source = tiny_images(8, seed=2)

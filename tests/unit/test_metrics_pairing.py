@@ -15,7 +15,7 @@ from domainstudio.data import ImageRecord, ImageSet
 from domainstudio.errors import ConfigError, DataError
 from domainstudio.metrics.measure import measure_folders, measure_images
 from domainstudio.metrics.networks import register_network
-from domainstudio.metrics.pairing import Texts, Told, drawing_names, retrieval
+from domainstudio.metrics.pairing import Drawings, SampleTexts, Texts, drawing_names, retrieval
 from domainstudio.report.reading import read
 from domainstudio.report.tables import metric_tables
 from stages.evaluate import _summary
@@ -31,7 +31,7 @@ from tests.unit.test_metrics_stage import write_samples
 
 PARAMS = Path(__file__).parents[2] / "params.yaml"
 NAMES = [f"thing {index}" for index in range(40)]
-UNTOLD = Told(("",) * 12, ("",) * 12)
+UNTOLD = SampleTexts(("",) * 12, ("",) * 12)
 
 
 def line(*values):
@@ -44,7 +44,7 @@ def pictures(seed, number):
 
 
 def ranked(samples, subjects, drawings, names, **options):
-    return retrieval(samples, subjects, drawings, [{name} for name in names], **options)
+    return retrieval(samples, subjects, Drawings(drawings, [{name} for name in names], **options))
 
 
 def test_copies_of_their_own_drawings_are_all_found():
@@ -157,7 +157,7 @@ def test_equal_pictures_share_their_captions():
 
 
 def test_what_a_manifest_does_not_say_was_not_told():
-    told = Told.of(
+    told = SampleTexts.read(
         [{"file": "a", "seed": 1}, {"subject": "dog", "prompt": "dog in [V] style"}, {"prompt": None}]
     )
     assert told.subjects == ("", "dog", "")
@@ -175,7 +175,7 @@ def measured(cache, texts, samples=None):
 
 
 def subjects(*numbers):
-    return Told(tuple(f"thing {number}" for number in numbers), ("",) * len(numbers))
+    return SampleTexts(tuple(f"thing {number}" for number in numbers), ("",) * len(numbers))
 
 
 def test_the_metrics_have_a_paired_section_where_subjects_are_known(tmp_path):
@@ -194,11 +194,13 @@ def test_copies_of_training_images_keep_no_subject(tmp_path):
     samples = pictures(0, 40)[[0, 1, 2, 3, 4, *[0] * 7]]
     asked = subjects(*range(20, 32))
     texts = Texts(asked, UNTOLD, tuple(NAMES[:5]), tuple(NAMES))
-    paired = measured(tmp_path, texts, samples).paired
-    assert (paired.samples.top_1, paired.samples.number, paired.source) == (0, 12, None)
+    paired = measured(tmp_path, texts, samples).metrics()["paired"]
+    assert (paired["samples"]["top_1"], paired["samples"]["number"], paired["references"]) == (0, 12, {})
     told = replace(texts, samples=subjects(0, 1, 2, 3, 4, *range(20, 27)))
-    of_training_images = measured(tmp_path, told, samples).paired.samples
-    assert (of_training_images.trained, of_training_images.number, of_training_images.top_1) == (5, 7, 0)
+    of_training_images = measured(tmp_path, told, samples).metrics()["paired"]["samples"]
+    assert {key: of_training_images[key] for key in ("trained", "number", "top_1")} == {
+        **{"trained": 5, "number": 7, "top_1": 0}
+    }
 
 
 @pytest.mark.parametrize("texts", [None, Texts(UNTOLD, UNTOLD, ("",) * 5, tuple(NAMES))])
@@ -308,7 +310,7 @@ def reported(tmp_path, **metrics):
         path.parent.mkdir(parents=True)
         path.write_text(json.dumps(content))
     tables = metric_tables(read(tmp_path, settings).results)
-    rows = [{row.metric.key: row for row in table.rows} for table in tables]
+    rows = [{row.figure.key: row for row in table.rows} for table in tables]
     return rows, report.render(tmp_path, settings)
 
 

@@ -343,12 +343,12 @@ def test_packed_images_are_those_that_were_saved(root):
     ],
 )
 def test_best_of_lower_is_better(values, best):
-    metric = report_tables.METRICS[0]
+    metric = report_tables.FIGURES[0]
     assert report_tables._best(metric, values, [None] * len(values), 1) == best
 
 
 def test_a_lead_within_the_spread_is_not_marked():
-    kernel = next(metric for metric in report_tables.METRICS if metric.key == "kid")
+    kernel = next(metric for metric in report_tables.FIGURES if metric.key == "kid")
     assert report_tables._best(kernel, [0.010, 0.012], [0.003, 0.001], 4) == set()
     assert report_tables._best(kernel, [0.010, 0.012], [0.001, 0.001], 4) == {0}
 
@@ -356,7 +356,7 @@ def test_a_lead_within_the_spread_is_not_marked():
 def test_more_varied_than_real_images_is_a_warning_not_a_win(root, settings):
     write_evaluation(root, "studio", figures(70.0, intra=0.9))
     table = report_tables.metric_tables(read(root, settings).results)[0]
-    row = next(row for row in table.rows if row.metric.key == "intra_distance")
+    row = next(row for row in table.rows if row.figure.key == "intra_distance")
     assert [cell.best for cell in row.cells] == [False, False]
     assert [cell.note is not None for cell in row.cells] == [False, True]
 

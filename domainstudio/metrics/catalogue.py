@@ -1,0 +1,30 @@
+"""All metrics. A new one is a file with a `METRIC` and a line here: metrics.json and the report show it."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+from domainstudio.metrics import clip, diversity, frechet, kernel, memorization, neighbours, pairing
+from domainstudio.metrics.metric import Figure, Metric
+
+METRICS: tuple[Metric, ...] = (
+    frechet.METRIC,
+    kernel.METRIC,
+    neighbours.METRIC,
+    diversity.METRIC,
+    memorization.METRIC,
+)
+"""Metrics of a set of images, in the order of their figures in metrics.json."""
+
+FIGURES: tuple[Figure, ...] = (
+    *(figure for metric in METRICS for figure in metric.figures),
+    *pairing.FIGURES,
+    *clip.FIGURES,
+)
+"""All figures that the report explains, in its order."""
+
+KEYS = frozenset(
+    {key for figure in FIGURES for key in (figure.key, figure.spread) if key is not None}
+    | {field.name for part in (pairing.Retrieval, clip.ClipScores) for field in fields(part)}
+)
+"""Keys that the samples' figures of metrics.json can have."""

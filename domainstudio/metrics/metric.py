@@ -1,0 +1,77 @@
+"""What a metric is: a function of features, and the words that explain its figures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from domainstudio.config import EvaluateSettings
+from domainstudio.metrics.features import Features
+
+Better = Literal["lower", "higher", None]
+Scores = Mapping[str, float | int | Sequence[int]]
+"""Figures by their keys in metrics.json; one that is not defined is left out."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure of metrics.json as the report shows it.
+
+    Attributes:
+        key: Its key.
+        name: Its name in the report's table.
+        better: Which values are better.
+        meaning: What it says, for readers.
+        percent: Whether it is a share, shown in percent.
+        count: Whether it is a whole number.
+        spread: Key of its standard deviation, if it has one.
+        chance: Key of the figure that chance alone would give, if there is one.
+        capped: Whether more than real images have is no merit.
+        part: The part of metrics.json that holds its `samples` and `references`; None is the whole.
+    """
+
+    key: str
+    name: str
+    better: Better
+    meaning: str
+    percent: bool = False
+    count: bool = False
+    spread: str | None = None
+    chance: str | None = None
+    capped: bool = False
+    part: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """A set of images and what it is measured against.
+
+    Attributes:
+        images: Features of the images.
+        reference: Features of real images of the domain.
+        shots: Features of the training images.
+        mirrored: Features of the training images mirrored left to right, or None to disregard them.
+        settings: Neighbours, subsets, threshold and seed.
+        copies: Whether the images stand for two copies of each, as for a model that only copies.
+    """
+
+    images: Features
+    reference: Features
+    shots: Features
+    mirrored: Features | None
+    settings: EvaluateSettings
+    copies: bool = False
+
+    @property
+    def fewest(self) -> int:
+        """Number of images in the smaller one of the images and the reference."""
+        return min(len(self.images), len(self.reference))
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric: `scores` returns its figures, or nothing where too few images leave them undefined."""
+
+    scores: Callable[[Measured], Scores]
+    figures: tuple[Figure, ...]
