@@ -179,7 +179,7 @@ def retrieval(samples: Floats, subjects: Sequence[str], drawings: Drawings) -> R
     return replace(found, **_ranks(samples[kept], rows, [own[subjects[i]] for i in kept])) if kept else found
 
 
-def _ranks(samples: Floats, drawings: Floats, places: Sequence[Sequence[int]]) -> dict[str, float]:
+def _ranks(samples: Floats, drawings: Floats, places: Sequence[Sequence[int]]) -> dict[str, Any]:
     """Return the ranks' figures of samples whose own drawings are at `places`."""
     standing = _standings(samples, drawings, places)
     number = np.array([len(place) for place in places])
