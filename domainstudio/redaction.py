@@ -12,3 +12,8 @@ def redact(text: str, mark: str = "***@") -> str:
     'see https://***@example.org/page'
     """
     return _CREDENTIALS.sub(mark, text)
+
+
+def one_line(error: Exception) -> str:
+    """Return the first line of an error's message, redacted."""
+    return redact(str(error)).partition("\n")[0]

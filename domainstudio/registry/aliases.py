@@ -125,8 +125,8 @@ def rollback(alias: Alias, reason: str = "", by: str | None = None) -> Promotion
         reason = f"rollback from version {current}. {reason}".strip()
         if before:
             client.set_registered_model_alias(model, alias.previous, before[-1])
-        else:
-            _delete(client, model, alias.previous)
+        elif alias.previous in current_aliases(client, model):
+            client.delete_registered_model_alias(model, alias.previous)
         _set(client, alias, version, reason)
         client.set_model_version_tag(model, current, alias.rolled_back, _now())
         audit.record(client, model, "rolled back", version, name, reason, by)
@@ -193,11 +193,6 @@ def _set(client: MlflowClient, alias: Alias, version: str, reason: str) -> None:
     client.set_registered_model_alias(alias.model, alias.name, version)
     if alias.rolled_back in client.get_model_version(alias.model, version).tags:
         client.delete_model_version_tag(alias.model, version, alias.rolled_back)
-
-
-def _delete(client: MlflowClient, model: str, alias: str) -> None:
-    if alias in current_aliases(client, model):
-        client.delete_registered_model_alias(model, alias)
 
 
 def _now() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -69,14 +70,8 @@ def import_model(location: str, folder: Path) -> None:
         DataError: S3 cannot be reached, refuses, or has nothing there.
         TrackingError: MLflow cannot be reached, or knows no such model.
     """
-    if location.startswith("s3://"):
-        _from_s3(location, folder)
-    elif location.startswith("models:/"):
-        _from_registry(location, folder)
-    else:
-        from domainstudio import models
-
-        _copy(models.local_folder(location), folder)
+    fetch = next((fetch for start, fetch in ORIGINS.items() if location.startswith(start)), _from_folder)
+    fetch(location, folder)
     if not (folder / "model_index.json").is_file():
         raise CheckpointError(
             f"{location} holds no diffusers pipeline: there is no model_index.json in it. Name the folder "
@@ -87,6 +82,13 @@ def import_model(location: str, folder: Path) -> None:
             f"{location} has no weights as safetensors; pickled ones are never read. Save the pipeline with "
             "save_pretrained(..., safe_serialization=True)"
         )
+
+
+def _from_folder(location: str, folder: Path) -> None:
+    """Copy a folder, or a model of the hub."""
+    from domainstudio import models
+
+    _copy(models.local_folder(location), folder)
 
 
 def _from_s3(location: str, folder: Path) -> None:
@@ -108,6 +110,10 @@ def _from_registry(location: str, folder: Path) -> None:
             downloaded = mlflow.artifacts.download_artifacts(artifact_uri=location, dst_path=place)
         for index in sorted(Path(downloaded).rglob("model_index.json"))[:1]:
             _copy(index.parent, folder)
+
+
+ORIGINS: Mapping[str, Callable[[str, Path], None]] = {"s3://": _from_s3, "models:/": _from_registry}
+"""What fetches a model, by the start of its location. Others are folders or models of the hub."""
 
 
 def _copy(source: Path, folder: Path) -> None:

@@ -23,7 +23,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from domainstudio.errors import ConfigError, DataError
-from domainstudio.redaction import redact
+from domainstudio.redaction import one_line, redact
 from domainstudio.storage import checkpoint, s3
 from domainstudio.storage.files import link_or_copy
 
@@ -163,10 +163,8 @@ class Mirror:
         except s3.UnreachableError:  # the state may be whole, and the one before cannot be fetched either
             raise
         except (DataError, ValidationError, KeyError) as error:
-            reason = redact(str(error)).partition("\n")[0]
-            logger.warning(
-                "%s/%s cannot be used (%s); going back to the state before", self.url, name, reason
-            )
+            message = "%s/%s cannot be used (%s); going back to the state before"
+            logger.warning(message, self.url, name, one_line(error))
             return False
         self._fetch_previews(files, remote)
         (unfinished / MANIFEST).unlink()
@@ -244,7 +242,7 @@ class Mirror:
                 "Correct %s, or: %s",
                 redact(self.url),
                 VARIABLE,
-                redact(str(error)).partition("\n")[0],
+                one_line(error),
             )
 
 

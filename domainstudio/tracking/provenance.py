@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from domainstudio.config import Adaptation
+from domainstudio.storage.files import output_file, write_text
 
 _TRACKED = ("domainstudio", "torch", "diffusers", "accelerate")
 
@@ -55,11 +56,10 @@ class Provenance(BaseModel):
 
 def write_history(folder: Path, history: Sequence[Mapping[str, float]]) -> None:
     """Write `losses.csv` for `dvc plots`, and `history.jsonl` as trackers replay it."""
-    folder.mkdir(parents=True, exist_ok=True)
     columns = [name for name in history[-1] if name != "timestamp"]
-    with (folder / "losses.csv").open("w", newline="", encoding="utf-8") as file:
+    with output_file(folder / "losses.csv") as path, path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         writer.writerows(history)
     lines = "".join(json.dumps(dict(record)) + "\n" for record in history)
-    (folder / "history.jsonl").write_text(lines, encoding="utf-8")
+    write_text(folder / "history.jsonl", lines)

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from domainstudio.config import Section
-from domainstudio.redaction import redact
+from domainstudio.redaction import one_line
 from domainstudio.tracking import server
 from domainstudio.tracking.runs import RunPlan, log_records, open_run, plan_for, step_times
 
@@ -131,7 +131,7 @@ class RunTracker:
                 server.shown_uri(),
                 self._plan.name,
                 type(error).__name__,
-                redact(str(error)).partition("\n")[0],
+                one_line(error),
             )
 
 
