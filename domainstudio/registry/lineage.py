@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,19 +22,6 @@ LOCK = Path("dvc.lock")
 
 MAX_DIGEST = 36
 """MLflow's limit: as long as DVC's hash of a folder, an md5 and `.dir`."""
-
-
-@dataclass(frozen=True)
-class Input:
-    """Data that a run used."""
-
-    name: str
-    path: str
-    """Relative to the project's root."""
-    digest: str
-    """DVC's md5 of the output that holds it."""
-    context: str
-    """Its purpose, such as `training`."""
 
 
 def origin(result: Result, tags: Mapping[str, str]) -> dict[str, Any]:
@@ -59,41 +45,6 @@ def origin(result: Result, tags: Mapping[str, str]) -> dict[str, Any]:
         "metrics": result.metrics.get("samples"),
         "dvc": locked_stages(f"evaluate@{result.adaptation.name}"),
     }
-
-
-def used_data(adaptation: Adaptation) -> list[Input]:
-    """List the inputs of an adaptation that `dvc.lock` holds.
-
-    Args:
-        adaptation: The resolved adaptation.
-
-    Returns:
-        The few training images, the whole target domain, the source model and, if DVC has trained it, its
-        training images.
-
-    Raises:
-        ConfigError: the file cannot be read.
-    """
-    stages = list(_locked().values())
-    hashes = {
-        path: digest for stage in stages for kind in ("deps", "outs") for path, digest in _files(stage, kind)
-    }
-    source = (SOURCE_MODELS / adaptation.source).as_posix()
-    target = (TARGETS / adaptation.target).as_posix()
-    wanted = [
-        (f"{adaptation.target}-shots", f"{target}/shots", target, "training"),
-        (f"{adaptation.target}-domain", f"{target}/domain", target, "evaluation"),
-        (f"{adaptation.source}-model", source, source, "source model"),
-    ]
-    for stage in stages:
-        if source in dict(_files(stage, "outs")):
-            data = [path for path, _ in _files(stage, "deps") if path.startswith("data/")]
-            wanted += [(f"{adaptation.source}-images", path, path, "source training") for path in data]
-    return [
-        Input(name, path, hashes[out][:MAX_DIGEST], context)
-        for name, path, out, context in wanted
-        if out in hashes
-    ]
 
 
 def locked_stages(last: str) -> dict[str, dict[str, Any]]:
@@ -120,19 +71,48 @@ def locked_stages(last: str) -> dict[str, dict[str, Any]]:
     return dict(sorted(found.items()))
 
 
-def log_inputs(client: MlflowClient, run_id: str, inputs: Sequence[Input]) -> None:
-    """Attach inputs to a run as MLflow datasets. Those that it has already are not attached twice."""
+def log_inputs(client: MlflowClient, run_id: str, adaptation: Adaptation) -> None:
+    """Attach the data of an adaptation to its run, as MLflow datasets. Doing it again changes nothing.
+
+    These are the few training images, the whole target domain, the source model and, if DVC has trained it,
+    its training images: as far as `dvc.lock` holds them.
+
+    Raises:
+        ConfigError: `dvc.lock` cannot be read.
+    """
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     entries = [
         DatasetInput(
-            Dataset(item.name, item.digest, "local", json.dumps({"uri": item.path})),
-            [InputTag("mlflow.data.context", item.context)],
+            Dataset(name, digest[:MAX_DIGEST], "local", json.dumps({"uri": path})),
+            [InputTag("mlflow.data.context", context)],
         )
-        for item in inputs
+        for name, path, digest, context in _used_data(adaptation)
     ]
     if entries:
         client.log_inputs(run_id, entries)
+
+
+def _used_data(adaptation: Adaptation) -> Iterator[tuple[str, str, str, str]]:
+    """Yield name, path, hash and purpose of the data that `dvc.lock` holds. DVC hashes whole outputs."""
+    stages = list(_locked().values())
+    hashes = {
+        path: digest for stage in stages for kind in ("deps", "outs") for path, digest in _files(stage, kind)
+    }
+    source = (SOURCE_MODELS / adaptation.source).as_posix()
+    target = (TARGETS / adaptation.target).as_posix()
+    wanted = [
+        (f"{adaptation.target}-shots", f"{target}/shots", target, "training"),
+        (f"{adaptation.target}-domain", f"{target}/domain", target, "evaluation"),
+        (f"{adaptation.source}-model", source, source, "source model"),
+    ]
+    for stage in stages:
+        if source in dict(_files(stage, "outs")):
+            data = [path for path, _ in _files(stage, "deps") if path.startswith("data/")]
+            wanted += [(f"{adaptation.source}-images", path, path, "source training") for path in data]
+    for name, path, output, purpose in wanted:
+        if output in hashes:
+            yield name, path, hashes[output], purpose
 
 
 def _locked() -> dict[str, dict[str, Any]]:

@@ -11,9 +11,9 @@ from domainstudio.config import Adaptation, Settings
 from domainstudio.project import ADAPTED_SAMPLES, EVALUATION, REGISTRY, TARGETS, TRAINING
 from domainstudio.registry import card, judging, versions
 from domainstudio.registry.aliases import Alias, Promotion, current_aliases
-from domainstudio.registry.lineage import log_inputs, origin, used_data
+from domainstudio.registry.lineage import log_inputs, origin
 from domainstudio.registry.results import Result
-from domainstudio.registry.versions import MEASUREMENT, REASON, Defaults, Entry
+from domainstudio.registry.versions import MEASUREMENT, REASON, Entry
 from domainstudio.storage.files import write_json
 from domainstudio.tracking.runs import find_run, log_evaluation, log_missing, open_run, plan_for
 from domainstudio.tracking.server import connect, experiment_id
@@ -81,7 +81,6 @@ def _path(adaptation: str) -> Path:
 
 
 def _entry(result: Result, alias: Alias, run_id: str, commit: str | None) -> Entry:
-    first = result.samples["images"][0]
     return Entry(
         name=alias.model,
         folder=result.folder,
@@ -95,13 +94,11 @@ def _entry(result: Result, alias: Alias, run_id: str, commit: str | None) -> Ent
             MEASUREMENT: result.measurement.to_json(),
         },
         step=result.record.steps,
-        defaults=Defaults(
-            seed=int(first["seed"]),
-            steps=int(result.samples["steps"]),
-            guidance_scale=result.guidance_scale,
-            template=result.adaptation.prompts.target,
-            example=result.example,
-        ),
+        seed=int(result.samples["images"][0]["seed"]),
+        denoising_steps=int(result.samples["steps"]),
+        guidance_scale=result.guidance_scale,
+        template=result.adaptation.prompts.target,
+        example=result.example,
     )
 
 
@@ -146,7 +143,7 @@ def _log_results(client: MlflowClient, run_id: str, result: Result) -> None:
     log_evaluation(client, run_id, result.metrics, result.record.steps)
     client.log_batch(run_id, tags=[RunTag(*tag) for tag in result.tags.items()], synchronous=True)
     client.log_dict(run_id, origin(result, client.get_run(run_id).data.tags), "lineage.json")
-    log_inputs(client, run_id, used_data(result.adaptation))
+    log_inputs(client, run_id, result.adaptation)
     for folder, paths in _files(result.adaptation).items():
         for path in paths:
             if path.is_dir():

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import mlflow.models
-import pandas as pd  # type: ignore[import-untyped]
+import pandas as pd
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 BATCH = 16

@@ -48,21 +48,6 @@ MAX_DESCRIPTION = 5000
 
 
 @dataclass(frozen=True)
-class Defaults:
-    """What a registered model draws if a request says nothing else."""
-
-    seed: int = 0
-    steps: int = 30
-    """Denoising steps."""
-    guidance_scale: float = 1.0
-    """For models with prompts or classes."""
-    template: str = ""
-    """Template of the prompts of the training, for error messages."""
-    example: str = ""
-    """A prompt or class of the samples, for error messages."""
-
-
-@dataclass(frozen=True)
 class Entry:
     """A model to register."""
 
@@ -80,7 +65,16 @@ class Entry:
     """The version's tags."""
     step: int = 0
     """The optimiser step at which it was saved."""
-    defaults: Defaults = Defaults()
+    seed: int = 0
+    """The seed of an image if a request names none."""
+    denoising_steps: int = 30
+    """The same for the number of steps."""
+    guidance_scale: float = 1.0
+    """The same for guidance, of models with prompts or classes."""
+    template: str = ""
+    """Template of the prompts of the training, for error messages."""
+    example: str = ""
+    """A prompt or class of the samples, for error messages."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +89,7 @@ class Registered:
     """Whether this call created it; False if the same result was registered before."""
 
 
-def register(entry: Entry, root: str | Path = ".") -> Registered:
+def register(entry: Entry) -> Registered:
     """Register a model folder, unless the same folder of the same key is registered already.
 
     The new version has the alias `challenger` until `judging.judge` promotes it. Its pyfunc draws images (see
@@ -113,11 +107,11 @@ def register(entry: Entry, root: str | Path = ".") -> Registered:
             "no folder of adapters. Run finetune"
         )
     digest = models.digest(entry.folder)
-    with connect(root) as client:
+    with connect() as client:
         if (known := find_version(client, entry.name, entry.key, digest)) is not None:
             _update_measurement(client, entry, known)
             return Registered(entry.name, str(known.version), digest, created=False)
-        model_id = log_model(client, entry, digest)
+        model_id = _log_model(client, entry, digest)
         _create_model(client, entry)
         version = _create_version(client, entry, digest, model_id)
         first = find_version(client, entry.name, entry.key, digest)
@@ -174,16 +168,10 @@ def _create_version(client: MlflowClient, entry: Entry, digest: str, model_id: s
     return str(version.version)
 
 
-def log_model(client: MlflowClient, entry: Entry, digest: str) -> str:
+def _log_model(client: MlflowClient, entry: Entry, digest: str) -> str:
     """Store the files of a version with its run, and return the id of the logged model.
 
-    A process may have been killed after it stored the files and before it registered them. Then those files
-    are used.
-
-    Args:
-        client: The tracking server.
-        entry: The model.
-        digest: Hash of the model folder.
+    If a process was killed after it stored the files and before it registered them, those files are used.
     """
     import mlflow
     from mlflow.models import Model
@@ -213,11 +201,11 @@ def _pyfunc_options(entry: Entry, folders: Mapping[str, Path]) -> dict[str, Any]
     options: dict[str, Any] = {
         "python_model": str(Path(__file__).with_name("serving.py")),
         "artifacts": {name: str(folder) for name, folder in folders.items()},
-        "signature": signature(entry),
-        "pip_requirements": requirements(folders["pipeline"]),
+        "signature": _signature(entry),
+        "pip_requirements": _requirements(folders["pipeline"]),
     }
-    if entry.defaults.example:
-        options["model_config"] = {"template": entry.defaults.template, "example": entry.defaults.example}
+    if entry.example:
+        options["model_config"] = {"template": entry.template, "example": entry.example}
     return options
 
 
@@ -244,7 +232,7 @@ def stored_folders(folder: Path) -> Iterator[dict[str, Path]]:
         yield {"pipeline": merged, "lora": adapters}
 
 
-def signature(entry: Entry) -> ModelSignature:
+def _signature(entry: Entry) -> ModelSignature:
     """Describe the pyfunc: its input has a row per request, its output a row per image.
 
     The columns `prompt` and `label` are optional here, though models need them: the pyfunc's error for a
@@ -253,16 +241,16 @@ def signature(entry: Entry) -> ModelSignature:
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
-    kind, defaults = models.kind_of(entry.folder), entry.defaults
-    texts = {"text-to-image": ("prompt", "negative_prompt"), "class-conditional": ("label",)}.get(kind, ())
+    columns_of = {"text-to-image": ("prompt", "negative_prompt"), "class-conditional": ("label",)}
+    texts = columns_of.get(models.kind_of(entry.folder), ())
     parameters = [
         ParamSpec("number", DataType.long, 1),
-        ParamSpec("seed", DataType.long, defaults.seed),
-        ParamSpec("steps", DataType.long, defaults.steps),
+        ParamSpec("seed", DataType.long, entry.seed),
+        ParamSpec("steps", DataType.long, entry.denoising_steps),
         ParamSpec("scheduler", DataType.string, "saved"),
     ]
     if texts:
-        parameters.append(ParamSpec("guidance_scale", DataType.double, defaults.guidance_scale))
+        parameters.append(ParamSpec("guidance_scale", DataType.double, entry.guidance_scale))
     columns = [ColSpec(DataType.string, name, required=False) for name in texts]
     return ModelSignature(
         inputs=Schema([*columns, ColSpec(DataType.long, "seed", required=False)]),
@@ -271,7 +259,7 @@ def signature(entry: Entry) -> ModelSignature:
     )
 
 
-def requirements(folder: Path) -> list[str]:
+def _requirements(folder: Path) -> list[str]:
     """Return the packages that serve a pipeline folder, pinned to the installed versions.
 
     Local labels such as `+cpu` are left out, because package indexes do not offer such builds.

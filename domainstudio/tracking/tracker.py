@@ -149,16 +149,6 @@ def _try(operation: Operation, client: MlflowClient, run_id: str) -> None:
         logger.warning("MLflow refused a record of run %s, which is left out: %s", run_id, error)
 
 
-class NullTracker:
-    """Sends nothing. With several processes only the first has a real tracker."""
-
-    def log_history(self, records: Sequence[Mapping[str, float]]) -> None:
-        """Do nothing."""
-
-    def log_image(self, image: Image, name: str) -> None:
-        """Do nothing."""
-
-
 @contextmanager
 def run_for(
     name: str,
@@ -167,7 +157,7 @@ def run_for(
     inputs: Mapping[str, str] | None = None,
     *,
     experiment: str = "domainstudio",
-) -> Iterator[RunTracker | NullTracker]:
+) -> Iterator[RunTracker | None]:
     """Track the training of an adaptation in its run, which is created if it is missing.
 
     Args:
@@ -178,11 +168,12 @@ def run_for(
         experiment: Name of MLflow's experiment (`registry.experiment`).
 
     Yields:
-        A tracker, which never raises. At the end the run is FINISHED; after an exception FAILED; after
-        SIGTERM or Ctrl-C KILLED. After SIGKILL it stays RUNNING until the training is started again.
+        A tracker, which never raises; None in all processes but the first. At the end the run is FINISHED;
+        after an exception FAILED; after SIGTERM or Ctrl-C KILLED. After SIGKILL it stays RUNNING until the
+        training is started again.
     """
     if int(os.environ.get("RANK", "0")) != 0:
-        yield NullTracker()
+        yield None
         return
     with tracked(plan_for(name, key, settings, experiment, inputs=inputs)) as tracker:
         yield tracker

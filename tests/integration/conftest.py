@@ -6,8 +6,10 @@ import shutil
 import socket
 import tempfile
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +53,37 @@ class S3Server:
             aws_secret_access_key=self.environment["AWS_SECRET_ACCESS_KEY"],
             region_name=self.environment["AWS_DEFAULT_REGION"],
         )
+
+    def put(self, key: str, body: bytes, **options: Any) -> str:
+        """Write an object; return the URL of its folder."""
+        self.client().put_object(Bucket=self.bucket, Key=key, Body=body, **options)
+        return f"s3://{self.bucket}/{key.rpartition('/')[0]}"
+
+    def get(self, key: str) -> bytes:
+        """Return an object's content."""
+        content: bytes = self.client().get_object(Bucket=self.bucket, Key=key)["Body"].read()
+        return content
+
+    def delete(self, key: str) -> None:
+        """Delete an object."""
+        self.client().delete_object(Bucket=self.bucket, Key=key)
+
+    def keys(self, prefix: str) -> list[str]:
+        """Return the keys below a prefix, without it."""
+        found = self.client().list_objects_v2(Bucket=self.bucket, Prefix=f"{prefix}/").get("Contents", [])
+        return [item["Key"].removeprefix(f"{prefix}/") for item in found]
+
+    def upload(self, prefix: str, files: Path | Mapping[str, bytes]) -> str:
+        """Write a folder, or contents by name, below a prefix; return its URL."""
+        if isinstance(files, Path):
+            paths = [path for path in files.rglob("*") if path.is_file()]
+            files = {path.relative_to(files).as_posix(): path.read_bytes() for path in paths}
+        client = self.client()
+        with ThreadPoolExecutor(8) as pool:
+            keys = [f"{prefix}/{name}" for name in files]
+            put = partial(client.put_object, Bucket=self.bucket)
+            list(pool.map(lambda key, body: put(Key=key, Body=body), keys, files.values()))
+        return f"s3://{self.bucket}/{prefix}"
 
 
 @pytest.fixture(scope="session")
@@ -104,6 +137,17 @@ def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     return s3_server
 
 
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Threads that wait for each other are most of the time of an 8x8 model on a busy machine."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def free_port() -> int:
     """Find a free port of 127.0.0.1, below 50000 as servers may take a second one 10000 higher."""
     for _ in range(1000):
@@ -128,9 +172,7 @@ def prefect_client(environment: Mapping[str, str]) -> SyncPrefectClient:
 @contextmanager
 def servers(*names: str, database: str | None = None) -> Iterator[Team]:
     """Start a team's servers, or some, in a folder of their own; afterwards nothing of them is left."""
-    folder = Path(
-        tempfile.mkdtemp(prefix="team-")
-    )  # pytest's folders let no other user pass, as PostgreSQL's is
+    folder = Path(tempfile.mkdtemp(prefix="team-"))  # pytest's let no other user pass, as PostgreSQL's is
     database = database or ("postgres" if has_postgres() else "sqlite")
     services = Team(folder, first_port=free_ports(), database=database)
     try:

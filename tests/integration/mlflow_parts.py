@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import os
 import shutil
@@ -17,13 +19,13 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 from PIL import Image
 
 from domainstudio import config
 from stages import register
-from tests.integration.conftest import free_port
 
 ROOT = Path(__file__).parents[2]
 NAME = "ink-domainstudio"
@@ -149,9 +151,16 @@ def other_result(seed: int, **figures: float | None) -> None:
     measure(**figures)
 
 
+def register_other(monkeypatch: Any, seed: int, **figures: float | None) -> None:
+    """Register such a result."""
+    other_result(seed, **figures)
+    run_stage(monkeypatch, NAME)
+
+
 def measure(**figures: float | None) -> None:
     """Overwrite the metrics: those of `METRICS` with these figures."""
-    metrics = {**METRICS, "samples": {**METRICS["samples"], **figures}}
+    samples: Any = METRICS["samples"]
+    metrics = {**METRICS, "samples": {**samples, **figures}}
     Path("evaluation", NAME, "metrics.json").write_text(json.dumps(metrics))
 
 
@@ -176,6 +185,11 @@ def rows(database: Path, query: str) -> list[tuple[Any, ...]]:
     """Return the rows of an SQL query."""
     with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
         return list(connection.execute(query))
+
+
+def decode(png: str) -> np.ndarray:
+    """Return the pixels of a served image, which is a PNG file in base64."""
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(png)))).astype(int)
 
 
 def environment(**variables: str) -> dict[str, str]:
@@ -262,6 +276,3 @@ def _lock() -> dict[str, Any]:
 def _write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
-
-
-__all__ = ["free_port"]

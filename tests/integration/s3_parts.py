@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
+import pytest
+
 from tests.integration.conftest import S3Server
 
 REQUEST = re.compile(rb"(?:^|\r\n)((?:GET|PUT|POST|HEAD|DELETE) \S+) HTTP/1\.1\r\n")
@@ -120,6 +122,15 @@ def proxy_of(server: S3Server) -> Iterator[Proxy]:
     finally:
         proxy.flowing.set()
         proxy.shut()
+
+
+def remove_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave boto3 no credentials, in no place where it looks for them."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
+        monkeypatch.setenv(name, "/nowhere")
 
 
 def wait_until(condition: Callable[[], object], seconds: float = 60) -> None:

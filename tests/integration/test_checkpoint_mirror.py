@@ -9,24 +9,23 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load, load_file
 
 from domainstudio.data.image_set import ImageRecord, ImageSet
 from domainstudio.errors import UNAVAILABLE_STATUS, ConfigError
 from domainstudio.storage import checkpoint, mirror
 from domainstudio.storage import s3 as transfers
 from domainstudio.storage.mirror import VARIABLE, mirrored
-from tests.integration.conftest import S3Server
+from tests.integration.conftest import S3Server, free_port
 from tests.integration.mlflow_parts import environment, rows, use_local_store
-from tests.integration.s3_parts import Proxy, proxy_of, wait_until
-from tests.integration.test_training import _free_port, trainer
+from tests.integration.s3_parts import Proxy, proxy_of, remove_credentials, wait_until
+from tests.integration.test_training import trainer
 from tests.models import tiny_denoiser, tiny_images
 from tests.project import params
 
@@ -53,18 +52,14 @@ def place(s3: S3Server, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixture
     wait_until(lambda: "s3-mirror" not in [thread.name for thread in threading.enumerate()])
 
 
-def keys(s3: S3Server, prefix: str) -> list[str]:
-    """Return what is below a prefix."""
-    found = s3.client().list_objects_v2(Bucket=s3.bucket, Prefix=f"{prefix}/").get("Contents", [])
-    return [item["Key"].removeprefix(f"{prefix}/") for item in found]
+def manifests(s3: S3Server, prefix: str) -> list[str]:
+    """Return the paths of the manifests below a prefix."""
+    return [key for key in s3.keys(prefix) if key.endswith("/MANIFEST.json")]
 
 
 def whole(s3: S3Server, prefix: str) -> list[str]:
-    return [key.partition("/")[0] for key in keys(s3, prefix) if key.endswith("/MANIFEST.json")]
-
-
-def whole_anywhere(s3: S3Server, prefix: str) -> list[str]:
-    return [key for key in keys(s3, prefix) if key.endswith("/MANIFEST.json")]
+    """Return the names of a run's states on S3."""
+    return [key.partition("/")[0] for key in manifests(s3, prefix)]
 
 
 def save(folder: Path, step: int, size: int = 8) -> torch.Tensor:
@@ -74,9 +69,12 @@ def save(folder: Path, step: int, size: int = 8) -> torch.Tensor:
 
 
 def save_and_wait(s3: S3Server, place: str, folder: Path, *steps: int) -> None:
+    def is_copied() -> bool:
+        return f"step-{step:07d}" in whole(s3, f"{place}/{folder.name}")
+
     for step in steps:
         save(folder, step)
-        wait_until(lambda step=step: f"step-{step:07d}" in whole(s3, f"{place}/{folder.name}"))
+        wait_until(is_copied)
 
 
 def latest(folder: Path) -> tuple[int, float] | None:
@@ -100,13 +98,25 @@ def make_project(root: Path) -> Path:
     return root
 
 
-def run_finetune(root: Path, status: int = 0, **changes: str | None) -> str:
+def popen(cwd: Path, code: str, argument: str, /, **variables: str) -> subprocess.Popen[str]:
+    """Run code in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-c", code, argument],
+        cwd=cwd,
+        env=environment(**variables),
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+
+
+def run_finetune(root: Path, status: int = 0, without: Collection[str] = ()) -> str:
     """Run the stage in a process of its own, as alike as the killed one's; return what it printed."""
-    variables = {**environment(), **changes}
+    variables = {name: value for name, value in environment().items() if name not in without}
     done = subprocess.run(
         [sys.executable, "-m", "stages.finetune", NAME],
         cwd=root,
-        env={name: value for name, value in variables.items() if value is not None},
+        env=variables,
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -130,12 +140,7 @@ finetune.main()
 
 
 @pytest.mark.timeout(900)
-def test_a_killed_run_goes_on_in_another_folder(
-    s3: S3Server,
-    place: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_killed_run_goes_on_in_another_folder(s3, place, tmp_path, monkeypatch):
     undisturbed = make_project(tmp_path / "undisturbed")
     here, there = (shutil.copytree(undisturbed, tmp_path / name) for name in ("here", "there"))
     (tmp_path / "store").mkdir()
@@ -143,24 +148,17 @@ def test_a_killed_run_goes_on_in_another_folder(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{database}")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
-    process = subprocess.Popen(
-        [sys.executable, "-c", SLOW, NAME],
-        cwd=here,
-        env=environment(),
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
+    process = popen(here, SLOW, NAME)
     try:
-        wait_until(lambda: process.poll() is not None or len(whole_anywhere(s3, place)) == 2, 600)
+        wait_until(lambda: process.poll() is not None or len(manifests(s3, place)) == 2, 600)
     finally:
         process.send_signal(signal.SIGKILL)
         said = process.communicate()[0]
     assert process.returncode == -signal.SIGKILL, said
-    (run,) = {key.partition("/")[0] for key in keys(s3, place)}
+    (run,) = {key.partition("/")[0] for key in s3.keys(place)}
     older, newer = whole(s3, f"{place}/{run}")
     # As if the last copy had not been finished: MLflow knows more steps than the state.
-    s3.client().delete_object(Bucket=s3.bucket, Key=f"{place}/{run}/{newer}/MANIFEST.json")
+    s3.delete(f"{place}/{run}/{newer}/MANIFEST.json")
     ((last,),) = rows(database, "select max(step) from metrics")
     assert 0 < int(older[5:]) < last < STEPS
 
@@ -169,7 +167,7 @@ def test_a_killed_run_goes_on_in_another_folder(
     steps = rows(database, "select key, count(*), count(distinct step), max(step) from metrics group by key")
     assert {row[1:] for row in steps} == {(STEPS, STEPS, STEPS)}
 
-    run_finetune(undisturbed, **{VARIABLE: None, "MLFLOW_TRACKING_URI": None})
+    run_finetune(undisturbed, without={VARIABLE, "MLFLOW_TRACKING_URI"})
     network = f"models/adapted/{NAME}/unet/diffusion_pytorch_model.safetensors"
     one, other = load_file(undisturbed / network), load_file(there / network)
     assert all(torch.equal(one[name], other[name]) for name in one)
@@ -181,7 +179,7 @@ def test_a_killed_run_goes_on_in_another_folder(
 # What is in the bucket.
 
 
-def test_states_are_copied_whole_and_two_are_kept(s3: S3Server, place: str, tmp_path: Path) -> None:
+def test_states_are_copied_whole_and_two_are_kept(s3, place, tmp_path):
     folder, prefix = tmp_path / "run", f"{place}/run"
     preview = folder / "previews/step-000002.png"
     with mirrored(folder):
@@ -192,7 +190,7 @@ def test_states_are_copied_whole_and_two_are_kept(s3: S3Server, place: str, tmp_
         save(folder, 4)
     files = ("MANIFEST.json", "state.json", "state.safetensors")
     states = [f"step-000000{step}/{file}" for step in (3, 4) for file in files]
-    assert keys(s3, prefix) == ["previews/step-000002.png", *states]
+    assert s3.keys(prefix) == ["previews/step-000002.png", *states]
     with mirrored(tmp_path / "elsewhere/run"):
         assert latest(tmp_path / "elsewhere/run") == (4, 4.0)
     assert (tmp_path / "elsewhere/run/previews/step-000002.png").read_bytes() == b"drawn"
@@ -200,7 +198,7 @@ def test_states_are_copied_whole_and_two_are_kept(s3: S3Server, place: str, tmp_
     assert left == {"previews", "step-0000004"}
 
 
-def test_the_newer_state_wins(s3: S3Server, place: str, tmp_path: Path) -> None:
+def test_the_newer_state_wins(s3, place, tmp_path):
     folder, other = tmp_path / "run", tmp_path / "other/run"
     with mirrored(folder):
         save(folder, 2)
@@ -217,21 +215,17 @@ def test_the_newer_state_wins(s3: S3Server, place: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["content", "missing", "manifest", "size"])
-def test_a_damaged_state_is_passed_over(
-    s3: S3Server, place: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
-) -> None:
+def test_a_damaged_state_is_passed_over(s3, place, tmp_path, caplog, damage):
     folder, prefix = tmp_path / "run", f"{place}/run"
     with mirrored(folder):
         save_and_wait(s3, place, folder, 1, 2)
-    client, key = s3.client(), f"{prefix}/step-0000002/state.safetensors"
+    key = f"{prefix}/step-0000002/state.safetensors"
     if damage == "missing":
-        client.delete_object(Bucket=s3.bucket, Key=key)
+        s3.delete(key)
     else:
-        size = client.head_object(Bucket=s3.bucket, Key=key)["ContentLength"] - (damage == "size")
-        key = f"{prefix}/step-0000002/MANIFEST.json" if damage == "manifest" else key
-        client.put_object(Bucket=s3.bucket, Key=key, Body=b"x" * size)
-    # A state that was never finished is no state, and a manifest writes nothing outside of the folder.
-    client.put_object(Bucket=s3.bucket, Key=f"{prefix}/step-0000003/state.json", Body=b"{}")
+        size = len(s3.get(key)) - (damage == "size")
+        s3.put(f"{prefix}/step-0000002/MANIFEST.json" if damage == "manifest" else key, b"x" * size)
+    s3.put(f"{prefix}/step-0000003/state.json", b"{}")  # a state that was never finished is no state
     assert not caplog.records
     other = tmp_path / "other/run"
     with mirrored(other):
@@ -246,20 +240,20 @@ def test_a_damaged_state_is_passed_over(
     assert whole(s3, prefix) == ["step-0000001", "step-0000002"]
 
 
-def test_a_manifest_writes_nothing_outside_of_the_folder(s3: S3Server, place: str, tmp_path: Path) -> None:
+def test_a_manifest_writes_nothing_outside_of_the_folder(s3, place, tmp_path):
     folder, prefix = tmp_path / "run", f"{place}/run"
     preview = folder / "previews/step-000001.png"
     preview.parent.mkdir(parents=True)
     preview.write_bytes(b"drawn")
     with mirrored(folder):
         save(folder, 1)
-    client, key = s3.client(), f"{prefix}/step-0000001/MANIFEST.json"
-    text = client.get_object(Bucket=s3.bucket, Key=key)["Body"].read().decode()
+    key = f"{prefix}/step-0000001/MANIFEST.json"
+    text = s3.get(key).decode()
     assert "previews/step-000001.png" in text
-    client.put_object(Bucket=s3.bucket, Key=f"{prefix}/previews/c:outside", Body=b"drawn")
+    s3.put(f"{prefix}/previews/c:outside", b"drawn")
     for outside in ("previews/c:outside", "previews/../../../outside"):  # the server refuses a key like that
         changed = text.replace("previews/step-000001.png", outside)
-        client.put_object(Bucket=s3.bucket, Key=key, Body=changed.encode())
+        s3.put(key, changed.encode())
         shutil.rmtree(tmp_path / "deep", ignore_errors=True)
         with mirrored(tmp_path / "deep/er/run"):
             assert latest(tmp_path / "deep/er/run") == (1, 1.0)
@@ -269,24 +263,24 @@ def test_a_manifest_writes_nothing_outside_of_the_folder(s3: S3Server, place: st
 # A bucket that is away.
 
 
-def test_training_goes_on_without_the_server_and_states_catch_up(
-    s3: S3Server, proxy: Proxy, place: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_training_goes_on_without_the_server_and_states_catch_up(s3, proxy, place, tmp_path, caplog):
     folder, prefix = tmp_path / "run", f"{place}/run"
     with mirrored(folder):
         training = trainer(folder, steps=16)
         step = training.take_step
-        events: dict[int, Callable[[], Any]] = {
-            4: lambda: (wait_until(lambda: whole(s3, prefix)), proxy.shut()),
-            8: lambda: wait_until(lambda: caplog.records),
-            14: lambda: (time.sleep(3), proxy.listen()),  # by now more than one attempt has failed
-        }
 
         def eventful() -> dict[str, float]:
-            events.get(training.step, lambda: None)()
+            if training.step == 4:
+                wait_until(lambda: whole(s3, prefix))
+                proxy.shut()
+            elif training.step == 8:
+                wait_until(lambda: caplog.records)
+            elif training.step == 14:
+                time.sleep(3)  # by now more than one attempt has failed
+                proxy.listen()
             return step()
 
-        training.take_step = eventful  # type: ignore[method-assign]
+        training.take_step = eventful
         assert len(training.train()) == 16
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
@@ -294,9 +288,7 @@ def test_training_goes_on_without_the_server_and_states_catch_up(
     assert max(whole(s3, prefix)) == "step-0000016"
 
 
-def test_a_training_without_a_state_waits_for_the_server(
-    s3: S3Server, proxy: Proxy, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_training_without_a_state_waits_for_the_server(s3, proxy, place, tmp_path, monkeypatch):
     root = make_project(tmp_path / "project")
     use_local_store(root, monkeypatch)
     proxy.shut()
@@ -305,9 +297,7 @@ def test_a_training_without_a_state_waits_for_the_server(
     assert not list(root.glob(".checkpoints/*/*"))
 
 
-def test_a_busy_server_damages_no_state(
-    s3: S3Server, proxy: Proxy, place: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_busy_server_damages_no_state(s3, proxy, place, tmp_path, caplog):
     with mirrored(tmp_path / "run"):
         save_and_wait(s3, place, tmp_path / "run", 1, 2)
     newest = f"GET /{s3.bucket}/{place}/run/step-0000002/state.safetensors"
@@ -326,46 +316,35 @@ def test_a_busy_server_damages_no_state(
         assert latest(other) == (2, 2.0)
 
 
-@pytest.mark.parametrize("fault", ["down", "no credentials", "wrong secret", "no bucket"])
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("down", "the server cannot be reached"),
+        ("no credentials", "no S3 credentials. Set AWS_ACCESS_KEY_ID"),
+        ("wrong secret", "Correct AWS_SECRET_ACCESS_KEY"),
+        ("no bucket", "credentials are AWS_"),
+    ],
+)
 def test_a_bucket_that_cannot_be_used_costs_one_warning(
-    s3: S3Server,
-    proxy: Proxy,
-    place: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-    capsys: pytest.CaptureFixture[str],
-    fault: str,
-) -> None:
+    s3, proxy, place, tmp_path, monkeypatch, caplog, capsys, fault, said
+):
     monkeypatch.setattr(transfers, "ATTEMPTS", 1)
-    secret = "s3cr3t-of-this-test"
+    folder, secret = tmp_path / "run", "s3cr3t-of-this-test"
     if fault == "down":
         proxy.shut()
+        save(folder, 0)  # without any state it would not begin
     elif fault == "no credentials":
-        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-            monkeypatch.delenv(name)
-        monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-        monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
-        monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+        remove_credentials(monkeypatch)
     elif fault == "wrong secret":
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", secret)
     else:
         monkeypatch.setenv(VARIABLE, f"s3://key:{secret}@bucket/prefix")
-    folder = tmp_path / "run"
-    if fault == "down":
-        save(folder, 0)  # without any state it would not begin
     with mirrored(folder):
         for step in (1, 2, 3):
             save(folder, step)
             time.sleep(0.3)
-    said = {
-        "down": "the server cannot be reached",
-        "no credentials": "no S3 credentials. Set AWS_ACCESS_KEY_ID",
-        "wrong secret": "Correct AWS_SECRET_ACCESS_KEY",
-        "no bucket": "credentials are AWS_",
-    }
     (warning,) = caplog.messages
-    assert said[fault] in warning and VARIABLE in warning
+    assert said in warning and VARIABLE in warning
     shown = caplog.text + "".join(capsys.readouterr())
     assert secret not in shown and s3.environment["AWS_SECRET_ACCESS_KEY"] not in shown
     assert len(proxy.requests) <= 5  # at the start, for each state, and at the end
@@ -374,13 +353,8 @@ def test_a_bucket_that_cannot_be_used_costs_one_warning(
 
 
 def test_a_server_that_hangs_holds_up_the_end_for_a_bounded_time(
-    s3: S3Server,
-    proxy: Proxy,
-    place: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+    s3, proxy, place, tmp_path, monkeypatch, caplog
+):
     monkeypatch.setattr(mirror, "WAIT", 3.0)
     folder = tmp_path / "run"
     with mirrored(folder):
@@ -393,9 +367,7 @@ def test_a_server_that_hangs_holds_up_the_end_for_a_bounded_time(
     proxy.flowing.set()  # before `place` waits for the thread
 
 
-def test_training_never_waits_and_only_the_newest_state_follows(
-    s3: S3Server, proxy: Proxy, place: str, tmp_path: Path
-) -> None:
+def test_training_never_waits_and_only_the_newest_state_follows(s3, proxy, place, tmp_path):
     folder, size = tmp_path / "run", 3 * 2**20
     with mirrored(folder):
         save(folder, 1, size)
@@ -410,14 +382,11 @@ def test_training_never_waits_and_only_the_newest_state_follows(
     assert not any("step-0000002" in request or "step-0000003" in request for request in written)
     for step in (1, 4):
         assert "MANIFEST" in [request for request in written if f"step-000000{step}" in request][-1]
-    content = s3.client().get_object(Bucket=s3.bucket, Key=f"{place}/run/step-0000001/state.safetensors")
-    (tmp_path / "first").write_bytes(content["Body"].read())
-    assert torch.equal(load_file(tmp_path / "first")["/network/weights"], torch.full((size,), 1.0))
+    first = load(s3.get(f"{place}/run/step-0000001/state.safetensors"))
+    assert torch.equal(first["/network/weights"], torch.full((size,), 1.0))
 
 
-def test_a_fetch_that_broke_off_goes_on(
-    s3: S3Server, proxy: Proxy, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_fetch_that_broke_off_goes_on(s3, proxy, place, tmp_path, monkeypatch):
     monkeypatch.setattr(transfers, "PART", 2**20)
     monkeypatch.setattr(transfers, "PARALLEL", 2)
     with mirrored(tmp_path / "run"):
@@ -440,7 +409,7 @@ def test_a_fetch_that_broke_off_goes_on(
 # Nobody asked for it, or not like this; several processes.
 
 
-def test_nothing_is_done_unless_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_done_unless_asked_for(tmp_path, monkeypatch):
     monkeypatch.delenv(VARIABLE, raising=False)
     code = (
         "import sys; from pathlib import Path; from domainstudio.storage.mirror import mirrored\n"
@@ -451,7 +420,7 @@ def test_nothing_is_done_unless_asked_for(tmp_path: Path, monkeypatch: pytest.Mo
     assert not list(tmp_path.iterdir())
 
 
-def test_another_address_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_address_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv(VARIABLE, "https://user:password@host/bucket")
     message = r"must be s3://bucket/prefix, got https://\*\*\*@host/"
     with pytest.raises(ConfigError, match=message), mirrored(tmp_path):
@@ -476,21 +445,13 @@ with mirrored(folder):
 """
 
 
-def test_of_several_processes_one_talks_to_s3(s3: S3Server, place: str, tmp_path: Path) -> None:
+def test_of_several_processes_one_talks_to_s3(s3, place, tmp_path):
     with mirrored(tmp_path / "run"):
         save(tmp_path / "run", 1)
-    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "CUDA_VISIBLE_DEVICES": ""}
-    common["MASTER_PORT"] = str(_free_port())
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROCESSES, tmp_path / "other/run"],
-            env=environment(**common, RANK=rank, LOCAL_RANK=rank),
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
-        for rank in "01"
-    ]
+    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    common["CUDA_VISIBLE_DEVICES"] = ""
+    other = str(tmp_path / "other/run")
+    processes = [popen(tmp_path, PROCESSES, other, **common, RANK=rank, LOCAL_RANK=rank) for rank in "01"]
     said = [process.communicate(timeout=200)[0] for process in processes]
     assert "rank 0 at step 1 True" in said[0], said
     assert said[1] == "rank 1 at step 1 False\n"  # without credentials it would warn

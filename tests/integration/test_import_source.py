@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,30 +26,22 @@ from tests.models import tiny_class_denoiser, tiny_text_denoiser
 SOURCES = Path("models/sources")
 
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
 @pytest.fixture(autouse=True)
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def root(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield tmp_path
-    torch.set_num_threads(threads)
+    return tmp_path
 
 
 @pytest.fixture
-def run_stage(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
+def run_stage(monkeypatch):
     def run(name: str, location: str) -> None:
         monkeypatch.setattr(sys, "argv", ["import_source", name, location])
         import_source.main()
 
     return run
-
-
-def upload(s3: Any, prefix: str, folder: Path) -> str:
-    client = s3.client()
-    for path in (p for p in folder.rglob("*") if p.is_file()):
-        key = f"{prefix}/{path.relative_to(folder).as_posix()}"
-        client.put_object(Bucket=s3.bucket, Key=key, Body=path.read_bytes())
-    return f"s3://{s3.bucket}/{prefix}"
 
 
 def weights(folder: Path) -> dict[str, Any]:
@@ -76,9 +67,7 @@ def refused(run_stage: Any, location: str, message: str, kind: type[DomainStudio
     assert [path.name for path in SOURCES.iterdir()] == ["kept"]
 
 
-def test_a_folder_is_copied_without_what_is_no_pipeline(
-    run_stage: Any, root: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_folder_is_copied_without_what_is_no_pipeline(run_stage, root, capsys):
     tiny_class_denoiser().save(root / "there")
     (root / "there/unet/diffusion_pytorch_model.bin").write_bytes(b"pickled")
     (root / "there/whole-model.safetensors").write_bytes(b"for other programs")
@@ -97,32 +86,32 @@ def test_a_folder_is_copied_without_what_is_no_pipeline(
     ]
 
 
-def test_a_model_on_s3_is_the_same_model(s3: Any, run_stage: Any, root: Path) -> None:
+def test_a_model_on_s3_is_the_same_model(s3, run_stage, root):
     tiny_text_denoiser().save(root / "there")
-    url = upload(s3, "models/ours", root / "there")
+    url = s3.upload("models/ours", root / "there")
     run_stage("ours", f"{url}/")
     assert_same(SOURCES / "ours", root / "there")
     names = [{p.relative_to(top) for p in top.rglob("*")} for top in (SOURCES / "ours", root / "there")]
     assert names[0] == names[1]
 
 
-def test_unusable_locations_on_s3_are_refused(s3: Any, run_stage: Any, root: Path) -> None:
+def test_unusable_locations_on_s3_are_refused(s3, run_stage, root):
     save_pipeline(root / "there")
-    url = upload(s3, "import/unsafe", root / "there")
-    s3.client().put_object(Bucket=s3.bucket, Key="import/unsafe/unet/c:x.json", Body=b"{}")
+    url = s3.upload("import/unsafe", root / "there")
+    s3.put("import/unsafe/unet/c:x.json", b"{}")
     refused(run_stage, url, r"unet/c:x\.json is not a safe path: rename", CheckpointError)
     refused(run_stage, f"s3://{s3.bucket}/import/nothing", "holds no objects", DataError)
 
     (weights_file,) = (root / "there").rglob("*.safetensors")
     weights_file.rename(weights_file.with_suffix(".bin"))
-    url = upload(s3, "import/pickled", root / "there")
+    url = s3.upload("import/pickled", root / "there")
     refused(run_stage, url, r"pickled has no weights as safetensors.*safe_serialization", CheckpointError)
     (root / "there/model_index.json").unlink()
-    url = upload(s3, "import/parts", root / "there")
+    url = s3.upload("import/parts", root / "there")
     refused(run_stage, url, r"parts holds no diffusers pipeline.*model_index\.json", CheckpointError)
 
 
-def test_unusable_folders_are_refused_by_their_own_name(run_stage: Any, root: Path) -> None:
+def test_unusable_folders_are_refused_by_their_own_name(run_stage, root):
     refused(run_stage, "./nowhere", r"nowhere has no model_index\.json", CheckpointError)
     save_pipeline(root / "damaged")
     (root / "damaged/unet/config.json").unlink()
@@ -139,16 +128,14 @@ def test_unusable_folders_are_refused_by_their_own_name(run_stage: Any, root: Pa
 
 
 @pytest.mark.parametrize("name", ["../up", "a/b", "Ours", ""])
-def test_a_name_that_is_no_key_is_refused(run_stage: Any, root: Path, name: str) -> None:
+def test_a_name_that_is_no_key_is_refused(run_stage, root, name):
     save_pipeline(root / "there")
     with pytest.raises(ConfigError, match="cannot be a key of sources"):
         run_stage(name, "there")
     assert not Path("models").exists()
 
 
-def test_registered_models_become_sources(
-    run_stage: Any, root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_registered_models_become_sources(run_stage, root, monkeypatch):
     use_local_store(root, monkeypatch)
     (root / "tmp").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(root / "tmp"))

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
-import sys
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -31,8 +27,16 @@ from domainstudio.sampling import sample
 from domainstudio.tracking.provenance import Provenance
 from domainstudio.tracking.server import connect
 from domainstudio.training.cards import adapted_card
-from stages import register
-from tests.integration.mlflow_parts import KEY, METRICS, ROOT, rows, use_local_store, write_result
+from tests.integration.mlflow_parts import (
+    KEY,
+    METRICS,
+    ROOT,
+    decode,
+    rows,
+    run_stage,
+    use_local_store,
+    write_result,
+)
 from tests.models import (
     CLASSES,
     PROMPTS,
@@ -71,31 +75,25 @@ class Project:
 
     def artifacts(self, name: str) -> Path:
         """Return where the store keeps a version's files."""
-        (place,) = rows(
-            self.database, f"select storage_location from model_versions where name = 'domainstudio-{name}'"
-        )[0]
-        return Path(place.removeprefix("file://")) / "artifacts"
+        return Path(self._column(name, "storage_location").removeprefix("file://")) / "artifacts"
 
     def description(self, name: str) -> str:
-        (card,) = rows(
-            self.database, f"select description from model_versions where name = 'domainstudio-{name}'"
-        )[0]
-        return str(card)
+        return self._column(name, "description")
+
+    def _column(self, name: str, column: str) -> str:
+        query = f"select {column} from model_versions where name = 'domainstudio-{name}'"
+        return str(rows(self.database, query)[0][0])
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
+def project(one_thread, tmp_path_factory):
     root = tmp_path_factory.mktemp("project")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         database = use_local_store(root, patch)
         write_project(root)
         for name in [*TOLD, "ink-lora", "ink-text"]:
-            patch.setattr(sys, "argv", ["register", name])
-            register.main()
+            run_stage(patch, name)
         yield Project(root, database)
-    torch.set_num_threads(threads)
 
 
 def write_project(root: Path) -> None:
@@ -127,10 +125,6 @@ def adapted(base: str | Path) -> Any:
     return denoiser
 
 
-def decode(png: str) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(base64.b64decode(png)))).astype(int)
-
-
 def pictures(predicted: pd.DataFrame) -> np.ndarray:
     return np.stack([decode(png) for png in predicted["png"]])
 
@@ -150,18 +144,18 @@ def pipeline_of(folder: Path) -> Any:
     return DiffusionPipeline.from_pretrained(folder, local_files_only=True)
 
 
-def served(folder: Path, hints: dict[str, str] | None = None) -> Any:
+def served(folder: Path) -> Any:
     """Return a function that predicts as a registered version of a pipeline folder does."""
     with connect():
         from mlflow.pyfunc.model import PythonModelContext
 
         from domainstudio.registry import serving
     model = serving.ImageModel()
-    model.load_context(PythonModelContext({"pipeline": str(folder)}, hints))
+    model.load_context(PythonModelContext({"pipeline": str(folder)}, None))
     return lambda request, **params: pictures(model.predict(None, pd.DataFrame([request]), params))
 
 
-def test_a_model_of_text_draws_what_plain_diffusers_draws(project: Project) -> None:
+def test_a_model_of_text_draws_what_plain_diffusers_draws(project):
     model = project.load("ink-text")
     requests = [{"prompt": PROMPTS[0], "seed": 7}, {"prompt": PROMPTS[1], "negative_prompt": PROMPTS[2]}]
     drawn = model.predict(requests[:1], params={"number": 2, "steps": 3, "guidance_scale": 4.0})
@@ -177,7 +171,7 @@ def test_a_model_of_text_draws_what_plain_diffusers_draws(project: Project) -> N
     assert not np.array_equal(negative, plain(pipeline, PROMPTS[1], [1000], **options))
 
 
-def test_rows_of_a_table_are_told_apart(project: Project) -> None:
+def test_rows_of_a_table_are_told_apart(project):
     model = project.load("ink-text")
     table = pd.DataFrame({"prompt": PROMPTS[:2], "negative_prompt": [None, PROMPTS[2]]})
     both = pictures(model.predict(table, params={"steps": 2}))
@@ -187,7 +181,7 @@ def test_rows_of_a_table_are_told_apart(project: Project) -> None:
 
 
 @pytest.mark.parametrize("request_", [{}, {"seed": 3}, {"prompt": None}, {"prompt": ""}])
-def test_a_missing_prompt_is_asked_for_with_an_example(project: Project, request_: dict[str, Any]) -> None:
+def test_a_missing_prompt_is_asked_for_with_an_example(project, request_):
     wanted = (
         r"give a column `prompt`, such as 'a red house in \[V\] style'\. "
         r"It was trained on prompts '\{caption\} in \[V\] style'$"
@@ -196,7 +190,7 @@ def test_a_missing_prompt_is_asked_for_with_an_example(project: Project, request
         project.load("ink-text").predict(pd.DataFrame([request_]))
 
 
-def test_signatures_name_the_columns_and_the_sampled_guidance(project: Project) -> None:
+def test_signatures_name_the_columns_and_the_sampled_guidance(project):
     expected = {
         "ink-text": ["prompt", "negative_prompt", "seed"],
         "ink-lora": ["prompt", "negative_prompt", "seed"],
@@ -209,7 +203,7 @@ def test_signatures_name_the_columns_and_the_sampled_guidance(project: Project) 
         assert {param.name: param.default for param in metadata.get_params_schema()} == defaults
 
 
-def test_the_class_of_a_row_is_drawn(project: Project) -> None:
+def test_the_class_of_a_row_is_drawn(project):
     model, denoiser = project.load("ink-class"), tiny_class_denoiser()
     drawn = model.predict([{"label": "person"}], params={"number": 2, "seed": 3, "steps": 4})
     one = model.predict([{"label": "person"}], params={"seed": 3, "steps": 4, "guidance_scale": 1})
@@ -223,7 +217,7 @@ def test_the_class_of_a_row_is_drawn(project: Project) -> None:
     assert np.abs(pictures(one) - pictures(other)).max() > 10
 
 
-def test_classes_are_asked_for_by_name(project: Project) -> None:
+def test_classes_are_asked_for_by_name(project):
     model = project.load("ink-class")
     with pytest.raises(ValueError, match="no class 'dog'; there are animal, face, person"):
         model.predict([{"label": "dog"}])
@@ -235,10 +229,8 @@ def test_classes_are_asked_for_by_name(project: Project) -> None:
 
 @pytest.mark.parametrize(("scheduler", "guidance_scale"), [("ddpm", 1), ("ddim", 3), ("dpm-solver++", 3)])
 @pytest.mark.parametrize("learned_variance", [False, True])
-def test_every_sampler_draws_classes(
-    tmp_path: Path, scheduler: str, guidance_scale: float, learned_variance: bool
-) -> None:
-    epsilon = {"prediction_type": "epsilon", "rescale_betas_zero_snr": False}
+def test_every_sampler_draws_classes(tmp_path, scheduler, guidance_scale, learned_variance):
+    epsilon: Any = {"prediction_type": "epsilon", "rescale_betas_zero_snr": False}
     denoiser = tiny_class_denoiser(learned_variance=learned_variance, **epsilon)
     denoiser.save(tmp_path)
     options = {"steps": 4, "scheduler": scheduler, "guidance_scale": guidance_scale}
@@ -247,7 +239,7 @@ def test_every_sampler_draws_classes(
     np.testing.assert_allclose(drawn, expected.transpose(0, 2, 3, 1), atol=1)
 
 
-def test_without_a_null_class_there_is_no_guidance(tmp_path: Path) -> None:
+def test_without_a_null_class_there_is_no_guidance(tmp_path):
     denoiser = tiny_class_denoiser(CLASSES[:-1])
     ClassConditionalDenoiser(denoiser.network, denoiser.scheduler, classes=CLASSES).save(tmp_path)
     predict = served(tmp_path)
@@ -259,7 +251,7 @@ def test_without_a_null_class_there_is_no_guidance(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["sd2", "sdxl"])
-def test_another_sampler_keeps_the_other_parts(tmp_path: Path, kind: str) -> None:
+def test_another_sampler_keeps_the_other_parts(tmp_path, kind):
     import diffusers
 
     tiny_text_pipeline(kind).save_pretrained(tmp_path)
@@ -278,7 +270,7 @@ def test_another_sampler_keeps_the_other_parts(tmp_path: Path, kind: str) -> Non
     assert not np.array_equal(drawn, saved)
 
 
-def test_adapters_are_registered_as_a_whole_pipeline_and_beside_it(project: Project, tmp_path: Path) -> None:
+def test_adapters_are_registered_as_a_whole_pipeline_and_beside_it(project, tmp_path):
     import mlflow
 
     drawn = pictures(project.load("ink-lora").predict([{"prompt": PROMPTS[3]}], params={"steps": 3}))
@@ -304,15 +296,13 @@ def test_adapters_are_registered_as_a_whole_pipeline_and_beside_it(project: Proj
     assert "transformers==" in needed and "peft" not in needed
 
 
-def test_registering_twice_is_one_version(project: Project) -> None:
+def test_registering_twice_is_one_version(project):
     found = rows(project.database, "select name, version from model_versions order by name")
     assert found == [(f"domainstudio-{name}", 1) for name in sorted(TOLD)]
 
 
 @pytest.mark.parametrize("name", TOLD)
-def test_a_version_that_is_measured_again_is_told_what_its_model_was(
-    project: Project, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_version_that_is_measured_again_is_told_what_its_model_was(project, name, monkeypatch):
     drawn: list[Path] = []
     monkeypatch.setattr(reevaluation, "_measure", lambda samples, *_: drawn.append(samples))
     monkeypatch.chdir(project.root)
@@ -334,7 +324,7 @@ def test_a_version_that_is_measured_again_is_told_what_its_model_was(
     assert np.abs(picture - own).max() <= 2  # adapters are fused there
 
 
-def test_runs_and_versions_say_what_kind_of_model_it_is(project: Project) -> None:
+def test_runs_and_versions_say_what_kind_of_model_it_is(project):
     expected = {
         "ink-text": ("text-to-image", "false"),
         "ink-class": ("class-conditional", "false"),
@@ -348,7 +338,7 @@ def test_runs_and_versions_say_what_kind_of_model_it_is(project: Project) -> Non
             assert (tags["kind"], tags["lora"], tags["source"]) == (kind, adapters, "noto")
 
 
-def test_paired_and_clip_figures_are_logged(project: Project) -> None:
+def test_paired_and_clip_figures_are_logged(project):
     query = (
         "select key, value from latest_metrics m join runs r on m.run_uuid = r.run_uuid "
         "where r.name = 'ink-text' and (key like 'paired.%' or key like 'clip.%')"
@@ -365,7 +355,7 @@ def test_paired_and_clip_figures_are_logged(project: Project) -> None:
     assert "CLIP's with `tiny-clip`" in card
 
 
-def test_cards_say_how_each_kind_is_asked(project: Project) -> None:
+def test_cards_say_how_each_kind_is_asked(project):
     text, classes, adapters = (project.description(name) for name in TOLD)
     assert 'model.predict([{"prompt": "a red house in [V] style"}], params={"number": 4' in text
     assert f'pipeline("a red house in [V] style", guidance_scale={GUIDANCE}' in text
@@ -377,7 +367,7 @@ def test_cards_say_how_each_kind_is_asked(project: Project) -> None:
     assert "lora" not in text.lower() and "lora" not in classes.lower()
 
 
-def test_the_code_on_a_card_runs(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_code_on_a_card_runs(project, monkeypatch):
     source = str(project.root / "models/sources/noto")
     for name in TOLD:
         code = project.description(name).split("```python")
@@ -390,7 +380,7 @@ def test_the_code_on_a_card_runs(project: Project, monkeypatch: pytest.MonkeyPat
         assert ("base" in namespace) == (name == "ink-lora")
 
 
-def test_adapters_of_a_source_that_is_gone_are_not_registered(project: Project, tmp_path: Path) -> None:
+def test_adapters_of_a_source_that_is_gone_are_not_registered(project, tmp_path):
     folder = tmp_path / "alone"
     tiny_denoiser().save(tmp_path / "base")
     adapted(tmp_path / "base").save(folder)
@@ -407,7 +397,7 @@ def test_adapters_of_a_source_that_is_gone_are_not_registered(project: Project, 
         versions.register(entry)
 
 
-def test_merged_adapters_of_a_class_model_keep_its_classes(tmp_path: Path) -> None:
+def test_merged_adapters_of_a_class_model_keep_its_classes(tmp_path):
     tiny_class_denoiser().save(tmp_path / "base")
     denoiser = adapted(tmp_path / "base")
     denoiser.save(tmp_path / "adapted")
@@ -446,7 +436,7 @@ def run_card(card: str, folder: Path, source: Path | None = None) -> Any:
     return namespace["images"]
 
 
-def test_the_code_of_a_readme_runs(project: Project, tmp_path: Path) -> None:
+def test_the_code_of_a_readme_runs(project, tmp_path):
     tiny_denoiser().save(tmp_path / "plain")
     tiny_class_denoiser().save(tmp_path / "class")
     for kind in ("plain", "class"):
@@ -466,7 +456,7 @@ def test_the_code_of_a_readme_runs(project: Project, tmp_path: Path) -> None:
         assert len(run_card(card, folder, project.root / "models/sources/noto")) == 4, folder
 
 
-def test_a_readme_shows_what_conditional_models_were_told(project: Project) -> None:
+def test_a_readme_shows_what_conditional_models_were_told(project):
     record = record_of(project, "ink-lora")
     record.params["prompts"]["by_label"] = {"cat": {"source": "a cat", "target": "a [S] cat | sat"}}
     record.params["prompts"]["new_tokens"] = {"[V]": "style"}
@@ -483,7 +473,7 @@ def test_a_readme_shows_what_conditional_models_were_told(project: Project) -> N
     assert f'prompt="{PROMPTS[0]} in [V] style"' in card
 
 
-def test_the_readme_of_an_unconditional_model_says_nothing_of_prompts(project: Project) -> None:
+def test_the_readme_of_an_unconditional_model_says_nothing_of_prompts(project):
     card = adapted_card(record_of(project, "ink-finetune"), shots())
     assert "tags: [domainstudio, few-shot, domain-adaptation]\n" in card
     assert "|---|---|\n| loss weights | simple 1, vlb 0.001 |\n" in card

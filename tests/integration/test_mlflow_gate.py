@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import yaml
@@ -16,7 +17,7 @@ import yaml
 from domainstudio import config
 from domainstudio.data import ImageRecord, ImageSet
 from domainstudio.registry import aliases, audit, judging, versions
-from domainstudio.registry.aliases import Alias
+from domainstudio.registry.aliases import Alias, Promotion
 from domainstudio.registry.gate import Measurement
 from domainstudio.registry.versions import MEASUREMENT
 from domainstudio.tracking.server import TrackingError
@@ -29,6 +30,7 @@ from tests.integration.mlflow_parts import (
     make_project,
     measure,
     other_result,
+    register_other,
     rows,
     run_stage,
     save_pipeline,
@@ -40,6 +42,8 @@ from tests.models import tiny_images
 
 Patch = pytest.MonkeyPatch
 CHAMPION = Alias(MODEL)
+PROVENANCE = Path("models/adapted", NAME, "provenance.json")
+SAMPLES = Path("samples/adapted", NAME, "manifest.json")
 
 
 @pytest.fixture
@@ -57,16 +61,18 @@ def stored(database: Path) -> dict[str, list[Any]]:
     return found
 
 
+def drawn_in(steps: int) -> None:
+    """Change how the samples were drawn."""
+    SAMPLES.write_text(json.dumps({**json.loads(SAMPLES.read_text()), "steps": steps}))
+
+
 def events() -> list[tuple[str, str]]:
     return [(event.what, event.version) for event in aliases.history(CHAMPION)]
 
 
-def test_a_better_model_becomes_champion_and_a_worse_one_does_not(
-    database: Path, monkeypatch: Patch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_better_model_becomes_champion_and_a_worse_one_does_not(database, monkeypatch, capsys):
     run_stage(monkeypatch, NAME)
-    other_result(1, frechet_distance=13.0, intra_distance=0.7)
-    run_stage(monkeypatch, NAME)
+    register_other(monkeypatch, 1, frechet_distance=13.0, intra_distance=0.7)
     assert aliases_of(database) == {"champion": 2, "previous_champion": 1}
     reason = (
         "better intra distance: Fréchet distance 13 against 12.5 (+4.0%, allowed +5%); intra distance 0.7 "
@@ -75,8 +81,7 @@ def test_a_better_model_becomes_champion_and_a_worse_one_does_not(
     out = capsys.readouterr().out
     assert f"{MODEL}@champion is version 2, before it was 1: {reason}\n" in out
 
-    other_result(2, memorized_share=0.3, intra_distance=0.9)
-    run_stage(monkeypatch, NAME)
+    register_other(monkeypatch, 2, memorized_share=0.3, intra_distance=0.9)
     assert aliases_of(database) == {"champion": 2, "previous_champion": 1, "challenger": 3}
     out = capsys.readouterr().out
     assert f"{MODEL}@champion stays version 2; version 3: memorises too much: " in out
@@ -91,8 +96,7 @@ def test_a_better_model_becomes_champion_and_a_worse_one_does_not(
     (card,) = rows(database, "select description from model_versions where version = 3")[0]
     assert "**Gate**: refused: memorises too much: " in card
     assert f"models:/{MODEL}/3" in card and "@champion" not in card
-    files = {json.loads(path.read_text())["outcome"]: path for path in Path("mlartifacts").rglob("gate.json")}
-    refused = json.loads(files["refused"].read_text())
+    (refused,) = [each for each in verdicts() if each["outcome"] == "refused"]
     assert refused["against"] == "2"
     assert refused["champion"]["figures"]["intra_distance"] == 0.7
 
@@ -100,25 +104,18 @@ def test_a_better_model_becomes_champion_and_a_worse_one_does_not(
     run_stage(monkeypatch, NAME)  # the refused one again
     assert stored(database) == before
     other_result(0)
-    Path("models/adapted", NAME, "provenance.json").write_text(
-        Path("models/adapted", NAME, "provenance.json").read_text().replace("0" * 64, "5" * 64)
-    )
+    PROVENANCE.write_text(PROVENANCE.read_text().replace("0" * 64, "5" * 64))
     run_stage(monkeypatch, NAME)  # the first one again: no verdict is made anew
     assert f"{MODEL}@champion stays version 2; version 1: version 2 took its place" in capsys.readouterr().out
     after = stored(database)
-    assert {name: after[name] for name in after if name != "model_versions"} == {
-        name: before[name] for name in before if name != "model_versions"
-    }
+    assert {**after, "model_versions": None} == {**before, "model_versions": None}
     assert versions_of(database) == [1, 2, 3]
 
 
-def test_people_have_the_last_word_and_all_is_on_record(
-    database: Path, monkeypatch: Patch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_people_have_the_last_word_and_all_is_on_record(database, monkeypatch, capsys):
     run_stage(monkeypatch, NAME)
     for seed, figure in (1, 11.0), (2, 30.0):
-        other_result(seed, frechet_distance=figure)
-        run_stage(monkeypatch, NAME)
+        register_other(monkeypatch, seed, frechet_distance=figure)
     with pytest.raises(SystemExit):
         run_stage(monkeypatch, "--promote", "3", NAME)
     assert "say why with --reason" in capsys.readouterr().err
@@ -148,8 +145,7 @@ def test_people_have_the_last_word_and_all_is_on_record(
     run_stage(monkeypatch, "--history", NAME)
     head, *lines = capsys.readouterr().out.splitlines()
     assert head.split() == ["when", "(UTC)", "version", "what", "champion", "by", "why"]
-    starts = [" ".join(line.split()[2:7]) for line in lines]
-    assert [start.partition(" tester")[0] for start in starts] == [
+    assert [" ".join(line.split()[2:7]).partition(" tester")[0] for line in lines] == [
         "1 registered none",
         "1 promoted 1",
         "2 registered 1",
@@ -162,42 +158,34 @@ def test_people_have_the_last_word_and_all_is_on_record(
         "3 promoted by hand 3",
     ]
     assert lines[6].endswith("  tester  cleaner lines")
-    assert (
-        len({rows(database, "select count(distinct key) from registered_model_tags")[0][0], len(lines)}) == 1
-    )
+    assert rows(database, "select count(distinct key) from registered_model_tags") == [(len(lines),)]
 
 
-def test_a_champion_that_was_measured_otherwise_is_measured_again(
-    database: Path, monkeypatch: Patch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    manifest = Path("samples/adapted", NAME, "manifest.json")
-    other = manifest.read_text().replace('"ddim"', '"ddpm"')
+def test_a_champion_that_was_measured_otherwise_is_measured_again(database, monkeypatch, capsys):
+    other = SAMPLES.read_text().replace('"ddim"', '"ddpm"')
     run_stage(monkeypatch, NAME)
-    provenance = Path("models/adapted", NAME, "provenance.json").read_text()
+    provenance = PROVENANCE.read_text()
     other_result(1, frechet_distance=5.0)
-    manifest.write_text(other)
+    SAMPLES.write_text(other)
     run_stage(monkeypatch, NAME)
-    assert (
-        "version 2: not comparable with the champion (scheduler ddpm, the champion's ddim): "
-        in capsys.readouterr().out
-    )
+    why = "version 2: not comparable with the champion (scheduler ddpm, the champion's ddim): "
+    assert why in capsys.readouterr().out
     before = stored(database)
     run_stage(monkeypatch, NAME)
     assert stored(database) == before
 
     other_result(0, frechet_distance=12.0)  # the first model, measured as the second was
-    Path("models/adapted", NAME, "provenance.json").write_text(provenance)
+    PROVENANCE.write_text(provenance)
     run_stage(monkeypatch, NAME)
     assert aliases_of(database) == {"champion": 1, "challenger": 2}
     assert version_tags(database, 1)["frechet_distance"] == "12 (efficientnet-lite0)"
-    other_result(1, frechet_distance=5.0)
-    run_stage(monkeypatch, NAME)
+    register_other(monkeypatch, 1, frechet_distance=5.0)
     assert aliases_of(database) == {"champion": 2, "previous_champion": 1}
     measure(frechet_distance=50.0)  # a verdict is of one measurement; the champion keeps its place
     run_stage(monkeypatch, NAME)
     assert aliases_of(database) == {"champion": 2, "previous_champion": 1}
     other_result(0, frechet_distance=4.0)
-    Path("models/adapted", NAME, "provenance.json").write_text(provenance)
+    PROVENANCE.write_text(provenance)
     run_stage(monkeypatch, NAME)
     assert aliases_of(database) == {"champion": 1, "previous_champion": 2}
     assert events() == [
@@ -206,10 +194,13 @@ def test_a_champion_that_was_measured_otherwise_is_measured_again(
     ]
 
 
+def verdicts() -> list[dict[str, Any]]:
+    return [json.loads(path.read_text()) for path in Path("mlartifacts").rglob("gate.json")]
+
+
 def make_result(monkeypatch: Patch, seed: int, shots: int) -> None:
     """Leave what the stages leave of a model, its training images beginning with that of a number."""
-    if not (folder := Path("models/sources/noto")).is_dir():
-        save_pipeline(folder, 9)
+    save_pipeline(Path("models/sources/noto"), 9)
     other_result(seed)
     records = tuple(ImageRecord(str(i), "0", 8, 8, f"{i}.png") for i in range(12))
     domain = ImageSet(tiny_images(12), records, origin="images")
@@ -220,9 +211,7 @@ def make_result(monkeypatch: Patch, seed: int, shots: int) -> None:
         stage.main()
 
 
-def test_a_champion_of_other_training_images_is_drawn_and_measured_again(
-    database: Path, monkeypatch: Patch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_champion_of_other_training_images_is_drawn_and_measured_again(database, monkeypatch, capsys):
     values = yaml.safe_load(Path("params.yaml").read_text())
     values["sample"] |= {"number": 8, "batch_size": 8, "steps": 2}
     values["evaluate"] |= {"kid_subset_size": 4, "kid_subsets": 2, "memorized_below": 0.0}
@@ -237,8 +226,7 @@ def test_a_champion_of_other_training_images_is_drawn_and_measured_again(
     assert tags["gate"] in ("promoted", "refused")
     assert tags["gate.reason"].endswith("; version 1 measured again")
     assert tags["gate.reason"] in capsys.readouterr().out
-    verdicts = [json.loads(path.read_text()) for path in Path("mlartifacts").rglob("gate.json")]
-    (verdict,) = [each for each in verdicts if each["against"] == "1"]
+    (verdict,) = [each for each in verdicts() if each["against"] == "1"]
     assert verdict["champion"]["conditions"] == verdict["candidate"]["conditions"]
     assert not list(Path(".checkpoints").glob("champion-*"))
 
@@ -248,31 +236,26 @@ def test_a_champion_of_other_training_images_is_drawn_and_measured_again(
         assert verdict["champion"]["figures"][name] == pytest.approx(measured[name], rel=1e-6), name
 
 
-def test_a_champion_whose_files_are_gone_is_not_compared(
-    database: Path, monkeypatch: Patch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_champion_whose_files_are_gone_is_not_compared(database, monkeypatch, capsys):
     run_stage(monkeypatch, NAME)
     for file in Path("mlartifacts").rglob("*.safetensors"):
         file.parent.joinpath("lost").touch()
         file.unlink()
     other_result(1, frechet_distance=5.0)
-    manifest = Path("samples/adapted", NAME, "manifest.json")
-    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "steps": 5}))
+    drawn_in(steps=5)
     run_stage(monkeypatch, NAME)
     assert f"{MODEL} version 1 cannot be measured again: " in capsys.readouterr().err
     shutil.rmtree(next(path.parent for path in Path("mlartifacts").rglob("lost")).parents[1])
-    other_result(2, frechet_distance=5.0)
-    run_stage(monkeypatch, NAME)
+    register_other(monkeypatch, 2, frechet_distance=5.0)
     assert f"{MODEL} version 1 cannot be measured again: " in capsys.readouterr().err
     assert aliases_of(database) == {"champion": 1, "challenger": 3}
     assert version_tags(database, 3)["gate"] == "not comparable"
 
 
-def test_who_became_champion_meanwhile_is_measured_too(database: Path, monkeypatch: Patch) -> None:
+def test_who_became_champion_meanwhile_is_measured_too(database, monkeypatch):
     for seed in range(3):
         other_result(seed, frechet_distance=12.5 - seed)
-        manifest = Path("samples/adapted", NAME, "manifest.json")
-        manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "steps": 4 + seed}))
+        drawn_in(steps=4 + seed)
         run_stage(monkeypatch, NAME)
     assert aliases_of(database) == {"champion": 1, "challenger": 3}  # whose files cannot be drawn here
     asked = []
@@ -282,25 +265,22 @@ def test_who_became_champion_meanwhile_is_measured_too(database: Path, monkeypat
         if rival == "1":
             aliases.promote(CHAMPION, "2", "meanwhile")
         own = Measurement.from_json(version_tags(database, 3)[MEASUREMENT])
-        return Measurement(
-            {**own.figures, "frechet_distance": 11.0 if rival == "1" else 10.4}, own.conditions
-        )
+        distance = 11.0 if rival == "1" else 10.4
+        return Measurement({**own.figures, "frechet_distance": distance}, own.conditions)
 
-    gate = config.load().registry.gate
-    promotion = judging.judge(CHAMPION, "3", gate, reevaluate)
+    promotion = judging.judge(CHAMPION, "3", config.load().registry.gate, reevaluate)
     assert asked == ["1", "2"]
     assert not promotion.promoted and promotion.reason.endswith("; version 2 measured again")
     assert version_tags(database, 3)["gate"] == "refused"  # better than 1 by the margin, not than 2
 
 
 @pytest.mark.parametrize("killed", ["decide", "_record"])
-def test_a_promotion_that_was_killed_is_completed(database: Path, monkeypatch: Patch, killed: str) -> None:
+def test_a_promotion_that_was_killed_is_completed(database, monkeypatch, killed):
     run_stage(monkeypatch, NAME)
     other_result(1, frechet_distance=11.0)
-    with monkeypatch.context() as patch:
-        patch.setattr(judging, killed, lambda *_: (_ for _ in ()).throw(SystemExit))
-        with pytest.raises(SystemExit):
-            run_stage(monkeypatch, NAME)
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(judging, killed, Mock(side_effect=SystemExit))
+        run_stage(monkeypatch, NAME)
     assert version_tags(database, 2)["gate"] == "pending"
     run_stage(monkeypatch, NAME)
     assert aliases_of(database) == {"champion": 2, "previous_champion": 1}
@@ -326,9 +306,7 @@ register.main()
 """
 
 
-def test_two_processes_at_once_are_judged_one_after_the_other(
-    database: Path, monkeypatch: Patch, tmp_path: Path
-) -> None:
+def test_two_processes_at_once_are_judged_one_after_the_other(database, monkeypatch, tmp_path):
     run_stage(monkeypatch, NAME)
     other_result(1, frechet_distance=10.0)
     command = [sys.executable, "-c", FIRST, NAME]
@@ -347,7 +325,7 @@ def test_two_processes_at_once_are_judged_one_after_the_other(
     assert events()[-4:] == [("registered", "2"), ("registered", "3"), ("promoted", "2"), ("refused", "3")]
 
 
-def test_the_same_result_twice_at_once_is_one_version(database: Path, monkeypatch: Patch) -> None:
+def test_the_same_result_twice_at_once_is_one_version(database, monkeypatch):
     create = versions._create_version
 
     def after_another(*arguments: Any) -> str:
@@ -362,23 +340,16 @@ def test_the_same_result_twice_at_once_is_one_version(database: Path, monkeypatc
     assert events() == [("registered", "1"), ("promoted", "1")]
 
 
-def test_flows_get_values(database: Path, monkeypatch: Patch) -> None:
+def test_flows_get_values(database, monkeypatch):
     run_stage(monkeypatch, NAME)
-    other_result(1, frechet_distance=99.0)
-    run_stage(monkeypatch, NAME)
+    register_other(monkeypatch, 1, frechet_distance=99.0)
     monkeypatch.undo()
     monkeypatch.chdir(database.parent)
     monkeypatch.setenv("DOMAINSTUDIO_FLOW_RUN", "1234")
     kept = judging.judge(CHAMPION, "2", None)
     assert (kept.promoted, kept.changed, kept.previous) == (False, False, "1"), "a verdict stands"
     done = aliases.promote(CHAMPION, "2", "approved", by="reviewer")
-    assert (done.model, done.version, done.promoted, done.changed, done.previous) == (
-        MODEL,
-        "2",
-        True,
-        True,
-        "1",
-    )
+    assert done == Promotion(MODEL, "2", True, "approved", previous="1", changed=True)
     again = aliases.promote(CHAMPION, "2", "approved")
     assert (again.promoted, again.changed) == (True, False)
     back = aliases.rollback(CHAMPION, "no")

@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import sys
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from domainstudio.registry import versions
 from domainstudio.tracking.server import TrackingUnavailableError, connect
+from tests.integration.conftest import free_port
 from tests.integration.mlflow_parts import (
     KEY,
     METRICS,
     MODEL,
     NAME,
     aliases_of,
-    free_port,
+    decode,
     history,
     make_project,
     rows,
@@ -35,24 +33,23 @@ from tests.integration.mlflow_parts import (
     versions_of,
 )
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threads that wait for each other are most of the time of an 8x8 model on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
-def database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def database(tmp_path, monkeypatch):
     make_project(tmp_path)
     return use_local_store(tmp_path, monkeypatch)
 
 
-def decode(png: str) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(base64.b64decode(png))))
+@pytest.fixture(scope="module")
+def registered(tmp_path_factory):
+    """The database of a project whose model is registered, for tests that only read it."""
+    root = make_project(tmp_path_factory.mktemp("registered"))
+    with pytest.MonkeyPatch.context() as patch:
+        database = use_local_store(root, patch)
+        run_stage(patch, NAME)
+        yield database
 
 
 def draw(pipeline: Any, seeds: list[int], steps: int) -> list[np.ndarray]:
@@ -61,9 +58,7 @@ def draw(pipeline: Any, seeds: list[int], steps: int) -> list[np.ndarray]:
     return [np.asarray(image) for image in images]
 
 
-def test_the_same_result_twice_is_one_version_and_one_run(
-    database: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_the_same_result_twice_is_one_version_and_one_run(database, monkeypatch, capfd):
     run_stage(monkeypatch, NAME)
     tables = ("metrics", "inputs", "tags", "registered_model_tags", "model_version_tags", "logged_models")
     first = {name: rows(database, f"select count(*) from {name}") for name in tables}
@@ -91,17 +86,12 @@ def test_the_same_result_twice_is_one_version_and_one_run(
     assert err == ""
 
 
-def test_a_registration_that_was_killed_halfway_leaves_nothing_behind(
-    database: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_registration_that_was_killed_halfway_leaves_nothing_behind(database, monkeypatch):
     from mlflow.tracking import MlflowClient
 
-    with monkeypatch.context() as patch:
-        patch.setattr(
-            MlflowClient, "create_model_version", lambda *_, **__: (_ for _ in ()).throw(SystemExit)
-        )
-        with pytest.raises(SystemExit):
-            run_stage(monkeypatch, NAME)
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(MlflowClient, "create_model_version", Mock(side_effect=SystemExit))
+        run_stage(monkeypatch, NAME)
     assert versions_of(database) == []
     run_stage(monkeypatch, NAME)
     assert versions_of(database) == [1]
@@ -109,15 +99,15 @@ def test_a_registration_that_was_killed_halfway_leaves_nothing_behind(
     assert rows(database, "select count(*) from logged_models") == [(1,)]
 
 
-def test_the_run_is_replayed_from_the_files(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run_stage(monkeypatch, NAME)
-
-    assert rows(database, "select name, status, start_time, end_time from runs") == [
+def test_the_run_is_replayed_from_the_files(registered):
+    assert rows(registered, "select name, status, start_time, end_time from runs") == [
         (NAME, "FINISHED", 1_700_000_000_001, 1_700_000_000_040)
     ]
-    replayed = rows(database, "select step, timestamp, value from metrics where key = 'total' order by step")
+    replayed = rows(
+        registered, "select step, timestamp, value from metrics where key = 'total' order by step"
+    )
     assert replayed == [(r["step"], r["timestamp"], r["total"]) for r in history(1, 40)]
-    measured = dict(rows(database, "select key, value from latest_metrics where key like '%.%'"))
+    measured = dict(rows(registered, "select key, value from latest_metrics where key like '%.%'"))
     assert measured == {
         "samples.frechet_distance": 12.5,
         "samples.kid": 0.25,
@@ -125,7 +115,7 @@ def test_the_run_is_replayed_from_the_files(database: Path, monkeypatch: pytest.
         "samples.memorized_share": 0.0,
         "references.shots.frechet_distance": 20.0,
     }
-    inputs = rows(database, "select name, digest, dataset_source from datasets order by name")
+    inputs = rows(registered, "select name, digest, dataset_source from datasets order by name")
     assert inputs == [
         ("ink-domain", f"{1:032x}.dir", '{"uri": "data/targets/ink/domain"}'),
         ("ink-shots", f"{1:032x}.dir", '{"uri": "data/targets/ink/shots"}'),
@@ -156,10 +146,7 @@ def test_the_run_is_replayed_from_the_files(database: Path, monkeypatch: pytest.
     assert lineage["conditions"]["target domain"] == "d" * 12
 
 
-def test_both_ways_of_loading_draw_the_same_images(
-    database: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    run_stage(monkeypatch, NAME)
+def test_both_ways_of_loading_draw_the_same_images(registered, tmp_path):
     import mlflow
     from diffusers import DiffusionPipeline
 
@@ -184,8 +171,7 @@ def test_both_ways_of_loading_draw_the_same_images(
     assert not list(Path(folder).rglob("*.pkl"))
 
 
-def test_other_samplers_and_refused_parameters(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run_stage(monkeypatch, NAME)
+def test_other_samplers_and_refused_parameters(registered, monkeypatch):
     import mlflow
 
     (path,) = Path("mlartifacts").glob("models/*/artifacts")
@@ -199,30 +185,22 @@ def test_other_samplers_and_refused_parameters(database: Path, monkeypatch: pyte
         pictures[scheduler] = list(drawn["png"])
     assert pictures["saved"] == pictures["ddim"]
     assert len({tuple(p) for p in pictures.values()}) == 3
-    for params, message in (
-        ({"number": 0}, "number"),
-        ({"number": 10**6}, "number"),
-        ({"steps": 0}, "steps"),
-        ({"scheduler": "euler"}, "scheduler"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            model.predict([{}], params=params)
+    for name, value in ("number", 0), ("number", 10**6), ("steps", 0), ("scheduler", "euler"):
+        with pytest.raises(ValueError, match=name):
+            model.predict([{}], params={name: value})
 
 
-def test_what_people_read(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run_stage(monkeypatch, NAME)
-    (card,), (run_id,) = (
-        rows(database, q)[0] for q in ("select description from model_versions", "select run_uuid from runs")
-    )
-    assert card.startswith(
-        f"{NAME}: frechet distance 12.5 (efficientnet-lite0), kid 0.25 (efficientnet-lite0), "
-    )
+def test_what_people_read(registered):
+    ((card,),) = rows(registered, "select description from model_versions")
+    ((run_id,),) = rows(registered, "select run_uuid from runs")
+    network = "(efficientnet-lite0)"
+    assert card.startswith(f"{NAME}: frechet distance 12.5 {network}, kid 0.25 {network}, ")
     assert "library_name" not in card
     assert f"get-artifact?path=samples/grid.png&run_uuid={run_id}" in card
     assert "| frechet distance | 12.5 | 20 |" in card
     assert "| licence | Apache-2.0 |" in card
     assert f"models:/{MODEL}@champion" in card
-    tags = version_tags(database, 1)
+    tags = version_tags(registered, 1)
     assert tags["frechet_distance"] == "12.5 (efficientnet-lite0)"
     assert "**Gate**: promoted: there is no champion to compare with: Fréchet distance 12.5;" in card
     assert (tags["source"], tags["target"], tags["method"]) == ("noto", "ink", "domainstudio")
@@ -235,16 +213,15 @@ def test_what_people_read(database: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.timeout(600)
-def test_mlflow_serves_the_model_over_http(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run_stage(monkeypatch, NAME)
+def test_mlflow_serves_the_model_over_http(registered, tmp_path):
     from diffusers import DiffusionPipeline
 
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     command = ["models", "serve", "-m", f"models:/{MODEL}@champion", "--env-manager", "local"]
     command += ["--host", "127.0.0.1", "--port", str(port)]
-    variables = {"MLFLOW_TRACKING_URI": f"sqlite:///{database}", "PYTHONPATH": ""}
-    with serving(command, f"{url}/ping", Path("serve.txt"), Path.cwd(), **variables):
+    variables = {"MLFLOW_TRACKING_URI": f"sqlite:///{registered}", "PYTHONPATH": ""}
+    with serving(command, f"{url}/ping", tmp_path / "serve.txt", Path.cwd(), **variables):
         body = {"dataframe_records": [{}], "params": {"number": 2, "seed": 5, "steps": 3}}
         request = urllib.request.Request(
             f"{url}/invocations", json.dumps(body).encode(), {"Content-Type": "application/json"}
@@ -259,7 +236,7 @@ def test_mlflow_serves_the_model_over_http(database: Path, monkeypatch: pytest.M
         np.testing.assert_array_equal(decode(prediction["png"]), expected)
 
 
-def test_a_server_that_is_down_is_one_clear_error(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_is_down_is_one_clear_error(database, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://user:secret@127.0.0.1:{free_port()}")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(TrackingUnavailableError, match="MLFLOW_TRACKING_URI") as caught:
@@ -268,7 +245,7 @@ def test_a_server_that_is_down_is_one_clear_error(database: Path, monkeypatch: p
     assert not Path("registry").exists()
 
 
-def test_long_cards_fit_the_description() -> None:
+def test_long_cards_fit_the_description():
     card = versions.shorten("x" * 6000)
     assert len(card) == 5000
     assert card.endswith("`model_card.md` of the run.\n")

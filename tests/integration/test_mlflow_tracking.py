@@ -8,20 +8,23 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
-from domainstudio import config
-from domainstudio.tracking.tracker import NullTracker, RunTracker, run_for
+from domainstudio import config, git
+from domainstudio.tracking.runs import git_tags
+from domainstudio.tracking.tracker import RunTracker, run_for
+from tests.integration.conftest import free_port
 from tests.integration.mlflow_parts import (
     KEY,
     NAME,
     ROOT,
     environment,
-    free_port,
     history,
     rows,
     tracking_server,
@@ -56,6 +59,18 @@ def training(body: str, **variables: str) -> subprocess.Popen[str]:
     )
 
 
+@pytest.fixture
+def database(tmp_path, monkeypatch):
+    return use_local_store(tmp_path, monkeypatch)
+
+
+@contextmanager
+def run(key: str = KEY, inputs: dict[str, str] | None = None) -> Iterator[RunTracker]:
+    with run_for(NAME, key, ADAPTATION, inputs) as tracker:
+        assert tracker is not None
+        yield tracker
+
+
 def runs(database: Path) -> list[tuple[Any, ...]]:
     return rows(database, "select name, status from runs")
 
@@ -70,8 +85,7 @@ def tags(database: Path) -> dict[str, str]:
     return dict(rows(database, "select key, value from tags"))
 
 
-def test_a_killed_training_goes_on_in_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    database = use_local_store(tmp_path, monkeypatch)
+def test_a_killed_training_goes_on_in_its_run(database):
 
     killed = training("tracker.log_history(history(1, 20))\nos.kill(os.getpid(), signal.SIGKILL)")
     _, stderr = killed.communicate(timeout=120)
@@ -86,8 +100,7 @@ def test_a_killed_training_goes_on_in_its_run(tmp_path: Path, monkeypatch: pytes
     assert logged(database) == logged(database, "simple") == list(range(1, 41))
 
 
-def test_sigterm_marks_the_run_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    database = use_local_store(tmp_path, monkeypatch)
+def test_sigterm_marks_the_run_killed(database):
     process = training("import time\nprint('ready', flush=True)\ntime.sleep(60)")
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
@@ -97,46 +110,38 @@ def test_sigterm_marks_the_run_killed(tmp_path: Path, monkeypatch: pytest.Monkey
     assert runs(database) == [(NAME, "KILLED")]
 
 
-def test_an_exception_fails_the_run_and_a_restart_finishes_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    database = use_local_store(tmp_path, monkeypatch)
-    with pytest.raises(ZeroDivisionError), run_for(NAME, KEY, ADAPTATION):
+def test_an_exception_fails_the_run_and_a_restart_finishes_it(database):
+    with pytest.raises(ZeroDivisionError), run():
         raise ZeroDivisionError
     assert runs(database) == [(NAME, "FAILED")]
-    with run_for(NAME, KEY, ADAPTATION):
+    with run():
         assert runs(database) == [(NAME, "RUNNING")]
     assert runs(database) == [(NAME, "FINISHED")]
 
 
-def test_steps_that_were_lost_and_trained_again_are_logged_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    database = use_local_store(tmp_path, monkeypatch)
-    with run_for(NAME, KEY, ADAPTATION) as tracker:
+def test_steps_that_were_lost_and_trained_again_are_logged_once(database):
+    with run() as tracker:
         tracker.log_history(history(1, 20))
     again = [{**record, "timestamp": record["timestamp"] + 5000} for record in history(11, 30)]
-    with run_for(NAME, KEY, ADAPTATION) as tracker:
+    with run() as tracker:
         tracker.log_history([*history(1, 10), *again])
     assert runs(database) == [(NAME, "FINISHED")]
     for name in ("seconds", "total"):
         assert logged(database, name) == list(range(1, 31))
 
 
-def test_another_key_is_another_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    database = use_local_store(tmp_path, monkeypatch)
+def test_another_key_is_another_run(database):
     for key in (KEY, "6" * 64, KEY):
-        with run_for(NAME, key, ADAPTATION):
+        with run(key):
             pass
     assert runs(database) == [(NAME, "FINISHED")] * 2
 
 
-def test_what_a_run_says_of_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    database = use_local_store(tmp_path, monkeypatch)
+def test_what_a_run_says_of_itself(database, tmp_path, monkeypatch):
     monkeypatch.setenv("DOMAINSTUDIO_PARENT_RUN_ID", "c" * 32)
     monkeypatch.setenv("DVC_STAGE", f"finetune@{NAME}")
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
-    with run_for(NAME, KEY, ADAPTATION, {"shots": "b" * 64}) as tracker:
+    with run(inputs={"shots": "b" * 64}) as tracker:
         tracker.log_image(Image.new("RGB", (8, 8)), "previews/step-000100.png")
 
     found = tags(database)
@@ -160,41 +165,24 @@ def test_what_a_run_says_of_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert [p.name for p in tmp_path.glob("mlartifacts/*/artifacts/previews/*")] == ["step-000100.png"]
 
 
-def test_git_tags_tell_changed_code_from_results(tmp_path: Path) -> None:
-    from domainstudio.tracking.runs import git_tags
-
-    def git(*arguments: str) -> str:
-        identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
-        command = ["git", *identity, *arguments]
-        return subprocess.run(
-            command, cwd=tmp_path, capture_output=True, text=True, check=True
-        ).stdout.strip()
-
-    assert git_tags(tmp_path) == {}
-    git("init", "-q")
-    (tmp_path / "a.py").write_text("1\n")
-    git("add", ".")
-    git("commit", "-qm", "a")
-    (tmp_path / "dvc.lock").write_text("x")
-    assert git_tags(tmp_path)["git.commit"] == git("rev-parse", "HEAD")
-    assert git_tags(tmp_path)["git.dirty"] == "false"
-    (tmp_path / "b.py").write_text("2\n")
-    assert git_tags(tmp_path)["git.dirty"] == "true"
+def test_git_tags_name_commit_and_changes(monkeypatch):
+    states = iter([None, git.State("c" * 40, False), git.State("c" * 40, True)])
+    monkeypatch.setattr(git, "state", lambda root: next(states))
+    assert git_tags() == {}
+    commit = {"git.commit": "c" * 40, "mlflow.source.git.commit": "c" * 40}
+    assert git_tags() == {**commit, "git.dirty": "false"}
+    assert git_tags() == {**commit, "git.dirty": "true"}
 
 
-def test_only_the_first_process_has_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    database = use_local_store(tmp_path, monkeypatch)
+def test_only_the_first_process_has_a_run(database, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     with run_for(NAME, KEY, ADAPTATION) as tracker:
-        assert isinstance(tracker, NullTracker)
+        assert tracker is None
     assert runs(database) == []
 
 
-def test_a_refused_record_does_not_hold_up_the_rest(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    database = use_local_store(tmp_path, monkeypatch)
-    with run_for(NAME, KEY, ADAPTATION) as tracker:
+def test_a_refused_record_does_not_hold_up_the_rest(database, caplog):
+    with run() as tracker:
         tracker.log_history([{"step": 1, "timestamp": 1, "not\nallowed": 1.0}])
         tracker.log_history(history(1, 3))
     assert logged(database) == [1, 2, 3]
@@ -202,14 +190,10 @@ def test_a_refused_record_does_not_hold_up_the_rest(
 
 
 @pytest.mark.timeout(600)
-def test_a_server_that_goes_down_gets_everything_later(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    use_local_store(tmp_path, monkeypatch)
+def test_a_server_that_goes_down_gets_everything_later(database, tmp_path, monkeypatch, caplog):
     port, folder = free_port(), tmp_path / "server"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://user:secret@127.0.0.1:{port}")
-    with run_for(NAME, KEY, ADAPTATION) as tracker:
-        assert isinstance(tracker, RunTracker)
+    with run() as tracker:
         tracker.log_history(history(1, 10))  # no server yet, no run
         assert tracker.run_id is None
         with tracking_server(folder, port):
@@ -237,16 +221,12 @@ def test_a_server_that_goes_down_gets_everything_later(
     assert "secret" not in caplog.text
 
 
-def test_a_failure_after_a_long_replay_is_tried_again_soon(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    use_local_store(tmp_path, monkeypatch)
+def test_a_failure_after_a_long_replay_is_tried_again_soon(database):
 
     def fail(client: object, run_id: str) -> None:
         raise OSError("the server is away")
 
-    with run_for(NAME, KEY, ADAPTATION) as tracker:
-        assert isinstance(tracker, RunTracker)
+    with run() as tracker:
         tracker._retry_at = time.monotonic() + 60
         tracker.submit(lambda client, run_id: time.sleep(1))
         tracker.submit(fail)
@@ -258,13 +238,12 @@ def test_a_failure_after_a_long_replay_is_tried_again_soon(
     assert tracker.pending == 0
 
 
-def test_a_server_that_hangs_costs_little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    use_local_store(tmp_path, monkeypatch)
+def test_a_server_that_hangs_costs_little(database, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{silent.getsockname()[1]}")
         monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
         started = time.monotonic()
-        with run_for(NAME, KEY, ADAPTATION) as tracker:
+        with run() as tracker:
             for step in range(1, 51):
                 tracker.log_history(history(step, step))
         assert 2 <= time.monotonic() - started < 8, "one try of 1 s at the start and one at the end"

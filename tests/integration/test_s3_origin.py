@@ -7,10 +7,8 @@ import os
 import socket
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +18,7 @@ from domainstudio.config import PrepareSettings
 from domainstudio.data import packing
 from domainstudio.errors import DataError, MissingExtraError
 from stages.origins import LISTERS
+from tests.integration.s3_parts import remove_credentials
 
 prepare = partial(packing.prepare, listers=LISTERS)
 SETTINGS = PrepareSettings(resolution=16)
@@ -33,27 +32,10 @@ def png(seed: int, size: int = 24) -> bytes:
     return buffer.getvalue()
 
 
-def upload(s3: Any, prefix: str, files: dict[str, bytes]) -> str:
-    client = s3.client()
-    with ThreadPoolExecutor(8) as pool:
-        list(
-            pool.map(
-                lambda f: client.put_object(Bucket=s3.bucket, Key=f"{prefix}/{f[0]}", Body=f[1]),
-                files.items(),
-            )
-        )
-    return f"s3://{s3.bucket}/{prefix}"
-
-
-def test_a_prefix_gives_the_same_images_as_the_folder(s3: Any, tmp_path: Path) -> None:
-    files = {
-        "b.png": png(1),
-        "cats/a.png": png(2),
-        "b.txt": b"a square\n",
-        ".DS_Store": b"x",
-        "notes.md": b"x",
-    }
-    url = upload(s3, "same", files)
+def test_a_prefix_gives_the_same_images_as_the_folder(s3, tmp_path):
+    files = {"b.png": png(1), "cats/a.png": png(2), "b.txt": b"a square\n"}
+    files |= {".DS_Store": b"x", "notes.md": b"x"}
+    url = s3.upload("same", files)
     for name, content in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(content)
@@ -70,22 +52,22 @@ def test_a_prefix_gives_the_same_images_as_the_folder(s3: Any, tmp_path: Path) -
     assert prepare(f"{url}/", SETTINGS).digest == remote.digest
 
 
-def test_a_prefix_is_a_folder_and_not_the_beginning_of_a_name(s3: Any) -> None:
-    url = upload(s3, "ink", {"a.png": png(3)})
-    upload(s3, "ink2", {"b.png": png(4)})
+def test_a_prefix_is_a_folder_and_not_the_beginning_of_a_name(s3):
+    url = s3.upload("ink", {"a.png": png(3)})
+    s3.upload("ink2", {"b.png": png(4)})
     assert [record.id for record in prepare(url, SETTINGS).records] == ["a.png"]
 
 
-def test_more_objects_than_one_page_of_the_listing(s3: Any) -> None:
+def test_more_objects_than_one_page_of_the_listing(s3):
     notes = {f"{index:04}.md": b"x" for index in range(1001)}
-    url = upload(s3, "many", {**notes, "z.png": png(5)})
+    url = s3.upload("many", {**notes, "z.png": png(5)})
     images = prepare(url, SETTINGS)
     assert [record.id for record in images.records] == ["z.png"]
     assert len(images.ignored) == 1001
 
 
-def test_a_damaged_object_is_refused_by_its_url(s3: Any) -> None:
-    url = upload(s3, "damaged", {"a.png": png(6), "b.png": png(7)[:200], "c.png": png(6)})
+def test_a_damaged_object_is_refused_by_its_url(s3):
+    url = s3.upload("damaged", {"a.png": png(6), "b.png": png(7)[:200], "c.png": png(6)})
     with pytest.raises(DataError) as caught:
         prepare(url, SETTINGS)
     assert f"{url}/b.png: damaged" in str(caught.value)
@@ -95,62 +77,51 @@ def test_a_damaged_object_is_refused_by_its_url(s3: Any) -> None:
     assert [refusal.origin for refusal in kept.refused] == [f"{url}/b.png", f"{url}/c.png"]
 
 
-def test_keys_that_are_no_plain_paths_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keys_that_are_no_plain_paths_are_refused(monkeypatch):
     from domainstudio.storage import s3
 
-    names = [
-        "good.png",
-        "../up.png",
-        "a/../../up.png",
-        "/root.png",
-        "a//b.png",
-        "a\\b.png",
-        "c:x.png",
-        "n\x00.png",
-    ]
+    bad = ("../up.png", "a/../../up.png", "/root.png", "a//b.png", "a\\b.png", "c:x.png", "n\x00.png")
+    names = ["good.png", *bad]
     listed = [s3.S3Object(n, f"s3://b/p/{n}", 10, lambda n=n: png(len(n))) for n in names]  # type: ignore[misc]
     monkeypatch.setattr(s3, "list_objects", lambda url: iter(listed))
     images = prepare("s3://b/p", SETTINGS.model_copy(update={"on_refusal": "skip"}))
     assert [record.id for record in images.records] == ["good.png"]
-    assert {refusal.origin for refusal in images.refused} == {f"s3://b/p/{name}" for name in names[1:]}
-    assert {refusal.reason for refusal in images.refused} == {
-        "its key is not a plain path. Rename the object"
+    reason = "its key is not a plain path. Rename the object"
+    assert {(refusal.origin, refusal.reason) for refusal in images.refused} == {
+        (f"s3://b/p/{name}", reason) for name in bad
     }
 
 
-def test_what_is_missing_is_named(s3: Any) -> None:
-    with pytest.raises(DataError, match="holds no objects: correct the prefix"):
-        prepare(f"s3://{s3.bucket}/nothing-here", SETTINGS)
-    with pytest.raises(DataError, match="there is no such bucket"):
-        prepare("s3://no-such-bucket/x", SETTINGS)
-    with pytest.raises(DataError, match="names no bucket"):
-        prepare("s3:///x", SETTINGS)
-    with pytest.raises(DataError, match="Bad_Bucket"):
-        prepare("s3://Bad_Bucket!/x", SETTINGS)
-    url = upload(s3, "notes", {"a.md": b"x"})
-    with pytest.raises(DataError, match=r"holds no images .* it has only s3://test-bucket/notes/a\.md"):
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("s3://test-bucket/nothing-here", "holds no objects: correct the prefix"),
+        ("s3://no-such-bucket/x", "there is no such bucket"),
+        ("s3:///x", "names no bucket"),
+        ("s3://Bad_Bucket!/x", "Bad_Bucket"),
+        ("s3://test-bucket/notes", r"holds no images .* it has only s3://test-bucket/notes/a\.md"),
+    ],
+)
+def test_what_is_missing_is_named(s3, url, message):
+    s3.put("notes/a.md", b"x")
+    with pytest.raises(DataError, match=message):
         prepare(url, SETTINGS)
 
 
-def test_credentials_and_endpoint_are_named(s3: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    url = upload(s3, "secret", {"a.png": png(8)})
+def test_credentials_and_endpoint_are_named(s3, monkeypatch, tmp_path):
+    url = s3.upload("secret", {"a.png": png(8)})
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     with pytest.raises(DataError, match="AWS_SECRET_ACCESS_KEY"):
         prepare(url, SETTINGS)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "unknown")
     with pytest.raises(DataError, match="AWS_ACCESS_KEY_ID"):
         prepare(url, SETTINGS)
-
-    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
-    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
-    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    remove_credentials(monkeypatch)
     with pytest.raises(DataError, match="no S3 credentials"):
         prepare(url, SETTINGS)
 
 
-def test_a_server_that_is_down_is_named(s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_is_down_is_named(s3, monkeypatch):
     with socket.socket() as taken:  # bound and not listening: connections are refused
         taken.bind(("127.0.0.1", 0))
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{taken.getsockname()[1]}")
@@ -158,14 +129,14 @@ def test_a_server_that_is_down_is_named(s3: Any, monkeypatch: pytest.MonkeyPatch
             prepare(f"s3://{s3.bucket}/x", SETTINGS)
 
 
-def test_without_boto3_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_boto3_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "boto3", None)
     with pytest.raises(MissingExtraError, match=r'pip install "domainstudio\[pipeline\]"'):
         prepare("s3://bucket/x", SETTINGS)
 
 
-def test_the_stage_reads_from_s3(s3: Any, tmp_path: Path) -> None:
-    url = upload(s3, "stage", {f"{index}.png": png(20 + index) for index in range(4)})
+def test_the_stage_reads_from_s3(s3, tmp_path):
+    url = s3.upload("stage", {f"{index}.png": png(20 + index) for index in range(4)})
     text = (ROOT / "params.yaml").read_text().replace("images: demo/noto.yaml", f"images: {url}")
     (tmp_path / "params.yaml").write_text(text)
     done = subprocess.run(

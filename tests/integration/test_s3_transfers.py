@@ -40,11 +40,6 @@ def content(seed: int, size: int = 8 * MIB) -> bytes:
     return np.random.default_rng(seed).bytes(size)
 
 
-def put(s3: S3Server, key: str, body: bytes, **options: object) -> str:
-    s3.client().put_object(Bucket=s3.bucket, Key=key, Body=body, **options)
-    return f"s3://{s3.bucket}/{key.rpartition('/')[0]}"
-
-
 def only(url: str) -> transfers.S3Object:
     (item,) = transfers.find_objects(url)
     return item
@@ -64,8 +59,8 @@ def broken_download(proxy: Proxy, item: transfers.S3Object, path: Path) -> Path:
     return unfinished
 
 
-def test_a_download_that_broke_off_goes_on(s3: S3Server, proxy: Proxy, tmp_path: Path) -> None:
-    item = only(put(s3, "resume/a", content(0)))
+def test_a_download_that_broke_off_goes_on(s3, proxy, tmp_path):
+    item = only(s3.put("resume/a", content(0)))
     rest = item.size - broken_download(proxy, item, tmp_path / "to/a").stat().st_size
     transfers.download(item, tmp_path / "to/a")
     assert (tmp_path / "to/a").read_bytes() == content(0)
@@ -74,30 +69,30 @@ def test_a_download_that_broke_off_goes_on(s3: S3Server, proxy: Proxy, tmp_path:
     assert [path.name for path in (tmp_path / "to").iterdir()] == ["a"]
 
 
-def test_a_changed_object_is_not_glued_to_the_old_one(s3: S3Server, proxy: Proxy, tmp_path: Path) -> None:
-    url = put(s3, "changed/a", content(0))
+def test_a_changed_object_is_not_glued_to_the_old_one(s3, proxy, tmp_path):
+    url = s3.put("changed/a", content(0))
     old = only(url)
     broken_download(proxy, old, tmp_path / "a")
-    put(s3, "changed/a", content(1))
+    s3.put("changed/a", content(1))
     with pytest.raises(DataError, match="has changed since it was listed"):
         transfers.download(old, tmp_path / "a")
     transfers.download(only(url), tmp_path / "a")
     assert (tmp_path / "a").read_bytes() == content(1)
 
-    small = only(put(s3, "small/a", b"old"))
-    put(s3, "small/a", b"new")
+    small = only(s3.put("small/a", b"old"))
+    s3.put("small/a", b"new")
     with pytest.raises(DataError, match="has changed since it was listed"):
         transfers.download(small, tmp_path / "b")
 
 
-def test_a_damaged_download_is_refused(s3: S3Server, proxy: Proxy, tmp_path: Path) -> None:
-    item = only(put(s3, "damaged-download/a", content(0)))
+def test_a_damaged_download_is_refused(s3, proxy, tmp_path):
+    item = only(s3.put("damaged-download/a", content(0)))
     unfinished = broken_download(proxy, item, tmp_path / "a")
     with unfinished.open("r+b") as file:
         file.write(b"x")
     with pytest.raises(DataError, match="damaged-download/a is damaged"):  # by the server's CRC-32
         transfers.download(item, tmp_path / "a")
-    item = only(put(s3, "other/a", content(0), Metadata={"sha256": "0" * 64}))
+    item = only(s3.put("other/a", content(0), Metadata={"sha256": "0" * 64}))
     with pytest.raises(DataError, match="other/a is damaged: its checksum is not 00000"):
         transfers.download(item, tmp_path / "a")
     with pytest.raises(DataError, match="other/a is damaged"):
@@ -105,7 +100,7 @@ def test_a_damaged_download_is_refused(s3: S3Server, proxy: Proxy, tmp_path: Pat
     assert not list(tmp_path.iterdir())
 
 
-def test_an_upload_is_in_parts_and_happens_once(s3: S3Server, proxy: Proxy, tmp_path: Path) -> None:
+def test_an_upload_is_in_parts_and_happens_once(s3, proxy, tmp_path):
     path, url = tmp_path / "big", f"s3://{s3.bucket}/up/big"
     path.write_bytes(content(0, 20 * MIB))
     sha256 = transfers.upload(path, url)
@@ -122,7 +117,7 @@ def test_an_upload_is_in_parts_and_happens_once(s3: S3Server, proxy: Proxy, tmp_
     assert only(f"s3://{s3.bucket}/up").etag != item.etag
 
 
-def test_what_the_network_damages_is_not_taken(s3: S3Server, proxy: Proxy, tmp_path: Path) -> None:
+def test_what_the_network_damages_is_not_taken(s3, proxy, tmp_path):
     (tmp_path / "a").write_bytes(b"to be damaged")
     proxy.change = lambda sent: sent.replace(b"to be damaged", b"to be DAMAGED")
     with pytest.raises(DataError, match="network/a"):
@@ -140,10 +135,8 @@ def test_what_the_network_damages_is_not_taken(s3: S3Server, proxy: Proxy, tmp_p
         (403, "AccessDenied", False),
     ],
 )
-def test_a_server_that_cannot_now_is_away(
-    s3: S3Server, proxy: Proxy, tmp_path: Path, status: int, code: str, passes: bool
-) -> None:
-    item = only(put(s3, "busy/a", b"small"))
+def test_a_server_that_cannot_now_is_away(s3, proxy, tmp_path, status, code, passes):
+    item = only(s3.put("busy/a", b"small"))
     (tmp_path / "new").write_bytes(b"new")
     calls = {
         "GET /test-bucket?": lambda: transfers.find_objects(f"s3://{s3.bucket}/busy"),
@@ -161,26 +154,24 @@ def test_a_server_that_cannot_now_is_away(
     assert (tmp_path / "a").read_bytes() == b"small"
 
 
-def test_an_upload_can_be_cancelled(s3: S3Server, proxy: Proxy, tmp_path: Path) -> None:
+def test_an_upload_can_be_cancelled(s3, proxy, tmp_path):
     (tmp_path / "big").write_bytes(content(0, 20 * MIB))
     with pytest.raises(DataError, match="cancelled"):
         transfers.upload(tmp_path / "big", f"s3://{s3.bucket}/cancel/big", lambda: True)
     assert transfers.find_objects(f"s3://{s3.bucket}/cancel") == []
 
 
-def test_a_model_is_imported_again_without_what_did_not_change(
-    s3: S3Server, proxy: Proxy, tmp_path: Path
-) -> None:
+def test_a_model_is_imported_again_without_what_did_not_change(s3, proxy, tmp_path):
     weights = "model/unet/x.safetensors"
-    put(s3, weights, content(0))
-    put(s3, "model/unet/config.json", b"{}")
+    s3.put(weights, content(0))
+    s3.put("model/unet/config.json", b"{}")
     url = f"s3://{s3.bucket}/model"
-    put(s3, "model/model_index.json", b"{}")
+    s3.put("model/model_index.json", b"{}")
 
     import_model(url, tmp_path / "first")
     assert proxy.received > 8 * MIB
     proxy.forget()
-    put(s3, "model/unet/config.json", b'{"changed": true}')
+    s3.put("model/unet/config.json", b'{"changed": true}')
     import_model(url, tmp_path / "second")
     assert [path for path in proxy.requests if "config.json" in path or "safetensors" in path] == [
         "GET /test-bucket/model/unet/config.json"
@@ -196,7 +187,7 @@ def test_a_model_is_imported_again_without_what_did_not_change(
     assert (tmp_path / "third/unet/x.safetensors").read_bytes() == content(0)
 
 
-def test_images_are_transferred_once(s3: S3Server, proxy: Proxy) -> None:
+def test_images_are_transferred_once(s3, proxy):
     def png(seed: int) -> bytes:
         buffer = io.BytesIO()
         pixels = np.random.default_rng(seed).integers(0, 256, (24, 24, 3), dtype=np.uint8)
@@ -204,14 +195,14 @@ def test_images_are_transferred_once(s3: S3Server, proxy: Proxy) -> None:
         return buffer.getvalue()
 
     for seed in range(3):
-        url = put(s3, f"once/{seed}.png", png(seed))
+        url = s3.put(f"once/{seed}.png", png(seed))
     settings = PrepareSettings(resolution=16)
     first = prepare(url, settings)
     assert proxy.count("GET /test-bucket/once/") == 3
     proxy.forget()
     assert prepare(url, settings).digest == first.digest
     assert proxy.count("GET /test-bucket/once/") == 0
-    put(s3, "once/1.png", png(9))
+    s3.put("once/1.png", png(9))
     changed = prepare(url, settings)
     assert proxy.count("GET /test-bucket/once/") == 1
     assert [a.sha256 == b.sha256 for a, b in zip(first.records, changed.records, strict=True)] == [1, 0, 1]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import stat
-from pathlib import Path
 
 import pytest
 
@@ -11,7 +10,7 @@ from domainstudio.errors import DataError
 from domainstudio.storage.files import output_file, output_folder, write_json, write_text
 
 
-def test_a_text_file_is_replaced_as_a_whole(tmp_path: Path) -> None:
+def test_a_text_file_is_replaced_as_a_whole(tmp_path):
     path = tmp_path / "new" / "report.html"
     write_text(path, "one")
     write_text(path, "two\r\n")
@@ -19,7 +18,7 @@ def test_a_text_file_is_replaced_as_a_whole(tmp_path: Path) -> None:
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_after_an_exception_a_file_is_as_before(tmp_path: Path) -> None:
+def test_after_an_exception_a_file_is_as_before(tmp_path):
     path = tmp_path / "a.json"
     write_json(path, {"a": 1})
     with pytest.raises(KeyboardInterrupt), output_file(path) as partial:
@@ -29,12 +28,12 @@ def test_after_an_exception_a_file_is_as_before(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_secret_file_is_its_owners_alone(tmp_path: Path) -> None:
+def test_a_secret_file_is_its_owners_alone(tmp_path):
     write_text(tmp_path / "secret", "x", mode=0o600)
     assert stat.S_IMODE((tmp_path / "secret").stat().st_mode) == 0o600
 
 
-def test_an_output_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_an_output_folder_appears_whole_or_not_at_all(tmp_path):
     out = tmp_path / "new" / "out"
     with output_folder(out) as partial:
         (partial / "a").write_text("1")
@@ -49,7 +48,7 @@ def test_an_output_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     assert [path.name for path in out.parent.iterdir()] == ["out"]
 
 
-def test_a_killed_exchange_is_mended(tmp_path: Path) -> None:
+def test_a_killed_exchange_is_mended(tmp_path):
     (tmp_path / ".out.previous").mkdir()
     (tmp_path / ".out.previous/a").write_text("1")
     (tmp_path / ".out.partial").mkdir()
@@ -59,7 +58,7 @@ def test_a_killed_exchange_is_mended(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_a_synced_folder_may_hold_folders(tmp_path: Path) -> None:
+def test_a_synced_folder_may_hold_folders(tmp_path):
     with output_folder(tmp_path / "out", synced=True) as partial:
         (partial / "inner").mkdir()
         (partial / "inner/a").write_text("1")
