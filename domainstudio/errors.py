@@ -1,7 +1,7 @@
-"""The errors that users meet: each names what is wrong, where it is, and the remedy."""
+"""The errors that users meet. Each message names the problem, the place and the remedy."""
 
 USER_ERROR_STATUS, UNAVAILABLE_STATUS = 2, 75
-"""Exit statuses of stages: of a mistake that no retry mends (argparse's too), of a server that is away."""
+"""Exit statuses of stages: a mistake that no retry mends, as argparse has it; a server that is away."""
 
 
 class DomainStudioError(Exception):
@@ -21,11 +21,11 @@ class CheckpointError(DomainStudioError):
 
 
 class TrainingError(DomainStudioError):
-    """Training cannot go on without harming the result."""
+    """Training stopped, because to go on would damage the result."""
 
 
 class UnavailableError(DomainStudioError):
-    """A server does not answer now; the same may succeed later."""
+    """A server does not answer. The same call may succeed later."""
 
 
 class MissingExtraError(DomainStudioError):

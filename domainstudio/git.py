@@ -1,4 +1,4 @@
-"""What git says of a folder and of its user."""
+"""The commit of a folder, whether its code differs from it, and the name of git's user."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Secrets are taken out of whatever is printed, logged or stored."""
+"""Takes passwords out of texts that are printed, logged or stored."""
 
 import re
 

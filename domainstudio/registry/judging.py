@@ -23,7 +23,7 @@ PATIENCE = 120
 """Seconds after which a pending version counts as one whose registration was killed."""
 
 Measure = Callable[[str], Measurement | None]
-"""Measures the version of a number again, as the judged one was measured; None if that is not possible."""
+"""Measures a version again in the way of the judged one; None if that is not possible. Takes its number."""
 
 
 def judge(alias: Alias, version: str, gate: GateSettings | None, measure: Measure | None = None) -> Promotion:

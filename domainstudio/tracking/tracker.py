@@ -1,6 +1,6 @@
 """Tracks trainings in MLflow: one run per adaptation and key, however often the training is restarted.
 
-Tracking never stops a training. A record that MLflow does not take waits, and is sent later in order.
+Tracking never stops a training. Records that MLflow does not take are kept, and sent later in order.
 `training/<adaptation>/history.jsonl` holds all records, so `stages.register` can send those that are missing.
 """
 

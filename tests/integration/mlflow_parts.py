@@ -80,7 +80,7 @@ def write_result(
     *,
     readme: str = "",
     metrics: dict[str, Any] = METRICS,
-    told: str | None = None,
+    condition: str | None = None,
     guidance_scale: float = 1.0,
 ) -> None:
     """Write all that the stages before `register` leave of an adaptation of params.yaml, but the weights.
@@ -91,7 +91,7 @@ def write_result(
         key: of its parameters and inputs.
         readme: the model's card.
         metrics: what was measured.
-        told: prompt or class of the one sample, of a model that is told something.
+        condition: prompt or class of the one sample, for a model with conditions.
         guidance_scale: guidance of that sample.
     """
     model = root / "models/adapted" / name
@@ -117,8 +117,8 @@ def write_result(
         _write(root / "data/targets/ink" / part / "manifest.json", json.dumps(manifest))
     image: dict[str, Any] = {"file": "images/000000.png", "seed": 1000}
     samples: dict[str, Any] = {"scheduler": "ddim", "steps": 4, "images": [image]}
-    if told is not None:
-        image["prompt"], samples["guidance_scale"] = told, guidance_scale
+    if condition is not None:
+        image["prompt"], samples["guidance_scale"] = condition, guidance_scale
     _write(root / "samples/adapted" / name / "manifest.json", json.dumps(samples))
     _write(root / "dvc.lock", yaml.safe_dump(_lock()))
     pictures = [f"samples/adapted/{name}/grid.png", f"training/{name}/previews/step-000040.png"]

@@ -1,4 +1,4 @@
-"""Registered models that are told something or were trained as adapters: what they draw, refuse and hold."""
+"""Registered models with a condition or trained as adapters: what they draw, refuse and hold."""
 
 from __future__ import annotations
 
@@ -46,19 +46,23 @@ from tests.models import (
     tiny_text_pipeline,
 )
 
-TOLD = {"ink-text": "a red house in [V] style", "ink-class": "face", "ink-lora": "a blue cup in [V] style"}
+CONDITIONS = {
+    "ink-text": "a red house in [V] style",
+    "ink-class": "face",
+    "ink-lora": "a blue cup in [V] style",
+}
 GUIDANCE = 2.5
 MEASURED = {
     **METRICS,
     "paired": {"samples": {"number": 8, "top_1": 0.75}, "references": {"source": {"top_1": 0.5}}},
     "clip": {"model": "tiny-clip", "digest": "0", "samples": {"clip_score": 0.3125}, "references": {}},
 }
-"""`metrics.json` of models that are told subjects, with CLIP."""
+"""`metrics.json` of models whose samples have subjects, with CLIP."""
 
 
 @dataclass(frozen=True)
 class Project:
-    """A project with its own store, in which every adaptation of `TOLD` is registered."""
+    """A project with its own store, in which every adaptation of `CONDITIONS` is registered."""
 
     root: Path
     database: Path
@@ -91,7 +95,7 @@ def project(one_thread, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         database = use_local_store(root, patch)
         write_project(root)
-        for name in [*TOLD, "ink-lora", "ink-text"]:
+        for name in [*CONDITIONS, "ink-lora", "ink-text"]:
             run_stage(patch, name)
         yield Project(root, database)
 
@@ -99,7 +103,7 @@ def project(one_thread, tmp_path_factory):
 def write_project(root: Path) -> None:
     values = yaml.safe_load((ROOT / "params.yaml").read_text())
     values["methods"]["adapters"] = {"simple": 1.0, "prior": 1.0, "lora": {"rank": 2}}
-    for name in TOLD:
+    for name in CONDITIONS:
         method = "adapters" if name == "ink-lora" else "finetune"
         prompts = {"source": "{label}", "target": "{label}"} if name == "ink-class" else {}
         item = {"source": "noto", "target": "ink", "method": method, "prompts": prompts}
@@ -109,8 +113,8 @@ def write_project(root: Path) -> None:
     adapted("models/sources/noto").save(root / "models/adapted/ink-lora")
     tiny_text_denoiser(seed=1).save(root / "models/adapted/ink-text")
     tiny_class_denoiser().save(root / "models/adapted/ink-class")
-    for name, told in TOLD.items():
-        write_result(root, name, metrics=MEASURED, told=told, guidance_scale=GUIDANCE)
+    for name, condition in CONDITIONS.items():
+        write_result(root, name, metrics=MEASURED, condition=condition, guidance_scale=GUIDANCE)
 
 
 def adapted(base: str | Path) -> Any:
@@ -132,10 +136,8 @@ def pictures(predicted: pd.DataFrame) -> np.ndarray:
 def plain(pipeline: Any, prompt: str, seeds: list[int], **options: Any) -> np.ndarray:
     pipeline.set_progress_bar_config(disable=True)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    told = {"prompt": [prompt] * len(seeds), **options}
-    return np.stack(
-        [np.asarray(image).astype(int) for image in pipeline(generator=generators, **told).images]
-    )
+    images = pipeline(prompt=[prompt] * len(seeds), generator=generators, **options).images
+    return np.stack([np.asarray(image).astype(int) for image in images])
 
 
 def pipeline_of(folder: Path) -> Any:
@@ -171,13 +173,13 @@ def test_a_model_of_text_draws_what_plain_diffusers_draws(project):
     assert not np.array_equal(negative, plain(pipeline, PROMPTS[1], [1000], **options))
 
 
-def test_rows_of_a_table_are_told_apart(project):
+def test_each_row_of_a_table_has_its_own_prompts(project):
     model = project.load("ink-text")
     table = pd.DataFrame({"prompt": PROMPTS[:2], "negative_prompt": [None, PROMPTS[2]]})
     both = pictures(model.predict(table, params={"steps": 2}))
     for index, request in enumerate(table.to_dict("records")):
-        told = {name: value for name, value in request.items() if isinstance(value, str)}
-        np.testing.assert_array_equal(both[[index]], pictures(model.predict([told], params={"steps": 2})))
+        alone = {name: value for name, value in request.items() if isinstance(value, str)}
+        np.testing.assert_array_equal(both[[index]], pictures(model.predict([alone], params={"steps": 2})))
 
 
 @pytest.mark.parametrize("request_", [{}, {"seed": 3}, {"prompt": None}, {"prompt": ""}])
@@ -298,11 +300,11 @@ def test_adapters_are_registered_as_a_whole_pipeline_and_beside_it(project, tmp_
 
 def test_registering_twice_is_one_version(project):
     found = rows(project.database, "select name, version from model_versions order by name")
-    assert found == [(f"domainstudio-{name}", 1) for name in sorted(TOLD)]
+    assert found == [(f"domainstudio-{name}", 1) for name in sorted(CONDITIONS)]
 
 
-@pytest.mark.parametrize("name", TOLD)
-def test_a_version_that_is_measured_again_is_told_what_its_model_was(project, name, monkeypatch):
+@pytest.mark.parametrize("name", CONDITIONS)
+def test_measuring_again_uses_the_prompts_of_the_version(project, name, monkeypatch):
     drawn: list[Path] = []
     monkeypatch.setattr(reevaluation, "_measure", lambda samples, *_: drawn.append(samples))
     monkeypatch.chdir(project.root)
@@ -316,10 +318,10 @@ def test_a_version_that_is_measured_again_is_told_what_its_model_was(project, na
     reevaluation.reevaluate(f"domainstudio-{name}", "1", result, sampling, settings.evaluate)
     (folder,) = drawn
     (entry,) = json.loads((folder / "manifest.json").read_text())["images"]
-    told = "face" if name == "ink-class" else "a red house in [V] style"
-    assert (entry["seed"], entry["prompt"], entry["subject"]) == (7, told, subject)
+    prompt = "face" if name == "ink-class" else "a red house in [V] style"
+    assert (entry["seed"], entry["prompt"], entry["subject"]) == (7, prompt, subject)
     denoiser = models.load(project.root / "models/adapted" / name)
-    (own,) = sample(denoiser, [7], [told], guidance_scale=sampling.guidance_scale, steps=3)
+    (own,) = sample(denoiser, [7], [prompt], guidance_scale=sampling.guidance_scale, steps=3)
     picture = np.asarray(Image.open(folder / entry["file"])).transpose(2, 0, 1).astype(int)
     assert np.abs(picture - own).max() <= 2  # adapters are fused there
 
@@ -356,7 +358,7 @@ def test_paired_and_clip_figures_are_logged(project):
 
 
 def test_cards_say_how_each_kind_is_asked(project):
-    text, classes, adapters = (project.description(name) for name in TOLD)
+    text, classes, adapters = (project.description(name) for name in CONDITIONS)
     assert 'model.predict([{"prompt": "a red house in [V] style"}], params={"number": 4' in text
     assert f'pipeline("a red house in [V] style", guidance_scale={GUIDANCE}' in text
     assert "artifacts/ink-text" in text
@@ -369,7 +371,7 @@ def test_cards_say_how_each_kind_is_asked(project):
 
 def test_the_code_on_a_card_runs(project, monkeypatch):
     source = str(project.root / "models/sources/noto")
-    for name in TOLD:
+    for name in CONDITIONS:
         code = project.description(name).split("```python")
         namespace: dict[str, Any] = {}
         for block in code[1:]:
@@ -456,7 +458,7 @@ def test_the_code_of_a_readme_runs(project, tmp_path):
         assert len(run_card(card, folder, project.root / "models/sources/noto")) == 4, folder
 
 
-def test_a_readme_shows_what_conditional_models_were_told(project):
+def test_a_readme_shows_the_prompts_of_conditional_models(project):
     record = record_of(project, "ink-lora")
     record.params["prompts"]["by_label"] = {"cat": {"source": "a cat", "target": "a [S] cat | sat"}}
     record.params["prompts"]["new_tokens"] = {"[V]": "style"}

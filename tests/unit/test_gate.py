@@ -12,13 +12,7 @@ from domainstudio.config import GateSettings
 from domainstudio.registry.gate import TITLES, Measurement, decide, span
 
 PARAMS = Path(__file__).parents[2] / "params.yaml"
-FIGURES = {
-    "frechet_distance": 200.0,
-    "kid": 0.2,
-    "intra_distance": 0.5,
-    "top_1": None,
-    "memorized_share": 0.02,
-}
+FIGURES = dict(zip(TITLES, (200.0, 0.2, 0.5, None, 0.02), strict=True))
 CONDITIONS = {"number of samples": "200", "scheduler": "ddim"}
 GATE = GateSettings(max_memorized_share=0.05, margin=0.05)
 ALL = GateSettings.model_validate({"tolerance": dict.fromkeys(list(TITLES)[:-1], 0.05)})
@@ -36,44 +30,27 @@ def judged(candidate, champion=None, gate=GATE):
     return verdict.outcome, verdict.reason
 
 
-@pytest.mark.parametrize(
-    ("worse", "just", "over"),
-    [
-        ("frechet_distance", 210.0, 210.1),
-        ("kid", 0.21, 0.2101),
-        ("intra_distance", 0.475, 0.4749),
-        ("top_1", 0.38, 0.3799),
-    ],
-)
-def test_a_figure_may_be_worse_by_its_tolerance(worse, just, over):
-    champion = {"top_1": 0.4}
-    better = {
-        **champion,
-        **({"intra_distance": 0.6} if worse == "frechet_distance" else {"frechet_distance": 150}),
-    }
-    assert judged({**better, worse: just}, champion, ALL)[0] == "promoted"
-    outcome, reason = judged({**better, worse: over}, champion, ALL)
-    assert (outcome, reason.partition(":")[0]) == ("refused", f"worse {TITLES[worse]}")
+LIMITS = [
+    ("frechet_distance", 210.0, 210.1, 190.0, 190.1),
+    ("kid", 0.21, 0.2101, 0.19, 0.1901),
+    ("intra_distance", 0.475, 0.4749, 0.525, 0.5249),
+    ("top_1", 0.38, 0.3799, 0.42, 0.4199),
+]
+"""A figure that is just allowed, too bad, just better by the margin, and not."""
 
 
-@pytest.mark.parametrize(
-    ("better", "just", "under"),
-    [
-        ("frechet_distance", 190.0, 190.1),
-        ("kid", 0.19, 0.1901),
-        ("intra_distance", 0.525, 0.5249),
-        ("top_1", 0.42, 0.4199),
-    ],
-)
-def test_one_figure_must_be_better_by_the_margin(better, just, under):
+@pytest.mark.parametrize(("name", "allowed", "too_bad", "better", "too_near"), LIMITS)
+def test_each_figure_has_a_tolerance_and_a_margin(name, allowed, too_bad, better, too_near):
     champion = {"top_1": 0.4}
-    outcome, reason = judged({"top_1": 0.4, better: just}, champion, ALL)
-    assert (outcome, reason.partition(":")[0]) == ("promoted", f"better {TITLES[better]}")
-    outcome, reason = judged({"top_1": 0.4, better: under}, champion, ALL)
-    assert outcome == "refused"
-    assert reason.startswith(
-        "not better by 5% in Fréchet distance or kernel distance or intra distance or subject kept:"
-    )
+    other = {"intra_distance": 0.6} if name == "frechet_distance" else {"frechet_distance": 150}
+    assert judged({**champion, **other, name: allowed}, champion, ALL)[0] == "promoted"
+    outcome, reason = judged({**champion, **other, name: too_bad}, champion, ALL)
+    assert (outcome, reason.partition(":")[0]) == ("refused", f"worse {TITLES[name]}")
+    outcome, reason = judged({**champion, name: better}, champion, ALL)
+    assert (outcome, reason.partition(":")[0]) == ("promoted", f"better {TITLES[name]}")
+    outcome, reason = judged({**champion, name: too_near}, champion, ALL)
+    titles = "Fréchet distance or kernel distance or intra distance or subject kept"
+    assert (outcome, reason.partition(":")[0]) == ("refused", f"not better by 5% in {titles}")
 
 
 def test_figures_without_a_tolerance_do_not_count():
@@ -137,8 +114,8 @@ def test_other_conditions_cannot_be_compared():
     assert "(number of samples 200, the champion's none)" in fewer.reason
 
 
-def test_the_paired_measure_counts_where_models_are_told_subjects():
-    assert judged({"frechet_distance": 100.0}, gate=ALL)[0] == "promoted", "told nothing"
+def test_the_paired_measure_counts_for_models_with_subjects():
+    assert judged({"frechet_distance": 100.0}, gate=ALL)[0] == "promoted", "no subjects"
     outcome, reason = judged({"frechet_distance": 100.0}, {"top_1": 0.1}, ALL)
     assert (outcome, reason.partition(":")[0]) == ("refused", "subject kept is missing or not finite")
     _, reason = judged({"top_1": 0.3}, {"top_1": 0.1}, ALL)
@@ -185,11 +162,14 @@ METRICS = {
     "samples": {"frechet_distance": 9.0, "intra_distance": math.nan, "memorized_share": 0.0},
     "paired": {"samples": {"number": 2, "top_1": 0.5}},
 }
-SAMPLES = {
-    "scheduler": "ddim",
-    "steps": 30,
-    "images": [{"seed": seed, "subject": f"a house {seed}"} for seed in (4, 5, 6)],
-}
+SUBJECTS = ("a house", "a cat", "a tree")
+
+
+def images(*seeds, subjects=SUBJECTS):
+    return [{"seed": seed, "subject": subject} for seed, subject in zip(seeds, subjects, strict=True)]
+
+
+SAMPLES = {"scheduler": "ddim", "steps": 30, "images": images(4, 5, 6)}
 
 
 def measurement(metrics=METRICS, samples=SAMPLES, shots="a" * 64, domain="b" * 64, threshold=0.15):
@@ -198,13 +178,7 @@ def measurement(metrics=METRICS, samples=SAMPLES, shots="a" * 64, domain="b" * 6
 
 def test_a_measurement_reads_what_the_stages_write():
     found = measurement()
-    assert found.figures == {
-        "frechet_distance": 9.0,
-        "kid": None,
-        "intra_distance": None,
-        "top_1": 0.5,
-        "memorized_share": 0.0,
-    }
+    assert found.figures == dict(zip(TITLES, (9.0, None, None, 0.5, 0.0), strict=True))
     assert found.conditions["seeds"] == "4-6"
     assert Measurement.from_json(found.to_json()) == found
     json.dumps(decide(found, found, GATE).to_json(), allow_nan=False)
@@ -217,16 +191,8 @@ def test_a_measurement_reads_what_the_stages_write():
     [
         ({"metrics": {**METRICS, "features_digest": "0" * 64}}, "feature network"),
         ({"metrics": {**METRICS, "number": 4}}, "number of samples"),
-        (
-            {
-                "samples": {
-                    **SAMPLES,
-                    "images": [{"seed": s, "subject": f"a house {s - 1}"} for s in (5, 6, 7)],
-                }
-            },
-            "seeds",
-        ),
-        ({"samples": {**SAMPLES, "images": [{"seed": s, "subject": "a"} for s in (4, 5, 6)]}}, "subjects"),
+        ({"samples": {**SAMPLES, "images": images(5, 6, 7)}}, "seeds"),
+        ({"samples": {**SAMPLES, "images": images(4, 5, 6, subjects="aaa")}}, "subjects"),
         ({"samples": {**SAMPLES, "scheduler": "ddpm"}}, "scheduler"),
         ({"samples": {**SAMPLES, "steps": 10}}, "denoising steps"),
         ({"samples": {**SAMPLES, "guidance_scale": 2.0}}, "guidance"),
@@ -236,7 +202,7 @@ def test_a_measurement_reads_what_the_stages_write():
         ({"threshold": 0.2}, "memorised below"),
     ],
 )
-def test_each_condition_of_an_evaluation_is_told_apart(change, condition):
+def test_each_condition_of_an_evaluation_counts(change, condition):
     one, other = measurement(), measurement(**change)
     assert {name for name in one.conditions if one.conditions[name] != other.conditions[name]} == {condition}
     assert one.digest != other.digest
