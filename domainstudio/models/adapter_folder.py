@@ -1,4 +1,4 @@
-"""Folders of adapters: a small change of the model in another folder, for this and for other programs.
+"""Folders of adapters, which DomainStudio and other programs load on top of their source model.
 
 * `pytorch_lora_weights.safetensors`, for DomainStudio and diffusers: `pipeline.load_lora_weights(folder)`.
   Its keys are peft's under `unet.`, `text_encoder.` and `text_encoder_2.`; rank and alpha are in the file's
@@ -76,11 +76,14 @@ def save(denoiser: Denoiser, folder: Path, pipeline: str, *, half: bool = False)
     (folder / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
-def read_record(folder: Path) -> tuple[str, Adapters]:
-    """Return folder or hub id of the source model of a folder's adapters, and their settings.
+def read_record(folder: Path) -> tuple[str, Path, Adapters]:
+    """Read what a folder's adapters belong to.
+
+    Returns:
+        Folder or hub id of their source model, its local folder, and the adapters' settings.
 
     Raises:
-        CheckpointError: the record cannot be read.
+        CheckpointError: the record cannot be read, or the source model is not there.
     """
     path = folder / RECORD
     try:
@@ -89,50 +92,35 @@ def read_record(folder: Path) -> tuple[str, Adapters]:
             raise ValueError(f"format {record['format']} is unknown to this version of DomainStudio")
         names = ("rank", "alpha", "modules", "text_encoder")
         settings = LoraSettings(**{name: record[name] for name in names})
-        return str(record["base"]), Adapters(settings, str(record["base_digest"]))
+        base, adapters = str(record["base"]), Adapters(settings, str(record["base_digest"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}. Adapt again") from error
-
-
-def find_base(folder: Path, base: str) -> Path:
-    """Return the pipeline folder of the source model of a folder's adapters.
-
-    Raises:
-        CheckpointError: it is not there.
-    """
     try:
-        return local_folder(base)
+        return base, local_folder(base), adapters
     except CheckpointError as error:
         raise CheckpointError(
             f"{folder} holds adapters, and their source model is not there: {error}. Run from the project's "
-            f"root, bring {base} back, or set base in {folder / RECORD} to where that model is now"
+            f"root, bring {base} back, or set base in {path} to where that model is now"
         ) from error
-
-
-def check_base(folder: Path, base: str, adapters: Adapters) -> None:
-    """Refuse a source model that is not the one that a folder's adapters were trained on.
-
-    Raises:
-        CheckpointError: it is gone, or another one.
-    """
-    if (found := digest(find_base(folder, base))) != adapters.base_digest:
-        raise CheckpointError(
-            f"{folder} holds adapters of a model with SHA-256 {adapters.base_digest}, and {base} is another "
-            f"one now, {found}: bring the old one back, or adapt again"
-        )
 
 
 def attach(denoiser: Denoiser, folder: Path, adapters: Adapters) -> None:
     """Give the source model a folder's adapters, in place.
 
     Raises:
-        CheckpointError: they do not fit, or are damaged.
+        CheckpointError: they belong to another model, do not fit, or are damaged.
         MissingExtraError: peft is not installed.
     """
+    base = denoiser.name_or_path
+    if (found := digest(local_folder(base))) != adapters.base_digest:
+        raise CheckpointError(
+            f"{folder} holds adapters of a model with SHA-256 {adapters.base_digest}, and {base} is another "
+            f"one now, {found}: bring the old one back, or adapt again"
+        )
     try:
         lora.inject(denoiser, adapters, seed=0)
     except ConfigError as error:
-        raise CheckpointError(f"{folder / RECORD} does not fit {denoiser.name_or_path}: {error}") from error
+        raise CheckpointError(f"{folder / RECORD} does not fit {base}: {error}") from error
     _read_weights(denoiser, folder / WEIGHTS)
 
 
@@ -143,8 +131,8 @@ def _stored(value: Tensor, half: bool) -> Tensor:
 def _write_diffusers(weights: Weights, adapters: Adapters, path: Path) -> None:
     """Write what a pipeline's `save_lora_weights` writes, but the same bytes every time.
 
-    The order of several entries of metadata is random, so this is the only one; and of peft's options only
-    those that every version of peft knows.
+    Safetensors writes several entries of metadata in random order, so there is one. It holds the options that
+    every version of peft knows.
     """
     from safetensors.torch import save_file
 

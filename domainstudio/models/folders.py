@@ -1,7 +1,8 @@
-"""Folders of models: pipelines in diffusers' format, or adapters. This module needs no torch."""
+"""Folders of models: pipelines in diffusers' format, or adapters. Reading them needs no torch."""
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from pathlib import Path
@@ -71,9 +72,31 @@ def digest(folder: str | Path) -> str:
     return total.hexdigest()
 
 
-def forget_paths(folder: Path) -> None:
-    """Remove the paths that diffusers notes in a saved pipeline, so that the same model is the same files."""
+def save_pipeline(pipeline: Any, folder: Path, *, half: bool = False) -> None:
+    """Write a diffusers pipeline as safetensors, all in float32 or float16: the same model is the same files.
+
+    The pipeline stays as it is.
+    """
+    _in_precision(pipeline, half).save_pretrained(folder, safe_serialization=True)
     for path in sorted(folder.rglob("*.json")):
         content = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(content, dict) and content.pop("_name_or_path", None) is not None:
+        if isinstance(content, dict) and content.pop("_name_or_path", None) is not None:  # where it came from
             path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _in_precision(pipeline: Any, half: bool) -> Any:
+    """Return a pipeline all of whose weights have one type, with copies of the parts that had others."""
+    import torch
+
+    dtype = torch.float16 if half else torch.float32
+
+    def converted(part: Any) -> Any:
+        if not isinstance(part, torch.nn.Module) or all(p.dtype == dtype for p in part.parameters()):
+            return part
+        copied = copy.deepcopy(part)
+        return copied.half() if half else copied.float()
+
+    parts = {name: converted(part) for name, part in pipeline.components.items()}
+    names = ("requires_safety_checker", "force_zeros_for_empty_prompt")  # settings beside the parts
+    options = {name: pipeline.config[name] for name in names if name in pipeline.config}
+    return type(pipeline)(**parts, **options)

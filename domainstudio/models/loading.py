@@ -17,24 +17,20 @@ KINDS: tuple[type[Denoiser], ...] = (
     ClassConditionalDenoiser,
     TextToImageDenoiser,
 )
-"""A folder is read by the first kind that knows its pipeline's class and its UNet."""
+"""Of these, the first that knows a folder's pipeline class and UNet reads the folder."""
 
 
 def load(name_or_path: str | Path) -> Denoiser:
     """Load a model or adapters (see `models.load`)."""
     folder = Path(name_or_path)
     if not has_adapters(folder):
-        pipeline = local_folder(name_or_path)
-        denoiser = _kind(pipeline).load(pipeline)
-        denoiser.name_or_path = folder.as_posix()
-        return denoiser
+        return _load_pipeline(local_folder(name_or_path), folder)
     if (folder / INDEX).is_file():
         raise CheckpointError(
             f"{folder} holds a pipeline ({INDEX}) and adapters ({RECORD}): delete what is out of date"
         )
-    base, adapters = adapter_folder.read_record(folder)
-    adapter_folder.check_base(folder, base, adapters)
-    denoiser = load(base)
+    base, pipeline, adapters = adapter_folder.read_record(folder)
+    denoiser = _load_pipeline(pipeline, Path(base))
     adapter_folder.attach(denoiser, folder, adapters)
     return denoiser
 
@@ -42,9 +38,14 @@ def load(name_or_path: str | Path) -> Denoiser:
 def kind_of(folder: Path) -> str:
     """Return the kind of the model in a folder (see `models.kind_of`)."""
     if has_adapters(folder):
-        base, _ = adapter_folder.read_record(folder)
-        folder = adapter_folder.find_base(folder, base)
+        _, folder, _ = adapter_folder.read_record(folder)
     return _kind(folder).kind
+
+
+def _load_pipeline(folder: Path, name_or_path: Path) -> Denoiser:
+    denoiser = _kind(folder).load(folder)
+    denoiser.name_or_path = name_or_path.as_posix()
+    return denoiser
 
 
 def _kind(folder: Path) -> type[Denoiser]:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     D = TypeVar("D", bound=Denoiser)
 
 _NAME = "default"  # peft's name of the one adapter
-_INITIALISATION = 20  # what a generator is for
+_INITIALISATION = 20  # sets this draw apart from others of the same seed
 
 
 class SourceView(nn.Module):
@@ -80,9 +80,9 @@ def switched_off(network: nn.Module) -> Iterator[None]:
 def attach(denoiser: Denoiser, settings: LoraSettings, seed: int) -> None:
     """Give a model adapters, in place: from here on they alone are trained, in float32.
 
-    A is drawn from peft's own distribution and B is 0, so the model starts as it was. Attach before making
-    conditions, since adapters in text encoders make tokens of them, and before `frozen_source`, which then
-    needs no copy.
+    A is drawn from peft's own distribution and B is 0, so the model starts as it was. Attach before
+    conditions are made: with adapters in text encoders they are tokens. Attach before `frozen_source` too,
+    which then needs no copy.
 
     Args:
         denoiser: the source model.
@@ -120,8 +120,8 @@ def inject(denoiser: Denoiser, adapters: Adapters, seed: int) -> None:
 def merged(denoiser: D) -> D:
     """Return a model of its own in which the adapters are fused into the weights, all frozen.
 
-    It shares the parts that have no adapters, and the precision: a base that a training has lowered is to be
-    loaded again first. The model with adapters stays as it is; one without is returned itself.
+    It shares the parts without adapters. Weights keep their precision: if a training has lowered it, load the
+    model again first. The model with adapters stays as it is. A model without adapters is returned itself.
     """
     if denoiser.adapters is None:
         return denoiser
@@ -177,7 +177,7 @@ def _inject(part: nn.Module, modules: Sequence[str], adapters: Adapters, draw: t
         first, second = layer.lora_A[_NAME].weight, layer.lora_B[_NAME].weight
         values = nn.init.kaiming_uniform_(torch.empty(first.shape), a=math.sqrt(5), generator=draw)
         first.data, second.data = values.to(first.device), torch.zeros(second.shape, device=second.device)
-        for parameter in (first, second):  # a layer that no one reads stays frozen
+        for parameter in (first, second):  # a layer whose output is not used stays frozen
             parameter.requires_grad_(name in trained)
 
 

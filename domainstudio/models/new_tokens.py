@@ -69,17 +69,13 @@ def merged_tokens(text_encoders: Sequence[Any]) -> Iterator[None]:
     for encoder in text_encoders:
         if isinstance(embedding := encoder.get_input_embeddings(), ExtendedEmbedding):
             extended.append((encoder, embedding))
-            _use(encoder, embedding.merged())
+            encoder.set_input_embeddings(table := embedding.merged())
+            encoder.config.vocab_size = table.num_embeddings
     try:
         yield
     finally:
         for encoder, embedding in extended:
             encoder.set_input_embeddings(embedding)
-
-
-def _use(encoder: Any, table: nn.Embedding) -> None:
-    encoder.set_input_embeddings(table)
-    encoder.config.vocab_size = table.num_embeddings
 
 
 def _mean_embedding(tokenizer: Any, table: nn.Embedding, word: str) -> Tensor:

@@ -16,7 +16,7 @@ from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
 from domainstudio.errors import CheckpointError, ConfigError
 from domainstudio.models import adapter_folder, lora
 from domainstudio.models.denoiser import Prediction
-from domainstudio.models.folders import forget_paths, read_index
+from domainstudio.models.folders import read_index, save_pipeline
 from domainstudio.models.schedule import check_prediction_type
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ class PixelDenoiser(ABC):
 
     @property
     def multiple(self) -> int:
-        """What sides must be multiples of: the UNet halves them as often, the wavelet once."""
+        """What sides must be multiples of: the UNet halves them between its levels, the wavelet once."""
         return max(2, 1 << len(self._config.block_out_channels) - 1)
 
     @property
@@ -136,10 +136,10 @@ class PixelDenoiser(ABC):
     def frozen_source(self) -> Self:
         """Return a frozen copy, or the network without adapters."""
         source = copy.copy(self)
-        if self.adapters is not None:
+        if self.adapters is None:
+            source.network = copy.deepcopy(self.network).requires_grad_(False).eval()
+        else:
             source.network = lora.SourceView(self.network)
-            return source
-        source.network = copy.deepcopy(self.network).requires_grad_(False).eval()
         return source
 
     def to(self, device: torch.device | str) -> Self:
@@ -152,14 +152,8 @@ class PixelDenoiser(ABC):
         if self.adapters is not None:
             adapter_folder.save(self, folder, self.pipeline, half=half)
             return
-        network = self.network
-        if half:
-            network = UNet2DModel.from_config(network.config)
-            network.load_state_dict(self.network.state_dict())
-            network.half()
-        pipeline = getattr(diffusers, self.pipeline)(unet=network, scheduler=self.scheduler)
-        pipeline.save_pretrained(folder, safe_serialization=True)
-        forget_paths(folder)
+        pipeline = getattr(diffusers, self.pipeline)(unet=self.network, scheduler=self.scheduler)
+        save_pipeline(pipeline, folder, half=half)
 
 
 def read_parts(folder: Path) -> Parts:

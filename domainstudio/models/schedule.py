@@ -1,4 +1,4 @@
-"""Conversions between x0, ε and v, for whatever a noise scheduler says the network predicts."""
+"""Conversions between x0, ε and v, by the prediction type of a noise scheduler."""
 
 from __future__ import annotations
 

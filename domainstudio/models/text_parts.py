@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-from torch import nn
 
 from domainstudio.errors import CheckpointError
 from domainstudio.models.schedule import check_prediction_type
@@ -25,7 +22,9 @@ PIPELINES = frozenset(_PARTS)
 
 
 def check_folder(folder: Path, index: Mapping[str, Any]) -> None:
-    """Refuse a pipeline folder without a part; loaders would name another folder, or make an empty tokenizer.
+    """Refuse a pipeline folder that lacks a part.
+
+    Diffusers' own errors name another folder, and transformers make an empty tokenizer of an empty folder.
 
     Args:
         folder: the pipeline folder.
@@ -88,22 +87,6 @@ def training_schedule(scheduler: Any, where: str) -> DDPMScheduler:
     )
     check_prediction_type(schedule, f"{where}/scheduler/scheduler_config.json")
     return schedule
-
-
-def in_precision(pipeline: Any, dtype: torch.dtype) -> Any:
-    """Return a pipeline all of whose weights have one type, with copies of the parts that had others."""
-
-    def converted(part: Any) -> Any:
-        if not isinstance(part, nn.Module) or all(p.dtype == dtype for p in part.parameters()):
-            return part
-        copied = copy.deepcopy(part)
-        return copied.half() if dtype == torch.float16 else copied.float()
-
-    parts = {name: converted(part) for name, part in pipeline.components.items()}
-    options = ("requires_safety_checker", "force_zeros_for_empty_prompt")  # what is no part
-    return type(pipeline)(
-        **parts, **{name: pipeline.config[name] for name in options if name in pipeline.config}
-    )
 
 
 def make_portable(folder: Path, pipeline: Any) -> None:

@@ -14,14 +14,13 @@ from torch import nn
 from domainstudio.errors import CheckpointError, ConfigError, MissingExtraError
 from domainstudio.models import adapter_folder, lora
 from domainstudio.models.denoiser import Prediction
-from domainstudio.models.folders import forget_paths, read_index
+from domainstudio.models.folders import read_index, save_pipeline
 from domainstudio.models.new_tokens import add_tokens, merged_tokens
 from domainstudio.models.schedule import at_least_float32
 from domainstudio.models.text_parts import (
     PIPELINES,
     check_folder,
     check_parts,
-    in_precision,
     make_portable,
     training_schedule,
 )
@@ -33,7 +32,8 @@ if TYPE_CHECKING:
     from domainstudio.models.adapters import Adapters
     from domainstudio.models.condition import Condition
 
-_UNUSABLE = (OSError, LookupError, AttributeError, TypeError, ValueError, RuntimeError)  # what loaders raise
+_UNUSABLE = (OSError, LookupError, AttributeError, TypeError, ValueError, RuntimeError)
+"""What diffusers' and transformers' loaders raise."""
 
 
 class ConditionedUNet(nn.Module):
@@ -65,7 +65,7 @@ class ConditionedUNet(nn.Module):
     def embed(self, input_ids: Tensor, has_text: Tensor | None = None) -> dict[str, Tensor]:
         """Encode tokens as diffusers' pipelines do.
 
-        One encoder gives its last hidden state. Two give their last hidden states but one, joined along
+        One encoder gives its last hidden state. Two give their second-to-last hidden states, joined along
         the channels, and the second one's pooled projection.
 
         Args:
@@ -86,7 +86,7 @@ class ConditionedUNet(nn.Module):
         return {name: each * has_text.view(-1, *[1] * (each.ndim - 1)) for name, each in embeddings.items()}
 
     def train_text_encoders(self, train: bool) -> None:
-        """Let text encoders require gradients, but for the first of two's last layer, which no one reads."""
+        """Train text encoders or not; of the first of two, the last layer has no output that is used."""
         self.text_encoders.requires_grad_(train)
         if len(self.text_encoders) == 2:
             for name, module in self.text_encoders[0].named_modules():
@@ -133,7 +133,7 @@ class TextToImageDenoiser:
     ) -> None:
         """Choose what is trained (see `Denoiser.train`). If text is, conditions are tokens from then on."""
         if text_encoders and self._shared:
-            raise ValueError("the frozen source shares the text encoders: choose what is trained before it")
+            raise ValueError("the frozen source shares the text encoders: call train before frozen_source")
         if self.adapters is not None:
             raise ValueError("the model has adapters, and they alone are trained")
         self._unwrapped.unet.requires_grad_(unet)
@@ -230,7 +230,7 @@ class TextToImageDenoiser:
         self.vae.enable_gradient_checkpointing()
         if self.trains_text:
             for encoder in self._unwrapped.text_encoders:
-                new = "activation_checkpointing_enable"  # the other name is deprecated in newer transformers
+                new = "activation_checkpointing_enable"  # newer transformers deprecate the other name
                 name = new if hasattr(encoder, new) else "gradient_checkpointing_enable"
                 getattr(encoder, name)({"use_reentrant": False})
 
@@ -261,10 +261,8 @@ class TextToImageDenoiser:
             adapter_folder.save(self, folder, type(self.pipeline).__name__, half=half)
             return
         with merged_tokens(self.text_encoders):
-            pipeline = in_precision(self.pipeline, torch.float16 if half else torch.float32)
-            pipeline.save_pretrained(folder, safe_serialization=True)
-        make_portable(folder, pipeline)
-        forget_paths(folder)
+            save_pipeline(self.pipeline, folder, half=half)
+        make_portable(folder, self.pipeline)
 
     def tokens(self, values: Sequence[str]) -> Tensor:
         """Return token ids for each encoder, with shape (N, encoders, L).
@@ -291,7 +289,7 @@ class TextToImageDenoiser:
 
     @classmethod
     def reads(cls, folder: Path) -> bool:
-        """Return true: the class of a pipeline says all."""
+        """Return true: the pipeline's class decides."""
         return True
 
     @classmethod

@@ -43,7 +43,7 @@ def load_decoder(name_or_path: str, denoiser: Denoiser) -> Callable[[Tensor], Te
         raise ConfigError(
             f"methods.*.tiny_vae: {name_or_path} decodes {vae.config.latent_channels} channels by a factor "
             f"of {scale}, and the model's latents of {channels}x{size[0]}x{size[1]} become images of "
-            f"{denoiser.resolution[0]}x{denoiser.resolution[1]} pixels: name the one of this family"
+            f"{denoiser.resolution[0]}x{denoiser.resolution[1]} pixels: name the small VAE of this family"
         )
 
     def decode(x0: Tensor) -> Tensor:

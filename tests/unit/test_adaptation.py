@@ -233,7 +233,7 @@ def test_terms_can_compare_the_images_of_a_tiny_vae(denoiser, shots, tmp_path):
 
 def test_a_tiny_vae_of_another_family_is_refused(denoiser, tmp_path):
     tiny_autoencoder(tmp_path / "vae", denoiser.shape[0] + 1)
-    with pytest.raises(ConfigError, match=r"tiny_vae.*name the one of this family"):
+    with pytest.raises(ConfigError, match=r"tiny_vae.*name the small VAE of this family"):
         load_decoder(str(tmp_path / "vae"), denoiser)
     with pytest.raises(CheckpointError, match="is not an AutoencoderTiny"):
         load_decoder(str(tmp_path), denoiser)
