@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -157,7 +158,7 @@ def _tiny_vae(scaling_factor: float):
 def _tiny_text_unet(kind: str):
     from diffusers import UNet2DConditionModel
 
-    options = {"cross_attention_dim": 16}
+    options: dict[str, Any] = {"cross_attention_dim": 16}
     if kind == "sdxl":
         options = {
             "cross_attention_dim": 16 + 24,

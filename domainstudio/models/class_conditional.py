@@ -89,7 +89,7 @@ class ClassConditionalDenoiser(PixelDenoiser):
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        """Read a pipeline folder and the names of its classes (see `Denoiser.load`)."""
+        """Read a pipeline folder and the names of its classes (see `loading.Kind`)."""
         parts = read_parts(folder)
         kind = parts[0].config.class_embed_type
         if kind is not None:

@@ -31,8 +31,6 @@ class Denoiser(Protocol):
 
     kind: str
     """The kind's name: `unconditional`, `class-conditional` or `text-to-image`."""
-    pipelines: frozenset[str]
-    """Classes of the pipeline folders that this kind reads."""
     conditional: bool
     """Whether it takes a condition: a prompt or a class."""
     name_or_path: str
@@ -43,21 +41,6 @@ class Denoiser(Protocol):
     """Every module that training may change; what of it is trained requires gradients."""
     noise_scheduler: DDPMScheduler
     """The forward diffusion, by its ᾱ and prediction type."""
-
-    @classmethod
-    def reads(cls, folder: Path) -> bool:
-        """Return whether a folder of one of `pipelines` holds a model of this kind."""
-        ...
-
-    @classmethod
-    def load(cls, folder: Path) -> Self:
-        """Read a pipeline folder in float32.
-
-        Raises:
-            CheckpointError: a part is missing, damaged, not safetensors, or does not fit the others.
-            MissingExtraError: a package that it needs is not installed.
-        """
-        ...
 
     @property
     def classes(self) -> tuple[str, ...]:

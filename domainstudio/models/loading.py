@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Protocol
 
 from domainstudio.errors import CheckpointError
 from domainstudio.models import adapter_folder
@@ -12,7 +13,30 @@ from domainstudio.models.folders import INDEX, RECORD, has_adapters, local_folde
 from domainstudio.models.text_to_image import TextToImageDenoiser
 from domainstudio.models.unconditional import UnconditionalDenoiser
 
-KINDS: tuple[type[Denoiser], ...] = (
+
+class Kind(Denoiser, Protocol):
+    """What a kind's class knows of folders, beside the methods of `Denoiser`."""
+
+    pipelines: frozenset[str]
+    """Classes of the pipeline folders that it reads."""
+
+    @classmethod
+    def reads(cls, folder: Path) -> bool:
+        """Return whether a folder of one of `pipelines` holds a model of this kind."""
+        ...
+
+    @classmethod
+    def load(cls, folder: Path) -> Denoiser:
+        """Read a pipeline folder in float32.
+
+        Raises:
+            CheckpointError: a part is missing, damaged, not safetensors, or does not fit the others.
+            MissingExtraError: a package that it needs is not installed.
+        """
+        ...
+
+
+KINDS: tuple[type[Kind], ...] = (
     UnconditionalDenoiser,
     ClassConditionalDenoiser,
     TextToImageDenoiser,
@@ -48,7 +72,7 @@ def _load_pipeline(folder: Path, name_or_path: Path) -> Denoiser:
     return denoiser
 
 
-def _kind(folder: Path) -> type[Denoiser]:
+def _kind(folder: Path) -> type[Kind]:
     name = read_index(folder).get("_class_name")
     for kind in KINDS:
         if name in kind.pipelines and kind.reads(folder):

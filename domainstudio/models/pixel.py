@@ -65,7 +65,7 @@ class PixelDenoiser(ABC):
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        """Read a pipeline folder in float32 (see `Denoiser.load`)."""
+        """Read a pipeline folder in float32 (see `loading.Kind`)."""
         return cls(*read_parts(folder))
 
     @property

@@ -294,7 +294,7 @@ class TextToImageDenoiser:
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        """Read a pipeline folder in float32 (see `Denoiser.load`)."""
+        """Read a pipeline folder in float32 (see `loading.Kind`)."""
         from safetensors import SafetensorError
 
         index = read_index(folder)

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -79,12 +80,12 @@ def test_without_a_null_class_guidance_and_dropout_are_refused(tmp_path):
 
 @pytest.mark.parametrize("learned_variance", [False, True])
 def test_the_network_is_told_the_class(learned_variance):
-    epsilon = {"prediction_type": "epsilon", "rescale_betas_zero_snr": False}
-    denoiser = tiny_class_denoiser(learned_variance=learned_variance, **(epsilon if learned_variance else {}))
+    noise: dict[str, Any] = {"prediction_type": "epsilon", "rescale_betas_zero_snr": False}
+    denoiser = tiny_class_denoiser(learned_variance=learned_variance, **(noise if learned_variance else {}))
     xt, timesteps = tiny_batch(2)
     prediction = denoiser.predict(xt, timesteps, denoiser.condition(["face", "person"]))
     expected = denoiser.network(xt, timesteps, class_labels=torch.tensor([1, 2])).sample
-    found = [prediction.output, prediction.variance] if learned_variance else [prediction.output]
+    found = [part for part in (prediction.output, prediction.variance) if part is not None]
     torch.testing.assert_close(torch.cat(found, dim=1), expected)
     assert (output(denoiser, ["face"]) - output(denoiser, [""])).abs().max() > 1e-4
 
@@ -221,7 +222,7 @@ def test_dropped_conditions_are_the_null_class(tmp_path):
     examples = Examples.of(denoiser, tiny_images(3), [[name] for name in CLASSES])
     feed = Feed(examples, denoiser, training_settings(condition_dropout=0.4), tmp_path)
     names = {image.tobytes(): row for row, image in enumerate(tiny_images(3))}
-    found = []
+    found: list[tuple[int, int]] = []
     for step in range(40):
         batch = feed.draw(torch.Generator().manual_seed(step), torch.Generator(), 3, 1, 0)
         pixels = ((batch.images + 1) * 127.5).round().byte().numpy()

@@ -39,8 +39,9 @@ SETTINGS = LoraSettings(rank=3, alpha=6)
 
 
 def source_of(kind):
-    make = {"unconditional": tiny_denoiser, "class": tiny_class_denoiser}
-    return make[kind]() if kind in make else tiny_text_denoiser(kind)
+    if kind in TEXT:
+        return tiny_text_denoiser(kind)
+    return tiny_class_denoiser() if kind == "class" else tiny_denoiser()
 
 
 def settings_for(kind):
@@ -225,7 +226,9 @@ def test_resumed_is_bit_identical_and_checkpoints_hold_adapters_only(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         trainer(tmp_path / "cut", settings=settings, preview=interrupt, preview_every=3).train()
-    step, state = checkpoint.latest(tmp_path / "cut")
+    latest = checkpoint.latest(tmp_path / "cut")
+    assert latest is not None
+    step, state = latest
     assert step == 2 and all(".lora_" in name for name in state["network"])
     second = trainer(tmp_path / "cut", settings=settings)
     assert len(second.train()) == 6

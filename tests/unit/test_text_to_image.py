@@ -201,8 +201,10 @@ def test_saved_folders_are_readable_by_older_versions_too(tmp_path, kind):
 def test_loading_makes_float32_of_half_precision(tmp_path):
     tiny_text_denoiser().save(tmp_path, half=True)
     loaded = models.load(tmp_path)
-    assert {p.dtype for part in (loaded.network, loaded.vae) for p in part.parameters()} == {torch.float32}
-    assert not loaded.vae.training and not any(p.requires_grad for p in loaded.vae.parameters())
+    vae = loaded.vae
+    assert vae is not None
+    assert {p.dtype for part in (loaded.network, vae) for p in part.parameters()} == {torch.float32}
+    assert not vae.training and not any(p.requires_grad for p in vae.parameters())
 
 
 @pytest.mark.parametrize("kind", ["sd1", "sdxl"])
