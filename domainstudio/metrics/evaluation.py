@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -121,24 +120,26 @@ def evaluate(
         DataError: features come from different networks, or a set is empty.
     """
     _check_networks(samples, shots, domain, source, mirrored)
-    reference = shots if domain is None else domain
-    against = partial(Measured, shots=shots, mirrored=mirrored, settings=settings)
-    measured = against(samples, reference)
-    references = {"shots": against(shots, reference, copies=True)}
-    if source is not None:
-        references["source"] = against(source, reference)
-    if domain is not None and len(domain) >= 2:
-        drawn, rest = split_domain(len(domain), len(samples), settings.seed)
-        references["domain"] = against(domain.take(drawn), domain.take(rest))
+    measured = Measured(samples, shots if domain is None else domain, shots, mirrored, settings)
     return MetricReport(
         features=samples.network,
         features_digest=samples.digest,
-        domain_number=len(reference),
+        domain_number=len(measured.reference),
         domain_is_shots=domain is None,
         samples=_scores(measured),
-        references={name: _scores(item) for name, item in references.items()},
+        references={name: _scores(item) for name, item in _references(measured, domain, source).items()},
         nearest=memorization_of(measured),
     )
+
+
+def _references(measured: Measured, domain: Features | None, source: Features | None) -> dict[str, Measured]:
+    found = {"shots": replace(measured, images=measured.shots, copies=True)}
+    if source is not None:
+        found["source"] = replace(measured, images=source)
+    if domain is not None and len(domain) >= 2:
+        drawn, rest = split_domain(len(domain), len(measured.images), measured.settings.seed)
+        found["domain"] = replace(measured, images=domain.take(drawn), reference=domain.take(rest))
+    return found
 
 
 def split_domain(domain: int, samples: int, seed: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:

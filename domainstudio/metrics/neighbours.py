@@ -54,11 +54,7 @@ def neighbour_scores(samples: Floats, reference: Floats, k: int = 3) -> Neighbou
     Raises:
         DataError: a set has no more than k rows.
     """
-    if min(len(samples), len(reference)) <= k:
-        raise DataError(
-            f"{k} neighbours need more than {k} images on either side, got {len(samples)} samples and "
-            f"{len(reference)} of the reference: lower evaluate.neighbours or take more images"
-        )
+    _check_numbers(len(samples), len(reference), k)
     reference_radii, sample_radii = squared_radii(reference, k), squared_radii(samples, k)
     covered = np.zeros(len(reference), dtype=bool)
     recalled = np.zeros(len(reference), dtype=bool)
@@ -75,6 +71,14 @@ def neighbour_scores(samples: Floats, reference: Floats, k: int = 3) -> Neighbou
         density=balls / (k * len(samples)),
         coverage=float(covered.mean()),
     )
+
+
+def _check_numbers(samples: int, reference: int, k: int) -> None:
+    if min(samples, reference) <= k:
+        raise DataError(
+            f"{k} neighbours need more than {k} images on either side, got {samples} samples and "
+            f"{reference} of the reference: lower evaluate.neighbours or take more images"
+        )
 
 
 def _scores(measured: Measured) -> Scores:

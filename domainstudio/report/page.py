@@ -18,7 +18,7 @@ from domainstudio.config import Settings
 from domainstudio.data.image_set import Manifest
 from domainstudio.git import State
 from domainstudio.report import curves, tables
-from domainstudio.report.reading import Inputs, PackedImages, read
+from domainstudio.report.reading import Content, PackedImages, read
 from domainstudio.report.sections import COLUMNS, comparisons, section
 
 SCATTERS = (
@@ -52,7 +52,7 @@ def render(root: Path, settings: Settings, git: State | None = None) -> str:
     Raises:
         DataError: an output is there but damaged.
     """
-    inputs = read(root, settings)
+    content = read(root, settings)
     environment = Environment(
         loader=PackageLoader("domainstudio.report", "templates"),
         autoescape=True,
@@ -60,18 +60,18 @@ def render(root: Path, settings: Settings, git: State | None = None) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    slots = {item.adaptation.name: index for index, item in enumerate(inputs.results)}
-    differing, shared = tables.setting_rows([item.adaptation for item in inputs.results])
-    comparable = tables.metric_tables(inputs.results)
+    slots = {item.adaptation.name: index for index, item in enumerate(content.results)}
+    differing, shared = tables.setting_rows([item.adaptation for item in content.results])
+    comparable = tables.metric_tables(content.results)
     return environment.get_template("report.html.j2").render(
-        inputs=inputs,
+        content=content,
         slots=slots,
-        comparisons=comparisons(inputs, slots),
+        comparisons=comparisons(content, slots),
         tables=[(table, _scatters(table, slots)) for table in comparable],
-        sections=[section(inputs, item, slots) for item in inputs.results],
+        sections=[section(content, item, slots) for item in content.results],
         differing=differing,
         shared=shared,
-        image_sets=_image_sets(inputs),
+        image_sets=_image_sets(content),
         git=git,
         versions=_versions(),
         columns=COLUMNS,
@@ -97,9 +97,9 @@ def _scatters(table: tables.MetricTable, slots: Mapping[str, int]) -> list[tuple
     return found
 
 
-def _image_sets(inputs: Inputs) -> list[tuple[str, Manifest]]:
-    found: list[tuple[str, PackedImages | None]] = [("source domain", inputs.source_images)]
-    for name, target in inputs.targets.items():
+def _image_sets(content: Content) -> list[tuple[str, Manifest]]:
+    found: list[tuple[str, PackedImages | None]] = [("source domain", content.source_images)]
+    for name, target in content.targets.items():
         found += [(f"{name}: training images", target.shots), (f"{name}: whole domain", target.domain)]
     return [(name, images.manifest) for name, images in found if images is not None]
 

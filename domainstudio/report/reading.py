@@ -140,6 +140,12 @@ class Results:
     metrics: Mapping[str, Any] | None
     nearest: Nearest | None
 
+    @cached_property
+    def memorized(self) -> frozenset[int]:
+        """Positions of the memorised samples."""
+        pairs, threshold = (self.nearest.pairs, self.nearest.threshold) if self.nearest else ((), 0.0)
+        return frozenset(pair.sample for pair in pairs if pair.distance < threshold)
+
     @property
     def terms(self) -> tuple[str, ...]:
         """Names of the loss terms that were logged."""
@@ -164,7 +170,7 @@ class Target:
 
 
 @dataclass(frozen=True)
-class Inputs:
+class Content:
     """Everything that the report shows."""
 
     settings: Settings
@@ -174,7 +180,7 @@ class Inputs:
     results: tuple[Results, ...]
 
 
-def read(root: Path, settings: Settings) -> Inputs:
+def read(root: Path, settings: Settings) -> Content:
     """Read the outputs of every stage below `root`.
 
     Raises:
@@ -190,7 +196,7 @@ def read(root: Path, settings: Settings) -> Inputs:
         for name in dict.fromkeys(item.source for item in adaptations)
     }
     results = tuple(_results(root, item) for item in adaptations)
-    return Inputs(settings, _packed(root / "data/source"), targets, sources, results)
+    return Content(settings, _packed(root / "data/source"), targets, sources, results)
 
 
 def open_image(path: Path) -> Image.Image:

@@ -12,7 +12,15 @@ from PIL import ImageOps
 from domainstudio.data import find_captions
 from domainstudio.report import curves
 from domainstudio.report.pictures import Picture, common_side, picture, sheet, strip
-from domainstudio.report.reading import Inputs, PackedImages, Pair, Results, Samples, open_image
+from domainstudio.report.reading import (
+    Content,
+    PackedImages,
+    Pair,
+    Results,
+    Samples,
+    Target,
+    open_image,
+)
 
 COLUMNS = 10
 GRID_COLUMNS, GRID_IMAGES = 8, 64
@@ -86,54 +94,49 @@ class Section:
     grid: Picture | None
     shown: int
     pairs: tuple[NearestPair, ...]
-    memorized: int
     histogram: Markup | None
     attraction: tuple[tuple[Tile, int], ...]
     panels: tuple[tuple[str, str, Markup], ...]
     previews: tuple[tuple[int, Picture], ...]
 
 
-def comparisons(inputs: Inputs, slots: Mapping[str, int]) -> list[Comparison]:
+def comparisons(content: Content, slots: Mapping[str, int]) -> list[Comparison]:
     """Arrange the rows of every pair of source and target; `slots` numbers the adaptations' colours."""
     groups: dict[tuple[str, str], list[Results]] = {}
-    for item in inputs.results:
+    for item in content.results:
         groups.setdefault((item.adaptation.source, item.adaptation.target), []).append(item)
-    return [_comparison(inputs, source, target, group, slots) for (source, target), group in groups.items()]
+    return [_comparison(content, source, target, group, slots) for (source, target), group in groups.items()]
 
 
 def _comparison(
-    inputs: Inputs, source: str, target: str, group: Sequence[Results], slots: Mapping[str, int]
+    content: Content, source: str, target: str, group: Sequence[Results], slots: Mapping[str, int]
 ) -> Comparison:
-    images, drawn = inputs.targets[target], inputs.sources[source]
+    images, drawn = content.targets[target], content.sources[source]
     first = next((s for s in (drawn, *(item.samples for item in group)) if s is not None), None)
     seeds = tuple(first.seed(i) for i in range(min(COLUMNS, first.number))) if first else ()
-    given = []
-    if images.shots is not None:
-        number = images.shots.number
-        detail = f"all that the adapted model sees of {target}" + (
-            f" ({COLUMNS} of {number})" if number > COLUMNS else ""
-        )
-        name = f"{number} training image{'s' if number != 1 else ''}"
-        given.append(Strip(name, detail, None, _real(images.shots, range(min(COLUMNS, number)))))
-    if unseen := images.unseen(COLUMNS):
-        assert images.domain is not None
-        given.append(
-            Strip(
-                "The real domain",
-                "other images of it, kept from training",
-                None,
-                _real(images.domain, unseen),
-            )
-        )
+    given = _real_strips(target, images)
     if own := _own_drawings(images.domain, first, len(seeds)):
         given.append(Strip("Real drawings of the subjects below", "kept from training or not", None, own))
     generated = [Strip(source, "the source model, before adaptation", None, _drawn(drawn, seeds))]
     for item in group:
-        training = item.adaptation.training
-        detail = f"{item.adaptation.method} · {training.steps} steps"
-        name = item.adaptation.name
-        generated.append(Strip(name, detail, slots[name], _drawn(item.samples, seeds, _memorized(item))))
+        name, steps = item.adaptation.name, item.adaptation.training.steps
+        tiles = _drawn(item.samples, seeds, item.memorized)
+        generated.append(Strip(name, f"{item.adaptation.method} · {steps} steps", slots[name], tiles))
     return Comparison(source, target, seeds, tuple(given), tuple(generated))
+
+
+def _real_strips(name: str, target: Target) -> list[Strip]:
+    strips = []
+    if target.shots is not None:
+        number = target.shots.number
+        some = f" ({COLUMNS} of {number})" if number > COLUMNS else ""
+        title = f"{number} training image{'s' if number != 1 else ''}"
+        tiles = _real(target.shots, range(min(COLUMNS, number)))
+        strips.append(Strip(title, f"all that the adapted model sees of {name}{some}", None, tiles))
+    if target.domain is not None and (unseen := target.unseen(COLUMNS)):
+        tiles = _real(target.domain, unseen)
+        strips.append(Strip("The real domain", "other images of it, kept from training", None, tiles))
+    return strips
 
 
 def _real(images: PackedImages, indices: Sequence[int]) -> tuple[Tile, ...]:
@@ -144,38 +147,25 @@ def _own_drawings(domain: PackedImages | None, samples: Samples | None, number: 
     """Return the domain's own drawing of each sample's subject, where it has them."""
     if domain is None or samples is None:
         return ()
-    known = find_captions(domain.records, [samples.subject(i) for i in range(number)])
+    subjects = [samples.subject(i) for i in range(number)]
+    known = find_captions(domain.records, subjects)
     if all(index is None for index in known):
         return ()
-    return tuple(
-        Tile(None, samples.subject(i))
-        if index is None
-        else Tile(picture(domain.image(index)), samples.subject(i))
-        for i, index in enumerate(known)
-    )
+    pictures = [None if index is None else picture(domain.image(index)) for index in known]
+    return tuple(map(Tile, pictures, subjects))
 
 
 def _drawn(
     samples: Samples | None, seeds: Sequence[int], memorized: frozenset[int] = frozenset()
 ) -> tuple[Tile, ...]:
-    if samples is None:
-        return tuple(Tile(None, f"noise {seed}") for seed in seeds)
-    found = ((seed, samples.index_of_seed.get(seed)) for seed in seeds)
-    return tuple(
-        Tile(None, f"noise {seed}")
-        if index is None
-        else Tile(picture(samples.image(index)), samples.title(index), index in memorized)
-        for seed, index in found
-    )
-
-
-def _memorized(results: Results) -> frozenset[int]:
-    nearest = results.nearest
-    return (
-        frozenset(pair.sample for pair in nearest.pairs if pair.distance < nearest.threshold)
-        if nearest
-        else frozenset()
-    )
+    tiles = []
+    for seed in seeds:
+        index = None if samples is None else samples.index_of_seed.get(seed)
+        if samples is None or index is None:
+            tiles.append(Tile(None, f"noise {seed}"))
+        else:
+            tiles.append(Tile(picture(samples.image(index)), samples.title(index), index in memorized))
+    return tuple(tiles)
 
 
 def _title(images: PackedImages, index: int) -> str:
@@ -183,28 +173,23 @@ def _title(images: PackedImages, index: int) -> str:
     return record.caption or record.id
 
 
-def section(inputs: Inputs, results: Results, slots: Mapping[str, int]) -> Section:
-    """Gather the pictures of one adaptation; `slots` numbers the adaptations' colours."""
-    samples, shots = results.samples, inputs.targets[results.adaptation.target].shots
-    slot = slots[results.adaptation.name]
-    shown = min(GRID_IMAGES, samples.number) if samples else 0
-    nearest = results.nearest
+def section(content: Content, results: Results, slots: Mapping[str, int]) -> Section:
+    """Arrange the pictures of one adaptation; `slots` numbers the adaptations' colours."""
+    samples, shots = results.samples, content.targets[results.adaptation.target].shots
+    slot, nearest = slots[results.adaptation.name], results.nearest
+    shown = [samples.image(i) for i in range(min(GRID_IMAGES, samples.number))] if samples else []
     distances = [pair.distance for pair in nearest.pairs] if nearest else []
+    previews = [(step, partial(open_image, path)) for step, path in results.previews]
     return Section(
         results=results,
         slot=slot,
-        grid=sheet([samples.image(i) for i in range(shown)], GRID_COLUMNS, side=560)
-        if samples and shown
-        else None,
-        shown=shown,
+        grid=sheet(shown, GRID_COLUMNS, side=560) if shown else None,
+        shown=len(shown),
         pairs=_pairs(results, shots),
-        memorized=len(_memorized(results)),
         histogram=curves.histogram(distances, nearest.threshold, slot) if nearest else None,
         attraction=_attraction(results, shots),
-        panels=_panels(inputs, results, slots),
-        previews=tuple(
-            strip([(step, partial(open_image, path)) for step, path in results.previews], PREVIEWS)
-        ),
+        panels=_panels(content, results, slots),
+        previews=tuple(strip(previews, PREVIEWS)),
     )
 
 
@@ -215,16 +200,19 @@ def _pairs(results: Results, shots: PackedImages | None) -> tuple[NearestPair, .
     pairs = [pair for pair in nearest.pairs if pair.sample < samples.number and pair.training < shots.number]
     return tuple(
         NearestPair(
-            Tile(
-                picture(samples.image(pair.sample), side=64), f"sample from noise {samples.seed(pair.sample)}"
-            ),
-            _training_tile(shots, pair),
-            f"{pair.distance:.3f}",
-            pair.distance < nearest.threshold,
-            pair.mirrored,
+            sample=_sample_tile(samples, pair),
+            training=_training_tile(shots, pair),
+            distance=f"{pair.distance:.3f}",
+            memorized=pair.sample in results.memorized,
+            mirrored=pair.mirrored,
         )
         for pair in pairs[:PAIRS]
     )
+
+
+def _sample_tile(samples: Samples, pair: Pair) -> Tile:
+    title = f"sample from noise {samples.seed(pair.sample)}"
+    return Tile(picture(samples.image(pair.sample), side=64), title)
 
 
 def _training_tile(shots: PackedImages, pair: Pair) -> Tile:
@@ -244,7 +232,7 @@ def _attraction(results: Results, shots: PackedImages | None) -> tuple[tuple[Til
 
 
 def _panels(
-    inputs: Inputs, results: Results, slots: Mapping[str, int]
+    content: Content, results: Results, slots: Mapping[str, int]
 ) -> tuple[tuple[str, str, Markup], ...]:
     weights = results.adaptation.weights.model_dump()
     details = {name: f"weight {weights[name]:g}" if name in weights else "" for name in results.terms}
@@ -254,7 +242,7 @@ def _panels(
     panels = []
     for name in names:
         shown = _series(results, name, slots)
-        others = [_series(item, name, slots) for item in inputs.results if item is not results]
+        others = [_series(item, name, slots) for item in content.results if item is not results]
         context = [item for item in others if item is not None] if name != "total" else []
         if shown is not None and (panel := curves.loss_panel(shown, context)) is not None:
             panels.append((name, details[name], panel))

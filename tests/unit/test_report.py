@@ -195,7 +195,7 @@ def test_pairs_are_sorted_and_memorised_ones_marked(root, settings):
     distances = [float(pair.distance) for pair in shown.pairs]
     assert distances == sorted(distances)
     assert [pair.memorized for pair in shown.pairs] == [d < 0.0701 for d in distances]
-    assert shown.memorized == 3
+    assert len(shown.results.memorized) == 3
     assert [pair.mirrored for pair in shown.pairs] == [i == 1 for i in range(12)]
     shot = Image.fromarray(images(DOMAIN, 1)[1].transpose(1, 2, 0))
     assert shown.pairs[1].training.picture.uri == picture(ImageOps.mirror(shot)).uri
