@@ -105,21 +105,13 @@ class Settings(Section):
         return validated(Settings, whole, where).adaptation(name)
 
     def _resolve(self, name: str, item: AdaptationSettings) -> Adaptation:
-        method = self.methods[item.method]
-        return validated(
-            Adaptation,
-            {
-                "name": name,
-                "source": item.source,
-                "target": item.target,
-                "method": item.method,
-                "training": {**self.finetune.model_dump(), **item.finetune},
-                "weights": merged(method.model_dump(), item.weights),
-                "prompts": item.prompts,
-                "prior": item.prior,
-            },
-            f"adaptations.{name}",
-        )
+        values = dict(item) | {
+            "name": name,
+            "training": {**self.finetune.model_dump(), **item.finetune},
+            "weights": merged(self.methods[item.method].model_dump(), item.weights),
+        }
+        del values["finetune"]
+        return validated(Adaptation, values, f"adaptations.{name}")
 
 
 def load(path: str | Path = "params.yaml", *overlays: str | Path) -> Settings:
