@@ -1,1 +1,1 @@
-"""Prefect flows over the stages of `dvc.yaml`: they start DVC, queue, watch and show; DVC decides."""
+"""Prefect flows over the stages of `dvc.yaml`. DVC decides what runs; flows start, queue and show it."""

@@ -12,7 +12,7 @@ REGISTERED, PROMOTED = "domainstudio.model.registered", "domainstudio.model.prom
 
 
 def emit(promotion: Promotion) -> None:
-    """Emit what became of a version: `registered`, and `promoted` if this call gave it the alias."""
+    """Emit `registered` for a version, and `promoted` if it was given the alias."""
     model = promotion.model
     resource = {"prefect.resource.id": f"domainstudio.model.{model}", "prefect.resource.name": model}
     payload = {name: getattr(promotion, name) for name in ("version", "previous", "reason")}
@@ -22,7 +22,7 @@ def emit(promotion: Promotion) -> None:
 
 
 def emit_registered(root: Path, adaptation: str) -> None:
-    """Emit what became of the result that the stage `register` has registered.
+    """Emit the events of the result that the stage `register` has registered.
 
     Raises:
         TrackingError: MLflow cannot be reached.

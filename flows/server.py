@@ -1,4 +1,4 @@
-"""A flow run at its Prefect server: progress, cancellation, and answers that may fail to come."""
+"""A flow run at its Prefect server: its progress, its cancellation, and requests that may fail."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def cancel_requested() -> bool:
 
 @contextlib.contextmanager
 def unimportant(what: str) -> Iterator[None]:
-    """Go on after this block whatever the server answers, with a warning that names `what`."""
+    """Turn an error of this block into a warning that names `what`."""
     try:
         yield
     except Exception as error:

@@ -28,7 +28,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted: what was started goes on, and `stop` ends it", file=sys.stderr)
+        print(
+            "interrupted: what was started keeps running; `python -m services stop` ends it", file=sys.stderr
+        )
         return 128 + signal.SIGINT
 
 

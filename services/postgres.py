@@ -43,7 +43,7 @@ def find(data: Path) -> Path:
 
 
 def owner(data: Path) -> str | None:
-    """Return the user that must run the server: None for whoever runs this, unless that is root.
+    """Return the user that must run the server, or None if it is the user of this process.
 
     Raises:
         ServiceError: this is root, and there is no user `postgres`, or it cannot reach the data.
@@ -66,7 +66,7 @@ def owner(data: Path) -> str | None:
 
 
 def initialize(data: Path, passwords: Mapping[str, str], databases: Mapping[str, str]) -> None:
-    """Make the database cluster, its users and databases, unless it is there; whole or not at all.
+    """Make the database cluster with its users and databases, if it is not there: whole or not at all.
 
     Args:
         data: Its folder.

@@ -141,7 +141,7 @@ def _queue_at_server(number: int, stopping: Callable[[], bool], stack: contextli
     name, client = limit_name(), get_client(sync_client=True)
     while not stopping():
         limit = client.read_global_concurrency_limit_by_name(name)
-        # Prefect logs an error for each attempt that ends without a slot, so none is made in vain.
+        # Prefect logs an error for each attempt that ends without a slot, so it is made when slots are free.
         if limit.limit - limit.active_slots >= number:
             held = concurrency(
                 name,

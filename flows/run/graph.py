@@ -1,4 +1,4 @@
-"""The stage graph, read from DVC's own index: `dvc.yaml` is the only place where it is written down."""
+"""The graph of stages, read from DVC's own index. Only `dvc.yaml` defines it."""
 
 from __future__ import annotations
 
@@ -95,11 +95,11 @@ def settled(stages: Mapping[str, Stage], changed: Collection[str]) -> frozenset[
 def select(stages: Mapping[str, Stage], names: Iterable[str] = ()) -> dict[str, Stage]:
     """Return the stages to run, in an order in which each comes after all that it needs.
 
-    Without `names` these are all stages but the frozen ones. A name is a stage's address or a key
-    (`ink` for every `...@ink` and for what gathers them, as the report does), and brings all that these
-    stages need, with two exceptions. What a frozen stage would need is not made, as in `dvc repro`. And
-    what gathers does not bring other members of a group: adapting one model must not train all, and the
-    report shows what is there.
+    Without `names` these are all stages but the frozen ones. A name is a stage's address or a key: `ink`
+    stands for every `...@ink`, and for stages without a key that read one of them, such as the report. All
+    that these stages need is added, with two exceptions. As in `dvc repro`, the inputs of a frozen stage
+    are not made. And a stage without a key adds no other members of a group: adapting one model must not
+    train all, and the report shows what is there.
 
     Raises:
         ConfigError: a name fits no stage.

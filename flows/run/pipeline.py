@@ -188,7 +188,7 @@ def _watch(run: _Run, futures: Mapping[str, PrefectFuture[State[Any]]]) -> bool:
 def _finish(run: _Run, futures: Mapping[str, PrefectFuture[State[Any]]], cancelled: bool) -> State[Any]:
     """Close the tasks that did not start, show what the run made, and return how it ended."""
     for future in futures.values():
-        future.wait()  # it is done: this keeps its own end, where the server's may be of a moment ago
+        future.wait()  # it is done; this takes its own final state, because the server's may lag behind
     states = {address: future.state for address, future in futures.items()}
     for address, state in states.items():
         if state.is_pending():
@@ -207,7 +207,7 @@ def _finish(run: _Run, futures: Mapping[str, PrefectFuture[State[Any]]], cancell
 
 
 def _close_lost() -> None:
-    """End the tasks of an earlier start that was lost with its node: they are shown as running for ever."""
+    """End the tasks of an earlier start that was lost with its node. They would be shown as running."""
     if (runtime.flow_run.run_count or 1) == 1:
         return
     client = get_client(sync_client=True)
@@ -218,7 +218,7 @@ def _close_lost() -> None:
 
 
 def _close_unstarted(run: _Run, address: str, task_run: UUID) -> None:
-    """End a task that waits for ever as `NotReady`: it looks as if something were still to come."""
+    """End a task that will never start. It would be shown as `NotReady`."""
     done = [name for name, result in run.results.items() if isinstance(result, Outcome)]
     missing = ", ".join(name for name in run.stages[address].upstream if name not in done)
     state: State[Any] = Cancelled(name="NotRun", message=f"It needs {missing}")
@@ -228,7 +228,7 @@ def _close_unstarted(run: _Run, address: str, task_run: UUID) -> None:
 def _show(root: Path, rows: Sequence[Row]) -> None:
     """Show metrics, samples and stages at the server, and emit events for what was registered."""
     with unimportant("summary"):
-        # Under a run of the pipeline in MLflow, this is a workspace.
+        # Below a parent run in MLflow, the folder is a clone that is removed.
         text = markdown(root, rows, temporary=PARENT_RUN_VARIABLE in os.environ)
         create_markdown_artifact(text, key="adapt-summary", description="Metrics and stages")
     for stage, _, name in (row.address.partition("@") for row in rows if row.state == "run"):
@@ -241,7 +241,7 @@ def _show(root: Path, rows: Sequence[Row]) -> None:
 
 
 def _show_samples(root: Path, adaptation: str) -> None:
-    address = picture(root / ADAPTED_SAMPLES / adaptation / "grid.png")
+    url = picture(root / ADAPTED_SAMPLES / adaptation / "grid.png")
     key = f"samples-{adaptation.replace('_', '-')}"
-    # An image artifact would print the address beside the picture, all of it.
-    create_markdown_artifact(f"![{adaptation}]({address})", key=key, description=f"Samples of {adaptation}")
+    # An image artifact would print the whole data URL beside the picture.
+    create_markdown_artifact(f"![{adaptation}]({url})", key=key, description=f"Samples of {adaptation}")

@@ -1,4 +1,4 @@
-"""What a flow run leaves behind: what ran, for how long, how good the models are, and their pictures."""
+"""The summary of a flow run: its stages and their times, the models' metrics, and pictures."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def markdown(root: str | Path, rows: Sequence[Row], *, temporary: bool = False) 
 
 
 def picture(path: Path) -> str:
-    """Return a picture as the address of itself (`data:image/jpeg;base64,…`), made smaller where it is large.
+    """Return a picture as a data URL (`data:image/jpeg;base64,…`), reduced to `PICTURE_SIZE`.
 
     Raises:
         OSError: it cannot be read.

@@ -137,7 +137,7 @@ def test_the_summary_lists_metrics_side_by_side(tmp_path):
     assert "report.html" not in markdown(tmp_path, [], temporary=True)
 
 
-def test_a_picture_is_its_own_address(tmp_path):
+def test_a_picture_becomes_a_data_url(tmp_path):
     Image.new("RGBA", (1280, 320), "red").save(tmp_path / "grid.png")
     kind, _, data = picture(tmp_path / "grid.png").partition(",")
     assert kind == "data:image/jpeg;base64"
