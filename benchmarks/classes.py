@@ -31,7 +31,7 @@ from domainstudio.metrics.frechet import frechet_distance
 from domainstudio.metrics.memorization import memorization
 from domainstudio.metrics.networks import load_network
 from domainstudio.sampling import load_samples
-from domainstudio.sweep import measuring
+from domainstudio.sampling.pairs import sample_source
 from domainstudio.training.recipe import SOURCE_IMAGES
 from stages.cli import run
 
@@ -51,7 +51,7 @@ def main() -> None:
     arguments = parser.parse_args()
     settings = config.load(*arguments.params)
     chosen = [settings.adaptation(name) for name in arguments.adaptations]
-    source = measuring.draw_source(settings, chosen[0].source, WORK)
+    source = sample_source(settings, chosen[0].source, WORK)
     before = measure_classes(source, source, chosen[0], settings)
     records: list[dict[str, Any]] = [{"reference": "source", **found} for found in before]
     for seed in arguments.seeds:

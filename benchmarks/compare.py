@@ -20,8 +20,10 @@ from benchmarks.memory import peak_memory, reset_peak_memory
 from domainstudio import config, models
 from domainstudio.config import Adaptation, Settings
 from domainstudio.distributed import this_process
+from domainstudio.metrics.measure import measure_folders
+from domainstudio.project import SOURCE_MODELS, TARGETS
+from domainstudio.sampling.pairs import sample_adapted, sample_source
 from domainstudio.storage import checkpoint
-from domainstudio.sweep import measuring
 from domainstudio.training import recipe
 from stages.cli import run
 
@@ -64,12 +66,13 @@ def measure(
     folder = _folder(adaptation)
     if folder.is_dir():  # an earlier call may have trained beyond the first missing step
         shutil.rmtree(folder)
-    source = measuring.draw_source(settings, adaptation.source, WORK)
+    source = sample_source(settings, adaptation.source, WORK)
     for step in steps:
         samples = _samples(folder, step)
         scheduled = _with(adaptation, steps=step, checkpoint_every=step)
         seconds, peak = _train(settings, scheduled, folder, samples)
-        report = measuring.measure(samples, source, adaptation, settings)
+        target = TARGETS / adaptation.target
+        report, _ = measure_folders(samples, source, target, settings.evaluate)
         paired = report.get("paired", {"samples": {}, "references": {}})
         if step == steps[0]:
             for name, scores in report["references"].items():
@@ -99,7 +102,7 @@ def samples_at(adaptation: Adaptation, seed: int, step: int) -> Path:
 def _folder(adaptation: Adaptation) -> Path:
     """Return the folder of checkpoints and samples, whatever the number of steps."""
     params = adaptation.model_dump(mode="json", exclude={"training": {"steps"}})
-    digest = models.digest(Path("models/sources") / adaptation.source)
+    digest = models.digest(SOURCE_MODELS / adaptation.source)
     return WORK / checkpoint.run_key(params, {"source": digest})
 
 
@@ -113,7 +116,7 @@ def _train(settings: Settings, adaptation: Adaptation, folder: Path, samples: Pa
     reset_peak_memory()
     trainer = recipe.make_trainer(inputs.denoiser, inputs.shots, inputs.prior, adaptation, folder)
     history, peak = trainer.train(), peak_memory()
-    measuring.draw_adapted(inputs.denoiser, adaptation, settings, samples)
+    sample_adapted(inputs.denoiser, adaptation, settings, samples)
     return round(history[-1]["seconds"], 3), peak
 
 

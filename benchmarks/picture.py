@@ -20,7 +20,7 @@ from benchmarks.compare import WORK, samples_at
 from domainstudio import config
 from domainstudio.data import ImageSet, find_captions
 from domainstudio.sampling import load_samples
-from domainstudio.sweep import measuring
+from domainstudio.sampling.pairs import sample_source
 from stages.cli import run
 
 SCALE, LABEL, GAP, HEADING = 2, 170, 10, 40
@@ -43,7 +43,7 @@ def main() -> None:
         source = Path("samples/sources") / chosen[0].source
         adapted = [Path("samples/adapted") / adaptation.name for adaptation in chosen]
     else:
-        source = measuring.draw_source(settings, chosen[0].source, WORK)
+        source = sample_source(settings, chosen[0].source, WORK)
         adapted = [samples_at(adaptation, arguments.seed, arguments.step) for adaptation in chosen]
     target = Path("data/targets") / chosen[0].target
     shots = ImageSet.load(target / "shots").images
