@@ -1,9 +1,9 @@
 """Ray: a cluster to connect to or to start here, and trials that it runs, each on a share of a GPU.
 
-A plain program of Ray's, without Prefect's task runner for it (prefect-ray 0.6): that one starts a cluster of
-its own where `address="auto"` is asked for, does not end its tasks when the flow is cancelled, and makes each
-task a client of Prefect's server, whose address and key the nodes would need and are not given. Here only the
-flow's own process talks to Prefect.
+Ray Tune (Ray 2.60) does not serve here: Ctrl-C kills its trials before they can close their runs in MLflow,
+and with an address `ray://` its callbacks run on the cluster, so that nothing of a sweep would be shown or
+kept here before all of it has ended. Prefect's task runner for Ray (prefect-ray 0.6) does not serve either:
+it leaves tasks running when the flow is cancelled, and each task needs Prefect's server and its password.
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ import os
 import secrets
 import signal
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from domainstudio.errors import ConfigError, DomainStudioError, MissingExtraError
+from domainstudio.tracking.server import tracking_uri
 from flows.run.gpus import visible_devices
-from flows.sweep import worker
+from flows.sweep import shipping, worker
+from flows.sweep.order import Order, Record, write
 
 if TYPE_CHECKING:
     from ray import ObjectRef
@@ -34,10 +35,6 @@ HANDED_ON = ("AWS_", "DOMAINSTUDIO_", "HF_", "MLFLOW_")
 """Variables with these beginnings are those of the nodes too."""
 PACKAGES = ("domainstudio", "flows")
 """Sent to the nodes as they are here."""
-
-
-class TrialError(DomainStudioError):
-    """A trial failed; the message says why."""
 
 
 @contextlib.contextmanager
@@ -79,21 +76,6 @@ def connected(address: str | None, gpus: int | None = None) -> Iterator[str]:
                 left.kill()
 
 
-def _connect(address: str, gpus: int | None) -> None:
-    import ray
-
-    handler = signal.getsignal(signal.SIGTERM)
-    try:
-        ray.init(address, **_options(address, gpus))
-    except Exception as error:
-        remedy = "start the sweep again" if address == "local" else "correct RAY_ADDRESS, or unset it"
-        reason = str(error).strip().partition("\n")[0]
-        raise ConfigError(f"Ray at {address} does not answer: {remedy}. {reason}") from error
-    finally:
-        if threading.current_thread() is threading.main_thread():  # Ray replaces Prefect's by its own
-            signal.signal(signal.SIGTERM, handler)
-
-
 def _prepare() -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if not any(name.startswith("RAY_AUTH_") for name in os.environ):
@@ -101,20 +83,29 @@ def _prepare() -> None:
         os.environ.update({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)})
 
 
-def _options(address: str, gpus: int | None) -> dict[str, Any]:
+def _connect(address: str, gpus: int | None) -> None:
+    import ray
+
     root = Path(__file__).parents[2]
-    options: dict[str, Any] = {
-        "logging_level": logging.ERROR,
-        "log_to_driver": False,
-        "runtime_env": {
-            "py_modules": [str(root / name) for name in PACKAGES],
-            "excludes": ["**/__pycache__/"],
-        },
-    }
-    if address == "local":
-        number = gpus or len(visible_devices()) or 1
-        options |= {"num_gpus": number, "include_dashboard": False}
-    return options
+    code = {"py_modules": [str(root / name) for name in PACKAGES], "excludes": ["**/__pycache__/"]}
+    options: dict[str, Any] = {"num_gpus": gpus or len(visible_devices()) or 1, "include_dashboard": False}
+    own = address == "local"
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(
+            address,
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+            runtime_env=code,
+            **(options if own else {}),
+        )
+    except Exception as error:
+        remedy = "start the sweep again" if own else "correct RAY_ADDRESS, or unset it"
+        reason = str(error).strip().partition("\n")[0]
+        raise ConfigError(f"Ray at {address} does not answer: {remedy}. {reason}") from error
+    finally:
+        if threading.current_thread() is threading.main_thread():  # Ray replaces Prefect's by its own
+            signal.signal(signal.SIGTERM, handler)
 
 
 def _described(address: str) -> str:
@@ -131,8 +122,7 @@ def shortage(settings: SweepSettings) -> str | None:
     import ray
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    wanted = {"GPU": settings.gpus, "CPU": settings.cpus}
-    if any(all(node.get(name, 0) >= number for name, number in wanted.items()) for node in nodes):
+    if any(n.get("GPU", 0) >= settings.gpus and n.get("CPU", 0) >= settings.cpus for n in nodes):
         return None
     return (
         f"no node of the cluster has {settings.gpus:g} GPU and {settings.cpus:g} CPUs: trials wait until one "
@@ -140,76 +130,50 @@ def shortage(settings: SweepSettings) -> str | None:
     )
 
 
-def environment(variables: Mapping[str, str]) -> dict[str, str]:
-    """Return what trials get of the variables of this process."""
-    return {
-        name: value
-        for name, value in variables.items()
-        if name.startswith(HANDED_ON) and name != "MLFLOW_RUN_ID"
-    }
-
-
-@dataclass(frozen=True)
-class Result:
-    """How a trial ended: its record and grid, or an error."""
-
-    order: worker.Order
-    record: worker.Record | None = None
-    grid: bytes = b""
-    error: TrialError | None = None
-
-
 class Running:
     """Trials that the cluster runs or has queued.
 
     Args:
         orders: the trials.
-        settings: what each needs.
-        variables: of their environment.
-        archives: the inputs, where nodes do not see the project's folder: by trial's key, and by path.
+        settings: what each needs, and whether inputs are sent to the nodes.
+        root: the project's root.
     """
 
-    def __init__(
-        self,
-        orders: Sequence[worker.Order],
-        settings: SweepSettings,
-        variables: Mapping[str, str],
-        archives: Mapping[str, Mapping[str, ObjectRef]],
-    ) -> None:
+    def __init__(self, orders: Sequence[Order], settings: SweepSettings, root: Path) -> None:
         import ray
 
         # One call for each process: what a trial leaves in a GPU's memory ends with it.
         task = ray.remote(max_calls=1)(worker.run)
-        given = ray.put(dict(variables))  # an object's contents are in no log of Ray's, a task's name is
-        options = {
-            "num_gpus": settings.gpus,
-            "num_cpus": settings.cpus,
-            "max_retries": settings.retries,
+        variables = ray.put(_variables(root))  # no log of Ray's shows an object's contents
+        archives = shipping.send(orders) if settings.send_inputs else {}
+        needs = {"num_gpus": settings.gpus, "num_cpus": settings.cpus, "max_retries": settings.retries}
+        self._orders: dict[ObjectRef, Order] = {
+            task.options(name=order.run.name, **needs).remote(
+                order, variables, archives.get(order.key, {})
+            ): order
+            for order in orders
         }
-        self._orders: dict[ObjectRef, worker.Order] = {}
-        for order in orders:
-            remote = task.options(name=order.plan.name, **options)
-            self._orders[remote.remote(order, given, dict(archives.get(order.key, {})))] = order
 
     def __len__(self) -> int:
         """Return the number of trials that have not ended."""
         return len(self._orders)
 
-    def ended(self) -> Iterator[Result]:
-        """Yield the trials that have ended since the last call.
+    def ended(self) -> Iterator[tuple[Order, Record | None, str]]:
+        """Yield the trials that have ended since the last call: the record, which is kept here, or an error.
 
         It does not wait: a signal that arrives while Ray waits becomes a SystemError.
         """
         import ray
 
-        left = list(self._orders)
-        for reference in ray.wait(left, num_returns=len(left), timeout=0, fetch_local=False)[0]:
+        for reference in self._wait(0)[0]:
             order = self._orders.pop(reference)
             try:
-                fields, grid = ray.get(reference)
-                yield Result(order, worker.Record(**fields), grid)
+                record, grid = ray.get(reference)
             except (ray.exceptions.RayError, DomainStudioError) as error:
-                yield Result(order, error=TrialError(_reason(error)))
+                yield order, None, _reason(error)
+            else:
+                write(record, grid)
+                yield order, record, ""
 
     def cancel(self) -> None:
         """End all trials: as by Ctrl-C, and after `GRACE_SECONDS` by killing their processes."""
@@ -219,8 +183,23 @@ class Running:
         for force, seconds in ((False, GRACE_SECONDS), (True, 2.0)):
             for reference in left:
                 ray.cancel(reference, force=force)
-            if left:
-                left = ray.wait(left, num_returns=len(left), timeout=seconds, fetch_local=False)[1]
+            left = self._wait(seconds)[1]
+
+    def _wait(self, seconds: float) -> tuple[list[ObjectRef], list[ObjectRef]]:
+        """Wait for all trials; return those that have ended, and those that have not."""
+        import ray
+
+        if not (left := list(self._orders)):
+            return [], []
+        ended, others = ray.wait(left, num_returns=len(left), timeout=seconds, fetch_local=False)
+        return ended, others
+
+
+def _variables(root: Path) -> dict[str, str]:
+    """Return what trials get of the variables of this process."""
+    own = {name: value for name, value in os.environ.items() if name.startswith(HANDED_ON)}
+    own.pop("MLFLOW_RUN_ID", None)
+    return {"MLFLOW_TRACKING_URI": tracking_uri(root), **own}
 
 
 def _reason(error: BaseException) -> str:

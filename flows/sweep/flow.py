@@ -7,13 +7,13 @@ was measured is kept in `.cache/sweeps`: the same trial is not trained twice.
 from __future__ import annotations
 
 import argparse
-import os
+import itertools
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_table_artifact
@@ -22,20 +22,18 @@ from prefect.states import Cancelled, Completed, Failed
 
 from domainstudio import config
 from domainstudio.errors import DomainStudioError
-from domainstudio.sweep import search
-from domainstudio.sweep.search import Candidate, Outcome
-from domainstudio.tracking import sweep_runs
-from domainstudio.tracking.runs import RunPlan
-from domainstudio.tracking.server import tracking_uri
 from flows import cli
 from flows.parent_run import parent_run
 from flows.server import Progress, cancel_requested, unimportant
-from flows.sweep import cluster, leaderboard, shipping, worker
-from flows.sweep.layout import Planned, SweepPlan, lay_out
+from flows.sweep import cluster, leaderboard, ranking, runs
+from flows.sweep.layout import SweepPlan, lay_out
+from flows.sweep.order import Order, Record, read
 from flows.sweep.params_file import write_overrides
+from flows.sweep.ranking import Candidate, Outcome, Status
+from flows.sweep.search import described
 
-_POLL_SECONDS = 1.0
-_CANCEL_POLL_SECONDS = 5.0
+_POLL_SECONDS, _CANCEL_POLLS = 1.0, 5
+"""How often ended trials are looked for, and every how many times the server is asked for a cancellation."""
 
 
 class _Sweep:
@@ -49,103 +47,65 @@ class _Sweep:
     def __init__(self, plan: SweepPlan, tracked: bool) -> None:
         self._plan = plan
         self._tracked = tracked
-        self._waiting: dict[str, list[Planned]] = {}
         self._outcomes: dict[int, Outcome] = {}
-        self._progress = Progress(len(plan.trials), "sweep-progress", "trials")
+        self._progress = Progress(len(plan.orders), "sweep-progress", "trials")
         self.cancelled = False
 
-    def take_kept(self) -> None:
-        """Take the results of trials that were measured before; the others wait."""
-        for planned in self._plan.trials:
-            if (record := worker.read(planned.order.key)) is None:
-                self._waiting.setdefault(planned.order.key, []).append(planned)
-            else:
-                self._measured(planned, record, "kept")
-
     def run(self, address: str | None, gpus: int | None) -> None:
-        """Run the trials that wait on a cluster; those that are the same under other names once."""
-        if not (orders := [same[0].order for same in self._waiting.values()]):
+        """Take what was measured before, and run the others on a cluster; equal ones under two names once."""
+        waiting: dict[str, list[Order]] = {}
+        for order in self._plan.orders:
+            if (record := read(order.key)) is None:
+                waiting.setdefault(order.key, []).append(order)
+            else:
+                self._measured(order, record, "kept")
+        if not waiting:
             return
         log, settings = get_run_logger(), self._plan.sweep
-        with cluster.connected(address, gpus) as described:
-            log.info("%s; trials to run: %d", described, len(orders))
+        with cluster.connected(address, gpus) as place:
+            log.info("%s; trials to run: %d", place, len(waiting))
             if missing := cluster.shortage(settings):
                 log.warning(missing)
-            environment = {
-                "MLFLOW_TRACKING_URI": tracking_uri(self._plan.root),
-                **cluster.environment(os.environ),
-            }
-            running = cluster.Running(orders, settings, environment, self._archives(orders))
+            first = [same[0] for same in waiting.values()]
+            running = cluster.Running(first, settings, self._plan.root)
             try:
-                self._watch(running)
+                self._watch(running, waiting)
             finally:  # KeyboardInterrupt and Prefect's TerminationSignal for SIGTERM arrive in this thread
                 running.cancel()
 
-    def _archives(self, orders: Sequence[worker.Order]) -> dict[str, dict[str, Any]]:
-        if not self._plan.sweep.send_inputs:
-            return {}
-        import ray
-
-        digest, sent = cache(shipping.digest), cache(lambda path: ray.put(shipping.pack(path)))
-        return {
-            order.key: {
-                f"{path} {digest(path)}": sent(path)
-                for path in shipping.paths(order.settings, order.adaptation).values()
-            }
-            for order in orders
-        }
-
-    def _watch(self, running: cluster.Running) -> None:
-        looked = time.monotonic()
-        while len(running) and not self.cancelled:
-            for result in running.ended():
-                self._ended(result)
+    def _watch(self, running: cluster.Running, waiting: dict[str, list[Order]]) -> None:
+        for poll in itertools.count(1):
+            for order, record, reason in running.ended():
+                for same in waiting[order.key]:
+                    if record is None:
+                        self._failed(same, reason)
+                    else:
+                        self._measured(same, record, "trained")
+            if not len(running):
+                return
             time.sleep(_POLL_SECONDS)
-            if time.monotonic() - looked > _CANCEL_POLL_SECONDS:
-                looked = time.monotonic()
-                self.cancelled = cancel_requested()
-        if self.cancelled:
-            get_run_logger().warning("The run was cancelled: ending its trials")
+            if poll % _CANCEL_POLLS == 0 and cancel_requested():
+                self.cancelled = True
+                get_run_logger().warning("The run was cancelled: ending its trials")
+                return
 
-    def _ended(self, result: cluster.Result) -> None:
-        if result.record is not None:
-            worker.write(result.record, result.grid)
-        for planned in self._waiting.pop(result.order.key):
-            if result.record is not None:
-                self._measured(planned, result.record, "trained")
-            else:
-                self._failed(planned, str(result.error))
+    def _failed(self, order: Order, reason: str) -> None:
+        self._add(Outcome(order.trial, "failed", order.key, error=reason), reason)
+        self._log(partial(runs.log_failed, order, reason))
 
-    def _measured(self, planned: Planned, record: worker.Record, status: Literal["trained", "kept"]) -> None:
-        order, metric = planned.order, self._plan.sweep.objective.metric
-        scores = search.scores(record.metrics)
-        seconds = round(record.seconds, 1)
-        outcome = Outcome(planned.trial, status, order.key, scores, seconds, record.place)
+    def _measured(self, order: Order, record: Record, status: Status) -> None:
+        metric, scores = self._plan.sweep.objective.metric, ranking.scores(record.metrics)
+        outcome = Outcome(order.trial, status, order.key, scores, round(record.seconds, 1), record.place)
         figure = f"{scores[metric]:.4g}" if metric in scores else "not defined"
-        self._add(outcome, f"{metric} {figure}, {seconds:.0f} s on {record.place}")
-        kept = worker.folder(order.key)
-        self._log(
-            partial(
-                sweep_runs.log_trial,
-                order.plan,
-                self._plan.root,
-                history=record.history,
-                metrics=record.metrics,
-                tags={"node": record.node, "gpus": ",".join(record.gpus)},
-                files=[kept / "grid.png", kept / "record.json"],
-            )
-        )
+        self._add(outcome, f"{metric} {figure}, {record.seconds:.0f} s on {record.place}")
+        self._log(partial(runs.log_measured, order, record))
 
-    def _failed(self, planned: Planned, reason: str) -> None:
-        self._add(Outcome(planned.trial, "failed", planned.order.key, error=reason), reason)
-        self._log(partial(sweep_runs.fail_trial, planned.order.plan, self._plan.root, reason))
-
-    def _add(self, outcome: Outcome, told: str) -> None:
+    def _add(self, outcome: Outcome, text: str) -> None:
         self._outcomes[outcome.trial.number] = outcome
-        done, total = len(self._outcomes), len(self._plan.trials)
+        done, total = len(self._outcomes), len(self._plan.orders)
         logger = get_run_logger()
         log = logger.warning if outcome.status == "failed" else logger.info
-        log("%d of %d: %s %s: %s", done, total, outcome.status, outcome.trial.title, told)
+        log("%d of %d: %s %s: %s", done, total, outcome.status, outcome.trial.title, text)
         self._progress.show(done, [])
 
     def _log(self, action: Callable[[], None]) -> None:
@@ -159,12 +119,11 @@ class _Sweep:
 
     def close(self) -> list[Outcome]:
         """Return the outcomes of all trials; those that did not end are `not run`."""
-        for planned in self._plan.trials:
-            if planned.trial.number not in self._outcomes:
-                outcome = Outcome(planned.trial, "not run", planned.order.key)
-                self._outcomes[planned.trial.number] = outcome
-                self._log(partial(sweep_runs.kill_trial, planned.order.plan, self._plan.root))
-        return [self._outcomes[planned.trial.number] for planned in self._plan.trials]
+        for order in self._plan.orders:
+            if order.trial.number not in self._outcomes:
+                self._outcomes[order.trial.number] = Outcome(order.trial, "not run", order.key)
+                self._log(partial(runs.log_killed, order))
+        return [self._outcomes[order.trial.number] for order in self._plan.orders]
 
 
 @flow(name="sweep", persist_result=False)
@@ -193,16 +152,15 @@ def sweep(
 
 def _sweep(name: str, files: list[str], address: str | None, gpus: int | None, write: bool) -> State[Any]:
     plan = lay_out(name, config.load(*files), Path.cwd())
-    with parent_run(_run_plan(plan), plan.root, plan.tables, "sweep-mlflow") as run:
+    with parent_run(plan.run, plan.root, plan.tables, "sweep-mlflow") as run:
         state = _Sweep(plan, tracked=run is not None)
         try:
-            state.take_kept()
             state.run(address, gpus)
         finally:
             outcomes = state.close()
-            ranked = search.rank(outcomes, plan.sweep.objective)
+            ranked = ranking.rank(outcomes, plan.sweep.objective)
             _write_tables(plan, outcomes, ranked)
-    chosen = search.best(ranked)
+    chosen = ranking.best(ranked)
     text = _told(plan, outcomes, chosen)
     if state.cancelled:
         return Cancelled(message=f"Cancelled: {text}")
@@ -232,22 +190,8 @@ def _told(plan: SweepPlan, outcomes: Sequence[Outcome], chosen: Candidate | None
     text = f"{plan.name}: {text} ({plan.tables[1]})"
     if chosen is None:
         return f"{text}; no setting was measured that keeps all bounds"
-    values = ", ".join(f"{key} {value}" for key, value in chosen.values.items())
-    return f"{text}; the best: {values}: {', '.join(f'{m} {chosen.mean(m):.4g}' for m in metrics)}"
-
-
-def _run_plan(plan: SweepPlan) -> RunPlan:
-    objective = plan.sweep.objective
-    bounds = [f"{name} <= {bound:g}" for name, bound in objective.at_most.items()]
-    bounds += [f"{name} >= {bound:g}" for name, bound in objective.at_least.items()]
-    tags = {
-        "sweep": plan.name,
-        "adaptation": plan.sweep.adaptation,
-        "objective": f"{objective.direction} {objective.metric}",
-        "bounds": ", ".join(bounds),
-    }
-    experiment = plan.trials[0].order.settings.registry.experiment
-    return RunPlan(plan.name, plan.key, experiment, tags=tags, kind="sweep")
+    figures = ", ".join(f"{metric} {chosen.mean(metric):.4g}" for metric in metrics)
+    return f"{text}; the best: {described(chosen.values)}: {figures}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -275,9 +219,8 @@ def _run(options: argparse.Namespace) -> int:
     # What is misspelt or missing is told at once, not after a server has started.
     plan = lay_out(options.name, config.load(*options.params), Path.cwd())
     if options.dry_run:
-        for planned in plan.trials:
-            kept = "kept" if worker.read(planned.order.key) else "to run"
-            print(f"{planned.order.plan.name}  {kept:6}  {planned.trial.title}")
+        for order in plan.orders:
+            print(f"{order.run.name}  {'kept' if read(order.key) else 'to run':6}  {order.trial.title}")
         return 0
     cli.start_server()
     parameters = {name: getattr(options, name) for name in ("name", "params", "address", "gpus", "write")}

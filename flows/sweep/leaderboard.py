@@ -1,4 +1,8 @@
-"""The tables that a sweep leaves behind: its settings, the best first, and every trial."""
+"""The tables that a sweep leaves behind: its settings, the best first, and every trial.
+
+Ray Tune's result grid (Ray 2.60) does not serve here: it has the trials of one call only, not those that were
+measured before, and knows neither means over seeds nor bounds.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ import io
 from collections.abc import Sequence
 
 from domainstudio.config import ObjectiveSettings
-from domainstudio.sweep.search import Candidate, Outcome, best
+from flows.sweep.ranking import Candidate, Outcome, best
 
 
 def rows(ranked: Sequence[Candidate], objective: ObjectiveSettings) -> list[dict[str, str]]:
@@ -36,16 +40,15 @@ def markdown(table: Sequence[dict[str, str]]) -> str:
 
 def to_csv(outcomes: Sequence[Outcome]) -> str:
     """Return every trial with all that is known of it, as CSV."""
-    swept = list(dict.fromkeys(key for outcome in outcomes for key in outcome.trial.overrides))
-    metrics = list(dict.fromkeys(name for outcome in outcomes for name in outcome.scores))
+    swept = dict.fromkeys(key for outcome in outcomes for key in outcome.trial.overrides)
+    metrics = dict.fromkeys(name for outcome in outcomes for name in outcome.scores)
+    columns = ["trial", *swept, "status", *metrics, "seconds", "place", "error", "key"]
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["trial", *swept, "status", *metrics, "seconds", "place", "error", "key"])
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
     for outcome in outcomes:
-        values = [outcome.trial.overrides[key] for key in swept]
-        figures = [outcome.scores.get(name, "") for name in metrics]
-        rest = [outcome.seconds, outcome.place, outcome.error, outcome.key]
-        writer.writerow([outcome.trial.number, *values, outcome.status, *figures, *rest])
+        known = {name: getattr(outcome, name) for name in ("status", "seconds", "place", "error", "key")}
+        writer.writerow({"trial": outcome.trial.number, **outcome.trial.overrides, **outcome.scores, **known})
     return text.getvalue()
 
 

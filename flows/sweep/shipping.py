@@ -8,7 +8,8 @@ import json
 import os
 import tarfile
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,10 @@ from domainstudio.storage.files import output_folder, sha256_of
 from flows.run.workspace import WORKSPACES_VARIABLE
 
 if TYPE_CHECKING:
+    from ray import ObjectRef
+
     from domainstudio.config import Adaptation, Settings
+    from flows.sweep.order import Order
 
 
 def paths(settings: Settings, adaptation: Adaptation) -> dict[str, Path]:
@@ -64,26 +68,32 @@ def digest(path: Path) -> str:
         raise DataError(f"{manifest} is damaged: prepare the images again") from error
 
 
-def pack(path: Path) -> bytes:
-    """Return a file or folder as a tar archive; the same contents give the same bytes."""
+def send(orders: Sequence[Order]) -> dict[str, dict[str, ObjectRef]]:
+    """Hand what trials read to Ray, everything once, and return it by trial's key and by content."""
+    import ray
 
-    def plain(entry: tarfile.TarInfo) -> tarfile.TarInfo:
-        entry.mtime, entry.uid, entry.gid, entry.uname, entry.gname = 0, 0, 0, "", ""
-        return entry
+    content, sent = cache(digest), cache(lambda path: ray.put(_packed(path)))
+    return {
+        order.key: {
+            f"{path} {content(path)}": sent(path) for path in paths(order.settings, order.adaptation).values()
+        }
+        for order in orders
+    }
 
+
+def _packed(path: Path) -> bytes:
+    """Return a file or folder as a tar archive."""
     buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as archive:
-        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-            if file.is_file():
-                archive.add(file, file.as_posix(), filter=plain)
+    with tarfile.open(fileobj=buffer, mode="w", dereference=True) as archive:
+        archive.add(path, path.as_posix())
     return buffer.getvalue()
 
 
-def unpack(archives: Mapping[str, object]) -> Path:
+def unpack(archives: Mapping[str, ObjectRef]) -> Path:
     """Unpack archives on this node, unless they are there, and return the folder that is the project's then.
 
     Args:
-        archives: what `pack` returned, as references of Ray's, by the hash of the contents.
+        archives: of a trial, as `send` returned them.
     """
     import ray
     from filelock import FileLock

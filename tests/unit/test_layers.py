@@ -16,7 +16,7 @@ LAYERS = (
     ("models",),
     ("sampling",),
     ("metrics", "training"),
-    ("demo", "registry", "report", "sweep"),
+    ("demo", "registry", "report"),
     ("stages", "services"),
     ("benchmarks", "flows"),
 )

@@ -13,10 +13,10 @@ from pydantic import ValidationError
 from domainstudio import config
 from domainstudio.config import ObjectiveSettings, SweepSettings
 from domainstudio.errors import ConfigError
-from domainstudio.sweep import search
-from domainstudio.sweep.search import Outcome, Trial
-from flows.sweep import leaderboard
+from flows.sweep import leaderboard, ranking, search
 from flows.sweep.params_file import write_overrides
+from flows.sweep.ranking import Outcome
+from flows.sweep.search import Trial
 
 PARAMS = Path(__file__).parents[2] / "params.yaml"
 NAME = "ink-domainstudio"
@@ -148,7 +148,7 @@ OBJECTIVE = ObjectiveSettings(metric="frechet_distance", at_most={"memorized_sha
 
 
 def test_the_best_has_the_lowest_mean_and_keeps_the_bounds():
-    ranked = search.rank(
+    ranked = ranking.rank(
         [
             outcome(1, 0.1, 0, frechet_distance=10.0, memorized_share=0.2),
             outcome(2, 0.1, 1, frechet_distance=10.0, memorized_share=0.0),
@@ -161,7 +161,7 @@ def test_the_best_has_the_lowest_mean_and_keeps_the_bounds():
     )
     assert [candidate.values["weights.image"] for candidate in ranked] == [0.4, 0.2, 0.1]
     assert [candidate.objections for candidate in ranked] == [(), (), ("memorized_share 0.1 > 0.05",)]
-    chosen = search.best(ranked)
+    chosen = ranking.best(ranked)
     assert chosen is not None
     assert chosen.mean("frechet_distance") == 29.0
     assert ranked[1].spread("frechet_distance") == pytest.approx(200**0.5)
@@ -169,7 +169,7 @@ def test_the_best_has_the_lowest_mean_and_keeps_the_bounds():
 
 def test_the_largest_is_the_best_where_it_is_maximised_and_lower_bounds_hold():
     objective = ObjectiveSettings(metric="coverage", direction="maximize", at_least={"recall": 0.5})
-    ranked = search.rank(
+    ranked = ranking.rank(
         [
             outcome(1, 0.1, coverage=0.9, recall=0.4),
             outcome(2, 0.2, coverage=0.5, recall=0.5),
@@ -182,7 +182,7 @@ def test_the_largest_is_the_best_where_it_is_maximised_and_lower_bounds_hold():
 
 
 def test_a_setting_with_a_failed_seed_is_never_the_best():
-    ranked = search.rank(
+    ranked = ranking.rank(
         [
             outcome(1, 0.1, 0, frechet_distance=1.0, memorized_share=0.0),
             outcome(2, 0.1, 1, status="failed", error="the loss is inf"),
@@ -191,7 +191,7 @@ def test_a_setting_with_a_failed_seed_is_never_the_best():
         ],
         OBJECTIVE,
     )
-    assert search.best(ranked) is None
+    assert ranking.best(ranked) is None
     objections = {candidate.values["weights.image"]: candidate.objections for candidate in ranked}
     assert objections == {
         0.1: ("failed: the loss is inf",),
@@ -208,13 +208,13 @@ def test_scores_are_those_of_the_samples_by_their_short_names():
         "paired": {"samples": {"top_1": 1}},
         "clip": {"model": "x", "samples": {"clip_score": 20.5}},
     }
-    assert search.scores(metrics) == {"kid": 0.5, "top_1": 1.0, "clip_score": 20.5}
+    assert ranking.scores(metrics) == {"kid": 0.5, "top_1": 1.0, "clip_score": 20.5}
 
 
 def test_an_objective_without_such_a_metric_is_refused_before_anything_is_trained():
-    search.check(ObjectiveSettings(metric="clip_score", at_least={"top_1": 0.1, "coverage": 0.1}), "sweep")
+    ranking.check(ObjectiveSettings(metric="clip_score", at_least={"top_1": 0.1, "coverage": 0.1}), "sweep")
     with pytest.raises(ConfigError, match="sweep: no metric is called memorised_share"):
-        search.check(ObjectiveSettings(at_most={"memorised_share": 0.1}), "sweep")
+        ranking.check(ObjectiveSettings(at_most={"memorised_share": 0.1}), "sweep")
 
 
 def test_the_tables_show_settings_and_trials():
@@ -223,7 +223,7 @@ def test_the_tables_show_settings_and_trials():
         outcome(2, 0.1, 1, frechet_distance=20.0, memorized_share=0.0),
         outcome(3, 0.2, 0, status="failed", error="a | b\nc"),
     ]
-    table = leaderboard.rows(search.rank(outcomes, OBJECTIVE), OBJECTIVE)
+    table = leaderboard.rows(ranking.rank(outcomes, OBJECTIVE), OBJECTIVE)
     assert leaderboard.markdown(table).splitlines() == [
         "| weights.image | frechet_distance | memorized_share | verdict |",
         "| --- | --- | --- | --- |",
