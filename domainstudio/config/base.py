@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
@@ -35,6 +35,15 @@ def merged(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str,
 def problems(error: ValidationError) -> str:
     """Return a line per problem: its dotted key, and what is wrong there."""
     return "\n".join(f"  {'.'.join(map(str, e['loc'])) or '(whole)'}: {e['msg']}" for e in error.errors())
+
+
+def replaced(values: Any, place: Sequence[str], value: Any) -> Any:
+    """Return nested mappings with another value at a place; what is missing on the way there is made."""
+    if not place:
+        return value
+    first, *rest = place
+    known = values if isinstance(values, Mapping) else {}
+    return {**known, first: replaced(known.get(first), rest, value)}
 
 
 def validated(model: type[S], values: Mapping[str, Any], where: str) -> S:

@@ -11,7 +11,7 @@ import yaml
 from pydantic import Field, model_validator
 
 from domainstudio.config.adaptation import Adaptation, AdaptationSettings
-from domainstudio.config.base import Name, Section, merged, validated
+from domainstudio.config.base import Name, Section, merged, replaced, validated
 from domainstudio.config.data import PrepareSettings, SourceSettings, TargetSettings
 from domainstudio.config.evaluation import EvaluateSettings
 from domainstudio.config.method import Method
@@ -94,12 +94,7 @@ class Settings(Section):
         self.adaptation(name)
         item = self.adaptations[name].model_dump(exclude_unset=True)
         for key, value in values.items():
-            section, (*path, last) = item, key.split(".")
-            for part in path:
-                if not isinstance(section.get(part), dict):
-                    section[part] = {}
-                section = section[part]
-            section[last] = value
+            item = replaced(item, key.split("."), value)
         whole = self.model_dump(exclude_unset=True, exclude={"sweeps"}) | {"adaptations": {name: item}}
         where = f"adaptations.{name} with {', '.join(f'{key} {value}' for key, value in values.items())}"
         return validated(Settings, whole, where).adaptation(name)

@@ -1,7 +1,8 @@
 """Write overrides of an adaptation into params.yaml, and leave every other character of it as it is.
 
-ruamel.yaml, which keeps comments as well, puts a new key behind the comment that heads the next section. Here
-PyYAML's marks say where in the text a value stands, and what was written is read back.
+ruamel.yaml (0.19) does not serve here: it puts a key that is added behind the comment that heads the next
+section, indents lists anew, joins lines and writes nothing for `null`. Here PyYAML's marks say where in the
+text a value stands, and what was written is read back.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from domainstudio.config.base import replaced
 from domainstudio.errors import ConfigError
 from domainstudio.storage.files import write_text
 
@@ -32,15 +34,15 @@ def write_overrides(files: Sequence[str | Path], adaptation: str, values: Mappin
     """
     for path in map(Path, reversed(files)):
         text = path.read_text(encoding="utf-8")
-        wanted = _unshared(yaml.safe_load(text))
+        wanted = yaml.safe_load(text)
         if adaptation not in (wanted.get("adaptations") or {}):
             continue
         changes = []
         for key, value in values.items():
             place = ["adaptations", adaptation, *key.split(".")]
-            before = _replace(wanted, place, value)
-            if before != value:
-                text = _edited(text, place, value)
+            if (before := _value(wanted, place)) != value:
+                wanted = replaced(wanted, place, value)
+                text = _edited(text, yaml.compose(text, Loader=yaml.SafeLoader), place, value)
                 changes.append(f"{path}: {'.'.join(place)}: {before} → {value}")
         if yaml.safe_load(text) != wanted:  # as where an alias would change in another place too
             raise ConfigError(f"{path} is laid out in a way that is not written to. By hand: {changes}")
@@ -49,43 +51,24 @@ def write_overrides(files: Sequence[str | Path], adaptation: str, values: Mappin
     raise ConfigError(f"{', '.join(map(str, files))}: no adaptations.{adaptation} to write to")
 
 
-def _unshared(value: Any) -> Any:
-    """Return a copy in which every alias is a value of its own."""
-    if isinstance(value, dict):
-        return {key: _unshared(item) for key, item in value.items()}
-    return [_unshared(item) for item in value] if isinstance(value, list) else value
-
-
-def _replace(content: dict[str, Any], place: Sequence[str], value: Any) -> Any:
-    """Set a value in nested mappings and return what was there."""
-    *parents, last = place
-    for part in parents:
-        if not isinstance(content.get(part), dict):
-            content[part] = {}
+def _value(content: Any, place: Sequence[str]) -> Any:
+    for part in place:
+        if not isinstance(content, dict) or part not in content:
+            return "not set"
         content = content[part]
-    before, content[last] = content.get(last, "not set"), value
-    return before
+    return content
 
 
-def _edited(text: str, place: Sequence[str], value: Any) -> str:
-    node = yaml.compose(text, Loader=yaml.SafeLoader)
-    for depth, part in enumerate(place):
-        assert isinstance(node, yaml.MappingNode)
-        rest = place[depth + 1 :]
-        found = next((child for key, child in node.value if key.value == part), None)
-        if found is None:
-            return _added(text, node, {part: _nested(rest, value)})
-        if not rest or not isinstance(found, yaml.MappingNode):
-            new = _flow(_nested(rest, value))
-            return text[: found.start_mark.index] + new + text[found.end_mark.index :]
-        node = found
-    raise AssertionError("unreachable")
-
-
-def _nested(place: Sequence[str], value: Any) -> Any:
-    for part in reversed(place):
-        value = {part: value}
-    return value
+def _edited(text: str, node: yaml.Node | None, place: Sequence[str], value: Any) -> str:
+    """Return a text with another value at a place below a node."""
+    assert node is not None
+    if not place or not isinstance(node, yaml.MappingNode):
+        return text[: node.start_mark.index] + _flow(replaced({}, place, value)) + text[node.end_mark.index :]
+    first, *rest = place
+    for key, child in node.value:
+        if key.value == first:
+            return _edited(text, child, rest, value)
+    return _added(text, node, {first: replaced({}, rest, value)})
 
 
 def _added(text: str, node: yaml.MappingNode, entry: Mapping[str, Any]) -> str:
