@@ -12,8 +12,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
-from base64 import b64encode
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -27,6 +25,7 @@ import yaml
 from domainstudio import config
 from domainstudio.data import ImageRecord, ImageSet
 from services import Team
+from tests.integration.conftest import prefect_client
 from tests.models import tiny_denoiser, tiny_images
 from tests.project import params
 
@@ -94,14 +93,8 @@ class Project:
 
     def artifacts(self) -> dict[str, Any]:
         """Return Prefect's newest artifact of each key."""
-        login = b64encode(self.environment["PREFECT_API_AUTH_STRING"].encode()).decode()
-        request = urllib.request.Request(
-            f"{self.environment['PREFECT_API_URL']}/artifacts/latest/filter",
-            b"{}",
-            {"Content-Type": "application/json", "Authorization": f"Basic {login}"},
-        )
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            return {item["key"]: item["data"] for item in json.load(answer)}
+        with prefect_client(self.environment) as client:
+            return {item.key: item.data for item in client.read_latest_artifacts()}
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str]:

@@ -22,12 +22,16 @@ PARAMS = Path(__file__).parents[2] / "params.yaml"
 NAME = "ink-domainstudio"
 
 
-def sweep(**values) -> SweepSettings:
+def sweep(**values):
     return SweepSettings.model_validate({"adaptation": NAME, **values})
 
 
+def trials(**values):
+    return search.trials(sweep(**values))
+
+
 def test_a_grid_has_every_combination_with_every_seed():
-    found = search.trials(sweep(grid={"weights.image": [0.1, 0.2], "method": ["a", "b"]}, seeds=[0, 7]))
+    found = trials(grid={"weights.image": [0.1, 0.2], "method": ["a", "b"]}, seeds=[0, 7])
     assert [trial.number for trial in found] == list(range(1, 9))
     assert [trial.overrides for trial in found[:3]] == [
         {"weights.image": 0.1, "method": "a", "finetune.seed": 0},
@@ -38,7 +42,7 @@ def test_a_grid_has_every_combination_with_every_seed():
 
 
 def test_what_is_there_twice_is_tried_once():
-    assert len(search.trials(sweep(grid={"finetune.steps": [100, 200, 100]}))) == 2
+    assert len(trials(grid={"finetune.steps": [100, 200, 100]})) == 2
 
 
 def test_draws_keep_to_their_range_and_repeat():
@@ -48,7 +52,7 @@ def test_draws_keep_to_their_range_and_repeat():
         "weights.image": {"low": 0.0, "high": 1.0},
         "method": ["finetune", "domainstudio"],
     }
-    found = [trial.values for trial in search.trials(sweep(random=ranges, draws=200))]
+    found = [trial.values for trial in trials(random=ranges, draws=200)]
     rates, steps, weights, methods = ([values[key] for values in found] for key in ranges)
     assert all(1e-5 <= rate <= 1e-2 for rate in rates)
     assert 40 < sum(rate < 1e-4 for rate in rates) < 95  # a third of the orders of magnitude
@@ -56,22 +60,20 @@ def test_draws_keep_to_their_range_and_repeat():
     assert 60 < sum(weight < 0.5 for weight in weights) < 140
     assert set(methods) == {"finetune", "domainstudio"}
     assert all(float(f"{rate:.4g}") == rate for rate in rates)
-    again = [trial.values for trial in search.trials(sweep(random=ranges, draws=210))]
-    assert again[:200] == found
-    other = search.trials(sweep(random=ranges, draws=200, draw_seed=1))
-    assert [trial.values for trial in other] != found
+    assert [trial.values for trial in trials(random=ranges, draws=210)][:200] == found
+    assert [trial.values for trial in trials(random=ranges, draws=200, draw_seed=1)] != found
 
 
 def test_the_draws_of_a_key_do_not_depend_on_other_keys():
     image = {"weights.image": {"low": 0.0, "high": 1.0}}
-    alone = search.trials(sweep(random=image, draws=5))
-    both = search.trials(sweep(random={"method": ["a", "b"], **image}, draws=5))
+    alone = trials(random=image, draws=5)
+    both = trials(random={"method": ["a", "b"], **image}, draws=5)
     assert [t.values["weights.image"] for t in alone] == [t.values["weights.image"] for t in both]
 
 
 def test_a_grid_with_draws_tries_each_draw_at_each_point():
     drawn = {"weights.image": {"low": 0.1, "high": 1.0}}
-    found = search.trials(sweep(grid={"method": ["a", "b"]}, random=drawn, draws=3))
+    found = trials(grid={"method": ["a", "b"]}, random=drawn, draws=3)
     pairs = [(trial.values["method"], trial.values["weights.image"]) for trial in found]
     assert len(pairs) == 6
     assert [image for method, image in pairs if method == "a"] == [i for m, i in pairs if m == "b"]
@@ -138,29 +140,28 @@ def test_a_sweep_of_an_unknown_adaptation_is_refused(tmp_path):
         settings.overridden(settings.sweeps["mine"].adaptation, {})
 
 
-def outcome(number, image, seed=None, status="trained", error="", **scores) -> Outcome:
-    return Outcome(
-        Trial(number, {"weights.image": image}, seed), status, f"key-{number}", scores, error=error
-    )
-
-
 OBJECTIVE = ObjectiveSettings(metric="frechet_distance", at_most={"memorized_share": 0.05})
 
 
+def outcome(image, seed=None, *figures, status="trained", error="", names=OBJECTIVE.metrics):
+    """Return the outcome of a trial, with the figures of these metrics."""
+    scores = dict(zip(names, figures, strict=False))
+    return Outcome(Trial(1, {"weights.image": image}, seed), status, "key", scores, error=error)
+
+
+def objections(ranked):
+    """Return the objections to each setting, the best setting first."""
+    return [(candidate.values["weights.image"], candidate.objections) for candidate in ranked]
+
+
 def test_the_best_has_the_lowest_mean_and_keeps_the_bounds():
-    ranked = ranking.rank(
-        [
-            outcome(1, 0.1, 0, frechet_distance=10.0, memorized_share=0.2),
-            outcome(2, 0.1, 1, frechet_distance=10.0, memorized_share=0.0),
-            outcome(3, 0.2, 0, frechet_distance=20.0, memorized_share=0.0),
-            outcome(4, 0.2, 1, frechet_distance=40.0, memorized_share=0.1),
-            outcome(5, 0.4, 0, frechet_distance=29.0, memorized_share=0.0),
-            outcome(6, 0.4, 1, frechet_distance=29.0, memorized_share=0.0),
-        ],
-        OBJECTIVE,
-    )
-    assert [candidate.values["weights.image"] for candidate in ranked] == [0.4, 0.2, 0.1]
-    assert [candidate.objections for candidate in ranked] == [(), (), ("memorized_share 0.1 > 0.05",)]
+    measured = [
+        *(outcome(0.1, 0, 10.0, 0.2), outcome(0.1, 1, 10.0, 0.0)),
+        *(outcome(0.2, 0, 20.0, 0.0), outcome(0.2, 1, 40.0, 0.1)),
+        *(outcome(0.4, 0, 29.0, 0.0), outcome(0.4, 1, 29.0, 0.0)),
+    ]
+    ranked = ranking.rank(measured, OBJECTIVE)
+    assert objections(ranked) == [(0.4, ()), (0.2, ()), (0.1, ("memorized_share 0.1 > 0.05",))]
     chosen = ranking.best(ranked)
     assert chosen is not None
     assert chosen.mean("frechet_distance") == 29.0
@@ -169,31 +170,18 @@ def test_the_best_has_the_lowest_mean_and_keeps_the_bounds():
 
 def test_the_largest_is_the_best_where_it_is_maximised_and_lower_bounds_hold():
     objective = ObjectiveSettings(metric="coverage", direction="maximize", at_least={"recall": 0.5})
-    ranked = ranking.rank(
-        [
-            outcome(1, 0.1, coverage=0.9, recall=0.4),
-            outcome(2, 0.2, coverage=0.5, recall=0.5),
-            outcome(3, 0.4, coverage=0.7, recall=0.6),
-        ],
-        objective,
-    )
-    assert [candidate.values["weights.image"] for candidate in ranked] == [0.4, 0.2, 0.1]
-    assert ranked[2].objections == ("recall 0.4 < 0.5",)
+    figures = ((0.1, 0.9, 0.4), (0.2, 0.5, 0.5), (0.4, 0.7, 0.6))
+    measured = [outcome(image, None, *two, names=("coverage", "recall")) for image, *two in figures]
+    ranked = ranking.rank(measured, objective)
+    assert objections(ranked) == [(0.4, ()), (0.2, ()), (0.1, ("recall 0.4 < 0.5",))]
 
 
 def test_a_setting_with_a_failed_seed_is_never_the_best():
-    ranked = ranking.rank(
-        [
-            outcome(1, 0.1, 0, frechet_distance=1.0, memorized_share=0.0),
-            outcome(2, 0.1, 1, status="failed", error="the loss is inf"),
-            outcome(3, 0.2, 0, status="not run"),
-            outcome(4, 0.4, 0, frechet_distance=3.0),
-        ],
-        OBJECTIVE,
-    )
+    failed = outcome(0.1, 1, status="failed", error="the loss is inf")
+    others = [outcome(0.2, 0, status="not run"), outcome(0.4, 0, 3.0)]
+    ranked = ranking.rank([outcome(0.1, 0, 1.0, 0.0), failed, *others], OBJECTIVE)
     assert ranking.best(ranked) is None
-    objections = {candidate.values["weights.image"]: candidate.objections for candidate in ranked}
-    assert objections == {
+    assert dict(objections(ranked)) == {
         0.1: ("failed: the loss is inf",),
         0.2: ("not run",),
         0.4: ("memorized_share is not defined",),
@@ -218,11 +206,8 @@ def test_an_objective_without_such_a_metric_is_refused_before_anything_is_traine
 
 
 def test_the_tables_show_settings_and_trials():
-    outcomes = [
-        outcome(1, 0.1, 0, frechet_distance=10.0, memorized_share=0.0),
-        outcome(2, 0.1, 1, frechet_distance=20.0, memorized_share=0.0),
-        outcome(3, 0.2, 0, status="failed", error="a | b\nc"),
-    ]
+    failed = outcome(0.2, 0, status="failed", error="a | b\nc")
+    outcomes = [outcome(0.1, 0, 10.0, 0.0), outcome(0.1, 1, 20.0, 0.0), failed]
     table = leaderboard.rows(ranking.rank(outcomes, OBJECTIVE), OBJECTIVE)
     assert leaderboard.markdown(table).splitlines() == [
         "| weights.image | frechet_distance | memorized_share | verdict |",
