@@ -28,9 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(
-            "interrupted: what was started keeps running; `python -m services stop` ends it", file=sys.stderr
-        )
+        print("interrupted: started services keep running, until `stop`", file=sys.stderr)
         return 128 + signal.SIGINT
 
 
