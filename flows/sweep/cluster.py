@@ -30,11 +30,11 @@ if TYPE_CHECKING:
     from domainstudio.config import SweepSettings
 
 GRACE_SECONDS = 10.0
-"""What trials get to end by themselves, before their processes are killed."""
+"""How long trials have to end by themselves, before their processes are killed."""
 HANDED_ON = ("AWS_", "DOMAINSTUDIO_", "HF_", "MLFLOW_")
-"""Variables with these beginnings are those of the nodes too."""
+"""Environment variables with these prefixes are passed on to the nodes."""
 PACKAGES = ("domainstudio", "flows")
-"""Sent to the nodes as they are here."""
+"""Code that is sent to the nodes."""
 
 
 @contextlib.contextmanager
@@ -126,7 +126,7 @@ def shortage(settings: SweepSettings) -> str | None:
         return None
     return (
         f"no node of the cluster has {settings.gpus:g} GPU and {settings.cpus:g} CPUs: trials wait until one "
-        "comes. Lower gpus or cpus of the sweep"
+        "joins. Lower the sweep's gpus or cpus, or add a node"
     )
 
 
@@ -196,7 +196,7 @@ class Running:
 
 
 def _variables(root: Path) -> dict[str, str]:
-    """Return what trials get of the variables of this process."""
+    """Return the environment variables that trials get."""
     own = {name: value for name, value in os.environ.items() if name.startswith(HANDED_ON)}
     own.pop("MLFLOW_RUN_ID", None)
     return {"MLFLOW_TRACKING_URI": tracking_uri(root), **own}

@@ -161,7 +161,7 @@ def _sweep(name: str, files: list[str], address: str | None, gpus: int | None, w
             ranked = ranking.rank(outcomes, plan.sweep.objective)
             _write_tables(plan, outcomes, ranked)
     chosen = ranking.best(ranked)
-    text = _told(plan, outcomes, chosen)
+    text = _summary(plan, outcomes, chosen)
     if state.cancelled:
         return Cancelled(message=f"Cancelled: {text}")
     if chosen is None:
@@ -183,7 +183,7 @@ def _write_tables(plan: SweepPlan, outcomes: Sequence[Outcome], ranked: Sequence
         create_table_artifact(cast(Any, table), key="sweep-results", description=f"Sweep {plan.name}")
 
 
-def _told(plan: SweepPlan, outcomes: Sequence[Outcome], chosen: Candidate | None) -> str:
+def _summary(plan: SweepPlan, outcomes: Sequence[Outcome], chosen: Candidate | None) -> str:
     counts = Counter(outcome.status for outcome in outcomes)
     metrics = plan.sweep.objective.metrics
     text = ", ".join(f"{number} {status}" for status, number in counts.items())

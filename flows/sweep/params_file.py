@@ -30,7 +30,7 @@ def write_overrides(files: Sequence[str | Path], adaptation: str, values: Mappin
         A line for each value that is another now.
 
     Raises:
-        ConfigError: no file has the adaptation, or this cannot write to it.
+        ConfigError: no file has the adaptation, or its layout cannot be edited.
     """
     for path in map(Path, reversed(files)):
         text = path.read_text(encoding="utf-8")
@@ -44,8 +44,10 @@ def write_overrides(files: Sequence[str | Path], adaptation: str, values: Mappin
                 wanted = replaced(wanted, place, value)
                 text = _edited(text, yaml.compose(text, Loader=yaml.SafeLoader), place, value)
                 changes.append(f"{path}: {'.'.join(place)}: {before} → {value}")
-        if yaml.safe_load(text) != wanted:  # as where an alias would change in another place too
-            raise ConfigError(f"{path} is laid out in a way that is not written to. By hand: {changes}")
+        if yaml.safe_load(text) != wanted:  # such as an alias, which would change in two places
+            raise ConfigError(
+                f"{path} is laid out in a way that cannot be edited here. Change it by hand: {changes}"
+            )
         write_text(path, text)
         return changes
     raise ConfigError(f"{', '.join(map(str, files))}: no adaptations.{adaptation} to write to")

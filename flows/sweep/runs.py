@@ -1,7 +1,7 @@
 """The run of a trial in MLflow, nested under the sweep's. Whatever is logged twice is there once.
 
-Ray's own MLflow callback (Ray 2.60) does not serve here: it opens a second run where a sweep goes on, logs
-nothing of the trials that were measured before, and no losses while a trial trains.
+Ray's own MLflow callback (Ray 2.60) does not serve here: it opens a second run where a sweep goes on, and
+logs nothing of the trials that were measured before.
 """
 
 from __future__ import annotations

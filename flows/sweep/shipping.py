@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from domainstudio.errors import DataError
+from domainstudio.project import SOURCE_IMAGES, SOURCE_MODELS, TARGETS
 from domainstudio.storage.files import output_folder, sha256_of
 from flows.run.workspace import WORKSPACES_VARIABLE
 
@@ -30,15 +31,15 @@ def paths(settings: Settings, adaptation: Adaptation) -> dict[str, Path]:
     Raises:
         DataError: the stages that make it were not run.
     """
-    target, source = Path("data/targets") / adaptation.target, adaptation.source
+    target, source = TARGETS / adaptation.target, adaptation.source
     found = {
-        "source": Path("models/sources") / source,
+        "source": SOURCE_MODELS / source,
         "subjects": Path(settings.sources[source].subjects),
         "shots": target / "shots",
         "domain": target / "domain",
     }
     if adaptation.weights.prior > 0 and adaptation.prior.images == "source":
-        found["source images"] = Path("data/source")
+        found["source images"] = SOURCE_IMAGES
     for name, place in (("tiny_vae", adaptation.weights.tiny_vae), ("clip", settings.evaluate.clip)):
         if place is not None and Path(place).is_dir():  # else it is an id of the hub
             found[name] = Path(place)

@@ -35,6 +35,7 @@ pytestmark = [pytest.mark.team, pytest.mark.timeout(900)]
 PATIENCE = 300
 """Seconds after which something that should have happened counts as hanging."""
 ROOT, NAME = Path(__file__).parents[2], "ink-domainstudio"
+QUIET = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
 
 CLUSTER = """
 import sys
@@ -74,7 +75,7 @@ class Project:
     environment: dict[str, str]
 
     def start(self, *arguments: str, **variables: str) -> subprocess.Popen[str]:
-        own = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+        own = {"PYTHONPATH": str(ROOT), **QUIET}
         return subprocess.Popen(
             [sys.executable, "-m", "flows.sweep", *arguments],
             cwd=self.root,
@@ -125,17 +126,12 @@ def ray_cluster() -> Iterator[dict[str, str]]:
     """A cluster of two nodes with a GPU each, in name only; yields the variables that lead to it."""
     folder = tempfile.mkdtemp(prefix="ray-")  # sockets lie in it, whose paths must be short
     variables = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    quiet = {
-        "RAY_TMPDIR": folder,
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "PYTHONWARNINGS": "ignore",
-        "OMP_NUM_THREADS": "1",
-    }
+    own = {"RAY_TMPDIR": folder, "RAY_USAGE_STATS_ENABLED": "0", **QUIET}
     with (Path(folder) / "cluster.log").open("w") as log:
         process = subprocess.Popen(
             [sys.executable, "-c", CLUSTER],
             cwd=folder,
-            env={**os.environ, **variables, **quiet},
+            env={**os.environ, **variables, **own},
             text=True,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -167,33 +163,29 @@ def project(tmp_path_factory: pytest.TempPathFactory, team: Team) -> Project:
 
 
 @pytest.fixture
-def mlflow_runs(project: Project, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], list[Any]]:
-    """Return a function that finds the runs with a name that begins so, oldest first."""
+def mlflow(project, monkeypatch):
+    """Yield a client of the team's MLflow."""
+    from domainstudio.tracking.server import connect
+
     for name, value in project.environment.items():
         if name.startswith(("MLFLOW_", "AWS_")):
             monkeypatch.setenv(name, value)
-
-    def find(start: str) -> list[Any]:
-        from domainstudio.tracking import server
-
-        with server.connect() as client:
-            experiment = client.get_experiment_by_name("sweeps").experiment_id
-            filters = f"attributes.run_name LIKE '{start}%'"
-            return list(client.search_runs([experiment], filters, order_by=["attributes.run_name ASC"]))
-
-    return find
+    with connect() as client:
+        yield client
 
 
-def files_of(run: Any) -> set[str]:
-    from domainstudio.tracking import server
+def runs(mlflow: Any, start: str) -> list[Any]:
+    """Return the runs with a name that begins so, in the order of their names."""
+    experiment = mlflow.get_experiment_by_name("sweeps").experiment_id
+    filters, order = f"attributes.run_name LIKE '{start}%'", ["attributes.run_name ASC"]
+    return list(mlflow.search_runs([experiment], filters, order_by=order))
 
-    with server.connect() as client:
-        return {item.path for item in client.list_artifacts(run.info.run_id)}
+
+def files_of(mlflow: Any, run: Any) -> set[str]:
+    return {item.path for item in mlflow.list_artifacts(run.info.run_id)}
 
 
-def test_a_grid_on_two_nodes(
-    project: Project, ray_cluster: dict[str, str], mlflow_runs: Callable[[str], list[Any]], tmp_path: Path
-) -> None:
+def test_a_grid_on_two_nodes(project, ray_cluster, mlflow, tmp_path):
     before = (project.root / "params.yaml").read_text()
     nodes = {"DOMAINSTUDIO_WORKSPACES": str(tmp_path), "RAY_ADDRESS": ray_cluster["RAY_ADDRESS"]}
     access = {name: value for name, value in ray_cluster.items() if name.startswith("RAY_AUTH")}
@@ -217,7 +209,7 @@ def test_a_grid_on_two_nodes(
     assert not list(workspace.glob(".cache/sweeps/*/states"))
 
     # MLflow has it all.
-    parent, *children = mlflow_runs("grid")
+    parent, *children = runs(mlflow, "grid")
     assert [child.info.run_name for child in children] == [f"grid-{number:03d}" for number in range(1, 7)]
     for run in (parent, *children):
         assert run.info.status == "FINISHED"
@@ -227,8 +219,8 @@ def test_a_grid_on_two_nodes(
         assert measured <= child.data.metrics.keys()
     swept = {(c.data.params["weights.image"], c.data.params["finetune.steps"]) for c in children}
     assert swept == {(image, steps) for image in ("0.5", "50.0", "500.0") for steps in ("2", "4")}
-    assert {"sweep.csv", "sweep.md"} <= files_of(parent)
-    assert {"grid.png", "record.json"} <= files_of(children[0])
+    assert {"sweep.csv", "sweep.md"} <= files_of(mlflow, parent)
+    assert {"grid.png", "record.json"} <= files_of(mlflow, children[0])
 
     # The best of the table is the best in MLflow, and in params.yaml.
     [folder] = project.root.glob(".cache/sweeps/grid-*")
@@ -261,19 +253,17 @@ def test_a_grid_on_two_nodes(
     status, output = project.run("grid", RAY_ADDRESS="127.0.0.1:1")
     assert status == 0, output
     assert "grid: 6 kept" in output
-    assert len(mlflow_runs("grid")) == 7
+    assert len(runs(mlflow, "grid")) == 7
 
 
-def test_a_failing_trial_is_reported_and_the_others_count(
-    project: Project, ray_cluster: dict[str, str], mlflow_runs: Callable[[str], list[Any]]
-) -> None:
+def test_a_failing_trial_is_reported_and_the_others_count(project, ray_cluster, mlflow):
     variables = {name: value for name, value in ray_cluster.items() if name.startswith("RAY_")}
     status, output = project.run("failing", **variables)
     assert status == 0, output
     assert "1 failed" in output
     assert "the best: weights.image 0.5, finetune.steps 4" in output
     assert "failed weights.image 1e+38, finetune.steps 4: gradient norm is inf at step 1" in output
-    parent, good, bad = mlflow_runs("failing")
+    parent, good, bad = runs(mlflow, "failing")
     assert [run.info.status for run in (parent, good, bad)] == ["FINISHED", "FINISHED", "FAILED"]
     assert bad.data.tags["mlflow.note.content"].startswith("gradient norm is inf")
     assert bad.data.tags["mlflow.parentRunId"] == parent.info.run_id
@@ -281,26 +271,23 @@ def test_a_failing_trial_is_reported_and_the_others_count(
     assert "| 1e+38 | 4 | – | failed: gradient norm is inf" in (folder / "sweep.md").read_text()
 
 
-def test_interrupting_leaves_no_process(project: Project, mlflow_runs: Callable[[str], list[Any]]) -> None:
+def test_interrupting_leaves_no_process(project, mlflow):
     process = project.start("long")  # on a cluster that it starts here
     this = psutil.Process(process.pid)
     wait_for(lambda: workers("long-001") and workers("long-002"), "two trials on one GPU", process)
-    wait_for(lambda: len(mlflow_runs("long")) == 3, "runs in MLflow", process)
+    wait_for(lambda: len(runs(mlflow, "long")) == 3, "runs in MLflow", process)
     started = this.children(recursive=True)
     assert {"raylet", "gcs_server"} <= {child.name() for child in started}
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     status, output = finish(process)
     assert status == 128 + signal.SIGINT, output
     assert psutil.wait_procs(started, timeout=0)[1] == []
-    assert [run.info.status for run in mlflow_runs("long")] == ["KILLED"] * 3
+    assert [run.info.status for run in runs(mlflow, "long")] == ["KILLED"] * 3
 
 
-def test_what_is_wrong_is_told_before_a_server_is_asked(project: Project) -> None:
-    status, output = project.run("none")
-    assert (status, output.strip()) == (
-        2,
-        "error: sweeps has no 'none'; there are ['failing', 'grid', 'long']",
-    )
+def test_a_misspelt_sweep_is_reported_before_a_server_starts(project):
+    told = "error: sweeps has no 'none'; there are ['failing', 'grid', 'long']\n"
+    assert project.run("none") == (2, told)
     status, output = project.run("long", "--dry-run")
     assert status == 0, output
     assert output.splitlines()[0].split() == ["long-001", "to", "run", "finetune.steps", "100000"]

@@ -289,6 +289,6 @@ def test_what_would_change_in_another_place_too_is_not_written(tmp_path):
     path = tmp_path / "params.yaml"
     text = "adaptations:\n  one: &one {method: a}\n  two: *one\n"
     path.write_text(text)
-    with pytest.raises(ConfigError, match="By hand"):
+    with pytest.raises(ConfigError, match="by hand"):
         write_overrides([path], "two", {"method": "b"})
     assert path.read_text() == text
