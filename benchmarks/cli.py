@@ -17,5 +17,5 @@ def parser(module: str, description: str | None) -> argparse.ArgumentParser:
 def settings_parser(module: str, description: str | None) -> argparse.ArgumentParser:
     """Return such a parser with the option `--params`."""
     made = parser(module, description)
-    made.add_argument("--params", nargs="+", default=["params.yaml"], help="and files that add to it")
+    made.add_argument("--params", nargs="+", default=["params.yaml"], help="settings; later files win")
     return made

@@ -57,10 +57,10 @@ def draw_subjects(denoiser: Denoiser, subjects: list[str], settings: SampleSetti
     """Return an image of each subject, with shape (N, 3, H, W); image i is drawn from seed `seed + i`.
 
     Raises:
-        ConfigError: the model cannot be told a subject.
+        ConfigError: the model is unconditional.
     """
     if not denoiser.conditional:
-        raise ConfigError("the model is told nothing, so it cannot draw a subject: name a text model")
+        raise ConfigError("the model is unconditional, so it cannot draw a given subject: name a text model")
     seeds = range(settings.seed, settings.seed + len(subjects))
     return draw(denoiser, seeds, subjects, settings)
 

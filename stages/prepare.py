@@ -23,7 +23,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m stages.prepare", description=__doc__)
     parser.add_argument("what", choices=("source", "target"))
     parser.add_argument("name", nargs="?", help="key of `targets` in params.yaml")
-    parser.add_argument("--params", nargs="+", default=["params.yaml"], help="and files that add to it")
+    parser.add_argument("--params", nargs="+", default=["params.yaml"], help="settings; later files win")
     arguments = parser.parse_args()
     if (arguments.what == "target") != (arguments.name is not None):
         parser.error("give `source`, or `target` and a key of `targets`")

@@ -28,12 +28,12 @@ def main() -> None:
 
     settings = config.load()
     launch("stages.sample", settings.launch)
-    subjects, told = _subjects(settings, arguments.kind, arguments.name)
+    subjects, conditions = _subjects(settings, arguments.kind, arguments.name)
     place = Path("sources" if arguments.kind == "source" else "adapted") / arguments.name
     model_folder = Path("models") / place
     manifest = {"model": model_folder.as_posix(), "model_digest": models.digest(model_folder)}
     partial = sample_stored(
-        model_folder, Path(".checkpoints"), "samples", settings.sample, told, subjects, **manifest
+        model_folder, Path(".checkpoints"), "samples", settings.sample, conditions, subjects, **manifest
     )
     if not this_process().is_main_process:
         return
@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def _subjects(settings: Settings, kind: str, name: str) -> tuple[list[str], list[str]]:
-    """Return subjects, and what the model is told of each; an adapted model draws what its source drew."""
+    """Return subjects, and the prompt or class of each. An adapted model draws what its source drew."""
     from domainstudio.data import prompts
     from domainstudio.errors import ConfigError, DataError
 

@@ -90,7 +90,7 @@ class Samples:
         return int(self.manifest["images"][index]["seed"])
 
     def subject(self, index: int) -> str:
-        """What one image is about; empty where its model is told nothing."""
+        """Subject of one image; empty if its model is unconditional."""
         return str(self.manifest["images"][index].get("subject", ""))
 
     def title(self, index: int) -> str:

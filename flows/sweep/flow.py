@@ -203,7 +203,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = cli.parser("flows.sweep", __doc__)
     parser.add_argument("name", metavar="sweep", help="key of `sweeps` in params.yaml")
-    parser.add_argument("--params", nargs="+", default=["params.yaml"], help="and files that add to it")
+    parser.add_argument("--params", nargs="+", default=["params.yaml"], help="settings; later files win")
     parser.add_argument(
         "--address", help="Ray cluster (default: RAY_ADDRESS, or one is started on this machine)"
     )
@@ -216,7 +216,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace) -> int:
-    # What is misspelt or missing is told at once, not after a server has started.
+    # An error is found at once, not after a server has started.
     plan = lay_out(options.name, config.load(*options.params), Path.cwd())
     if options.dry_run:
         for order in plan.orders:
