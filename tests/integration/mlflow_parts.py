@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[2]
 NAME = "ink-domainstudio"
 MODEL = f"domainstudio-{NAME}"
 KEY = "5" * 64
-METRICS = {
+METRICS: dict[str, Any] = {
     "features": "efficientnet-lite0",
     "features_digest": "f" * 64,
     "number": 8,

@@ -42,8 +42,8 @@ def shots(shapes=SHAPES):
         image[:, 0, 0] = image[:, 0, -1] = index
     squares = rng.integers(0, 256, (len(shapes), 3, 32, 32), dtype=np.uint8)
     records = tuple(
-        ImageRecord(str(i), "0", *shape[::-1], f"{i}.png", caption=f"house {i}")
-        for i, shape in enumerate(shapes)
+        ImageRecord(str(i), "0", width, height, f"{i}.png", caption=f"house {i}")
+        for i, (height, width) in enumerate(shapes)
     )
     return ImageSet(squares, records, "images", bucketed=tuple(bucketed))
 
@@ -55,8 +55,8 @@ def text_denoiser(kind="sd1"):
     return denoiser
 
 
-def trainer(folder, kind="sd1", method=PRIOR, denoiser=None, latents=None, images=None, **settings):
-    settings = training_settings(**{"batch_size": 3, "horizontal_flip": True, **settings})
+def trainer(folder, kind="sd1", method=PRIOR, denoiser=None, latents=None, images=None, **values):
+    settings = training_settings(**{"batch_size": 3, "horizontal_flip": True, **values})
     names = {"name": "mine", "source": "tiny", "target": "ink", "method": "any"}
     prompts = PromptSettings(source="{caption}", target="{caption} [V]")
     adaptation = Adaptation(
@@ -114,9 +114,15 @@ def test_which_shape_comes_depends_on_seed_step_and_micro_step_alone(tmp_path):
 
 def test_latents_are_kept_for_each_shape(tmp_path, monkeypatch):
     def seen(images=None):
-        denoiser, encoded = text_denoiser(), []
+        denoiser = text_denoiser()
+        encoded: list[int] = []
         encode = denoiser.encode
-        monkeypatch.setattr(denoiser, "encode", lambda part: encoded.append(len(part)) or encode(part))
+
+        def counting(part):
+            encoded.append(len(part))
+            return encode(part)
+
+        monkeypatch.setattr(denoiser, "encode", counting)
         training = trainer(tmp_path / "run", denoiser=denoiser, latents=tmp_path / "latents", images=images)
         return sum(encoded), [batch.x0 for batch in batches(training, 6)]
 

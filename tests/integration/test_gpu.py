@@ -17,7 +17,7 @@ pytestmark = [
 @pytest.mark.parametrize("mixed_precision", ["no", "bf16", "fp16"])
 def test_every_precision_trains_on_the_accelerator(tmp_path, mixed_precision):
     training = trainer(tmp_path, steps=80, learning_rate=3e-3, mixed_precision=mixed_precision)
-    assert training.accelerator.device.type == torch.accelerator.current_accelerator().type
+    assert training.accelerator.device.type == default_device().type
     values = [record["simple"] for record in training.train()]
     assert np.mean(values[-20:]) < np.mean(values[:20])
 

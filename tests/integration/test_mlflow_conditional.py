@@ -235,7 +235,7 @@ def test_every_sampler_draws_classes(tmp_path, scheduler, guidance_scale, learne
     epsilon: Any = {"prediction_type": "epsilon", "rescale_betas_zero_snr": False}
     denoiser = tiny_class_denoiser(learned_variance=learned_variance, **epsilon)
     denoiser.save(tmp_path)
-    options = {"steps": 4, "scheduler": scheduler, "guidance_scale": guidance_scale}
+    options: dict[str, Any] = {"steps": 4, "scheduler": scheduler, "guidance_scale": guidance_scale}
     drawn = served(tmp_path)({"label": "animal"}, number=2, **options)
     expected = sample(denoiser, [0, 1], ["animal"] * 2, **options)
     np.testing.assert_allclose(drawn, expected.transpose(0, 2, 3, 1), atol=1)

@@ -62,7 +62,7 @@ def train(folder: Path, kind: str, last: int = 4) -> None:
     script.write_text(TRAIN)
     variables = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command = [*launch, script, folder, kind, str(last)]
+    command = [*launch, str(script), str(folder), kind, str(last)]
     done = subprocess.run(
         command,
         env={**os.environ, **variables},

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,8 +27,8 @@ PRIOR = DOMAINSTUDIO.model_copy(update={"prior": 1.0})
 LATENT = PRIOR.model_copy(update={"space": "latent"})
 
 
-def trainer(folder, kind="sd1", weights=PRIOR, latents=None, text_encoders=False, **settings):
-    settings = training_settings(**{"steps": 2, "batch_size": 3, **settings})
+def trainer(folder, kind="sd1", weights=PRIOR, latents=None, text_encoders=False, **values):
+    settings = training_settings(**{"steps": 2, "batch_size": 3, **values})
     denoiser = tiny_text_denoiser(kind)
     denoiser.train(text_encoders=text_encoders)
     examples = Examples.of(denoiser, tiny_text_images(), TARGET, SOURCE)
@@ -114,7 +115,7 @@ def test_a_trained_model_is_drawn_and_saved_as_it_is(tmp_path):
 
     training = trainer(tmp_path / "run", "sdxl", text_encoders=True, condition_dropout=0.3)
     training.train()
-    options = {"guidance_scale": 3.0, "steps": 2}
+    options: dict[str, Any] = {"guidance_scale": 3.0, "steps": 2}
     mine = sample(training.denoiser, [1], ["a red house [V]"], **options)
     training.denoiser.save(tmp_path / "model")
     again = sample(models.load(tmp_path / "model"), [1], ["a red house [V]"], **options)

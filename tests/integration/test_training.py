@@ -35,8 +35,8 @@ class Recorder:
         self.images.append((name, image.size))
 
 
-def trainer(folder, weights=DOMAINSTUDIO, tracker=None, **settings):
-    settings = training_settings(**settings)
+def trainer(folder, weights=DOMAINSTUDIO, tracker=None, **values):
+    settings = training_settings(**values)
     source = tiny_denoiser(0).frozen_source() if weights.pairwise else None
     examples = Examples.unconditional(tiny_images())
     return Trainer(tiny_denoiser(0), examples, settings, weights, folder, source=source, tracker=tracker)
@@ -94,7 +94,8 @@ def test_the_tracker_is_never_ahead_of_the_last_checkpoint(tmp_path):
     class Checking(Recorder):
         def log_history(self, records):
             super().log_history(records)
-            assert records[-1]["step"] == checkpoint.latest(tmp_path)[0]
+            found = checkpoint.latest(tmp_path)
+            assert found is not None and records[-1]["step"] == found[0]
 
     tracker = Checking()
     trainer(tmp_path, tracker=tracker, steps=5).train()

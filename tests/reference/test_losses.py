@@ -189,7 +189,7 @@ def test_gradients_of_the_detail_terms_by_finite_differences(name):
 def test_blank_images_have_finite_gradients():
     a = torch.zeros(3, 1, 4, 4, requires_grad=True)
     losses.pairwise_similarity_kl(a, batch(2, (3, 1, 4, 4), torch.float32)).sum().backward()
-    assert a.grad.isfinite().all()
+    assert a.grad is not None and a.grad.isfinite().all()
 
 
 def test_different_shapes_are_refused():

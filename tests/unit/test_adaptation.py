@@ -1,5 +1,7 @@
 """From settings to a trainer: which images, which prompts, which parts are trained."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from domainstudio.config import (
     LoraSettings,
     Method,
     PriorSettings,
+    PromptPair,
     PromptSettings,
     SampleSettings,
 )
@@ -24,9 +27,9 @@ DRAWING = SampleSettings(number=9, steps=2, batch_size=4, seed=5)
 
 def adaptation(method=None, **values):
     training = training_settings(**values.pop("training", {}))
-    defaults = {"prompts": PromptSettings(), "prior": PriorSettings(number=5)}
-    names = {"name": "mine", "source": "tiny", "target": "ink", "method": "any"}
-    return Adaptation(**names, training=training, weights=method or Method(), **{**defaults, **values})
+    values = {"prompts": PromptSettings(), "prior": PriorSettings(number=5), **values}
+    values |= {"name": "mine", "source": "tiny", "target": "ink", "method": "any"}
+    return Adaptation(training=training, weights=method or Method(), **values)
 
 
 def image_set(resolution, number=4, label="style"):
@@ -69,7 +72,7 @@ def test_each_model_is_told_its_own_prompt(denoiser, shots):
 
 
 def test_labels_can_have_their_own_prompts(denoiser, shots):
-    pairs = {"style": {"source": "a house", "target": "a house in [V] style"}}
+    pairs = {"style": PromptPair(source="a house", target="a house in [V] style")}
     settings = adaptation(prompts=PromptSettings(by_label=pairs))
     examples = recipe.training_examples(denoiser, shots, settings)
     expected = told(denoiser, ["a house in [V] style"] * 4)["encoder_hidden_states"]
@@ -169,7 +172,7 @@ def test_new_tokens_are_learned_and_saved(shots, tmp_path):
     assert torch.equal(embedding.table.weight, table), "known words must stay"
     assert not torch.equal(embedding.added, added)
     denoiser.save(tmp_path / "model")
-    loaded = models.load(tmp_path / "model")
+    loaded: Any = models.load(tmp_path / "model")
     text = ["a house in [V] style"]
     assert len(loaded.tokenizers[0].tokenize("[V]")) == 1
     xt, timesteps = torch.randn(1, *denoiser.shape), torch.tensor([10])
@@ -225,7 +228,7 @@ def test_terms_can_compare_the_images_of_a_tiny_vae(denoiser, shots, tmp_path):
     assert images.shape == (2, 3, *denoiser.resolution)
     torch.testing.assert_close(images, vae.decode(x0).sample)
     images.sum().backward()
-    assert x0.grad.abs().sum() > 0
+    assert x0.grad is not None and x0.grad.abs().sum() > 0
     method = Method(image=0.5, high_frequency_mse=0.05, tiny_vae=str(tmp_path / "vae"))
     history = recipe.make_trainer(denoiser, shots, None, adaptation(method), tmp_path / "run").train()
     assert all(np.isfinite(list(record.values())).all() for record in history)

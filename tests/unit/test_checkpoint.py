@@ -16,10 +16,16 @@ def state():
     return {"optimizer": optimizer.state_dict(), "history": [{"step": 1, "total": 0.1}], "flag": None}
 
 
+def latest(folder):
+    found = checkpoint.latest(folder)
+    assert found is not None
+    return found
+
+
 def test_round_trip_keeps_types_keys_and_bits(tmp_path):
     before = state()
     checkpoint.save(tmp_path, 5, before)
-    step, after = checkpoint.latest(tmp_path)
+    step, after = latest(tmp_path)
     assert step == 5
     assert after["history"] == before["history"]
     assert after["flag"] is None
@@ -44,7 +50,7 @@ def test_only_the_last_two_are_kept(tmp_path):
 def test_a_half_written_state_is_not_seen(tmp_path):
     checkpoint.save(tmp_path, 1, state())
     (tmp_path / ".step-0000002.partial").mkdir()
-    assert checkpoint.latest(tmp_path)[0] == 1
+    assert latest(tmp_path)[0] == 1
 
 
 @pytest.mark.parametrize("name", ["state.safetensors", "state.json"])
@@ -53,7 +59,7 @@ def test_a_damaged_state_is_passed_over_by_name(tmp_path, name):
     damaged = checkpoint.save(tmp_path, 2, state()) / name
     damaged.write_bytes(damaged.read_bytes()[:20])
     with pytest.warns(UserWarning, match="step-0000002 is damaged"):
-        assert checkpoint.latest(tmp_path)[0] == 1
+        assert latest(tmp_path)[0] == 1
 
 
 def test_no_folder_means_no_state(tmp_path):

@@ -1,5 +1,7 @@
 """Encoded images: kept, found again, made again when anything they depend on changed, and still varied."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -36,7 +38,7 @@ def pictures(number=6, seed=0):
 
 def encode(folder, *, images=None, mirrored=False, denoiser=None):
     """Return encoded images, and how many the encoder saw for them."""
-    counting = Counting(denoiser or tiny_text_denoiser())
+    counting: Any = Counting(denoiser or tiny_text_denoiser())
     return encode_all(counting, pictures() if images is None else images, mirrored, folder), counting.encoded
 
 

@@ -27,6 +27,7 @@ def test_it_learns_what_the_whole_decoder_makes_of_latents(tmp_path, monkeypatch
     printed = json.loads(capsys.readouterr().out)
 
     denoiser = models.load("models/sources/noto-text")
+    assert denoiser.vae is not None
     with torch.no_grad():
         encoded = denoiser.encode(torch.from_numpy(images).float() / 127.5 - 1)
         encoded[:, 4:] = 0  # deviations: x0 is the mean
