@@ -60,7 +60,7 @@ class PixelDenoiser(ABC):
 
     @classmethod
     def reads(cls, folder: Path) -> bool:
-        """Return whether a folder's UNet has classes if this kind has them, and else none."""
+        """Return whether a folder's UNet takes classes if and only if this kind does."""
         return _has_classes(folder) == cls.conditional
 
     @classmethod

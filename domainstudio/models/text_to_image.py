@@ -119,7 +119,6 @@ class TextToImageDenoiser:
         names = [name for name in ("", "_2") if hasattr(pipeline, f"text_encoder{name}")]
         self.tokenizers = [getattr(pipeline, f"tokenizer{name}") for name in names]
         encoders = [getattr(pipeline, f"text_encoder{name}") for name in names]
-        self._longest = [encoder.config.max_position_embeddings for encoder in encoders]
         self._unwrapped = ConditionedUNet(pipeline.unet, encoders)
         self.network: nn.Module = self._unwrapped
         self.noise_scheduler = training_schedule(pipeline.scheduler, where)
@@ -202,7 +201,7 @@ class TextToImageDenoiser:
             ConfigError: a prompt has more tokens than the model takes.
         """
         device = next(self._unwrapped.parameters()).device
-        condition: dict[str, Tensor] = {"input_ids": self.tokens(values).to(device)}
+        condition: dict[str, Tensor] = {"input_ids": self._tokens(values).to(device)}
         if self.pipeline.config.get("force_zeros_for_empty_prompt"):
             condition["has_text"] = torch.tensor([value != "" for value in values], device=device)
         if not self.trains_text:
@@ -218,7 +217,7 @@ class TextToImageDenoiser:
             return None
         zeros = self.pipeline.config.get("force_zeros_for_empty_prompt")
         configs = [encoder.config.to_dict() for encoder in self.text_encoders]
-        return [list(values), self.tokens(values).tolist(), zeros, size or self.resolution, configs]
+        return [list(values), self._tokens(values).tolist(), zeros, size or self.resolution, configs]
 
     def predict(self, xt: Tensor, timesteps: Tensor, condition: Condition) -> Prediction:
         """Return the UNet's prediction."""
@@ -264,15 +263,15 @@ class TextToImageDenoiser:
             save_pipeline(self.pipeline, folder, half=half)
         make_portable(folder, self.pipeline)
 
-    def tokens(self, values: Sequence[str]) -> Tensor:
+    def _tokens(self, values: Sequence[str]) -> Tensor:
         """Return token ids for each encoder, with shape (N, encoders, L).
 
         Raises:
             ConfigError: a prompt has more tokens than the model takes.
         """
         input_ids = []
-        for tokenizer, positions in zip(self.tokenizers, self._longest, strict=True):
-            longest = min(tokenizer.model_max_length, positions)
+        for tokenizer, encoder in zip(self.tokenizers, self.text_encoders, strict=True):
+            longest = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
             for value in values:
                 if (number := len(tokenizer(value, truncation=False).input_ids)) > longest:
                     raise ConfigError(
