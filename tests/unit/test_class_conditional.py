@@ -16,7 +16,7 @@ from domainstudio.config import LoraSettings
 from domainstudio.data import ImageSet
 from domainstudio.data.image_set import ImageRecord
 from domainstudio.errors import CheckpointError, ConfigError, DataError
-from domainstudio.models import lora
+from domainstudio.models import loading, lora
 from domainstudio.models.class_conditional import ClassConditionalDenoiser
 from domainstudio.models.unconditional import UnconditionalDenoiser
 from domainstudio.sampling import sample
@@ -166,6 +166,21 @@ def test_the_unets_configuration_decides_the_kind(tmp_path):
     assert isinstance(loaded, UnconditionalDenoiser) and not loaded.conditional
     tiny_class_denoiser().save(tmp_path / "classes")
     assert models.load(tmp_path / "classes").conditional
+
+
+def test_a_new_kind_is_a_class_and_a_line_of_the_table(tmp_path, monkeypatch):
+    class Other(UnconditionalDenoiser):
+        kind = "other"
+        pipelines = frozenset({"OtherPipeline"})
+
+    tiny_denoiser().save(tmp_path)
+    index = tmp_path / "model_index.json"
+    index.write_text(index.read_text().replace("DDIMPipeline", "OtherPipeline"))
+    with pytest.raises(CheckpointError, match="is a OtherPipeline; these can be adapted: DDIMPipeline, DDPM"):
+        models.load(tmp_path)
+    monkeypatch.setattr(loading, "KINDS", (*loading.KINDS, Other))
+    assert type(models.load(tmp_path)) is Other
+    assert models.kind_of(tmp_path) == "other"
 
 
 def test_other_kinds_of_class_embedding_are_refused(tmp_path):
