@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import socket
 import threading
@@ -9,8 +10,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from domainstudio.storage import s3
 from tests.integration.conftest import S3Server
 
 REQUEST = re.compile(rb"(?:^|\r\n)((?:GET|PUT|POST|HEAD|DELETE) \S+) HTTP/1\.1\r\n")
@@ -115,13 +119,24 @@ def _refusal(status: int, code: str) -> bytes:
 
 
 @contextmanager
-def proxy_of(server: S3Server) -> Iterator[Proxy]:
+def proxy_of(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    """Lead boto3 through a proxy, with little patience."""
     proxy = Proxy(server)
+    monkeypatch.setattr(s3, "ATTEMPTS", 2)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
     try:
         yield proxy
     finally:
         proxy.flowing.set()
         proxy.shut()
+
+
+def png(seed: int, size: int = 24) -> bytes:
+    """Return a PNG file of noise."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (size, size, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG")
+    return buffer.getvalue()
 
 
 def remove_credentials(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -36,10 +36,8 @@ STEPS, EVERY = 48, 8
 @pytest.fixture
 def proxy(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
     """A network that can fail, before an S3 server where the states go; and little patience."""
-    monkeypatch.setattr(transfers, "ATTEMPTS", 2)
     monkeypatch.setattr(mirror, "POLL", 0.02)
-    with proxy_of(s3) as proxy:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+    with proxy_of(s3, monkeypatch) as proxy:
         yield proxy
 
 
@@ -98,31 +96,19 @@ def make_project(root: Path) -> Path:
     return root
 
 
-def popen(cwd: Path, code: str, argument: str, /, **variables: str) -> subprocess.Popen[str]:
-    """Run code in a process of its own."""
-    return subprocess.Popen(
-        [sys.executable, "-c", code, argument],
-        cwd=cwd,
-        env=environment(**variables),
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
+def popen(cwd: Path, *arguments: str, env: Mapping[str, str]) -> subprocess.Popen[str]:
+    """Start Python in a process of its own."""
+    command, pipe = [sys.executable, *arguments], subprocess.PIPE
+    return subprocess.Popen(command, cwd=cwd, env=env, text=True, stdout=pipe, stderr=subprocess.STDOUT)
 
 
 def run_finetune(root: Path, status: int = 0, without: Collection[str] = ()) -> str:
     """Run the stage in a process of its own, as alike as the killed one's; return what it printed."""
-    variables = {name: value for name, value in environment().items() if name not in without}
-    done = subprocess.run(
-        [sys.executable, "-m", "stages.finetune", NAME],
-        cwd=root,
-        env=variables,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
-    assert done.returncode == status, done.stdout
-    return done.stdout
+    env = {name: value for name, value in environment().items() if name not in without}
+    process = popen(root, "-m", "stages.finetune", NAME, env=env)
+    printed: str = process.communicate()[0]
+    assert process.returncode == status, printed
+    return printed
 
 
 SLOW = """
@@ -148,7 +134,7 @@ def test_a_killed_run_goes_on_in_another_folder(s3, place, tmp_path, monkeypatch
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{database}")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
-    process = popen(here, SLOW, NAME)
+    process = popen(here, "-c", SLOW, NAME, env=environment())
     try:
         wait_until(lambda: process.poll() is not None or len(manifests(s3, place)) == 2, 600)
     finally:
@@ -451,7 +437,10 @@ def test_of_several_processes_one_talks_to_s3(s3, place, tmp_path):
     common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     common["CUDA_VISIBLE_DEVICES"] = ""
     other = str(tmp_path / "other/run")
-    processes = [popen(tmp_path, PROCESSES, other, **common, RANK=rank, LOCAL_RANK=rank) for rank in "01"]
+    processes = [
+        popen(tmp_path, "-c", PROCESSES, other, env=environment(**common, RANK=rank, LOCAL_RANK=rank))
+        for rank in "01"
+    ]
     said = [process.communicate(timeout=200)[0] for process in processes]
     assert "rank 0 at step 1 True" in said[0], said
     assert said[1] == "rank 1 at step 1 False\n"  # without credentials it would warn

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import socket
 import subprocess
@@ -10,26 +9,17 @@ import sys
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from domainstudio.config import PrepareSettings
 from domainstudio.data import packing
 from domainstudio.errors import DataError, MissingExtraError
 from stages.origins import LISTERS
-from tests.integration.s3_parts import remove_credentials
+from tests.integration.s3_parts import png, remove_credentials
 
 prepare = partial(packing.prepare, listers=LISTERS)
 SETTINGS = PrepareSettings(resolution=16)
 ROOT = Path(__file__).parents[2]
-
-
-def png(seed: int, size: int = 24) -> bytes:
-    pixels = np.random.default_rng(seed).integers(0, 256, (size, size, 3), dtype=np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="PNG")
-    return buffer.getvalue()
 
 
 def test_a_prefix_gives_the_same_images_as_the_folder(s3, tmp_path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import shutil
 from collections.abc import Iterator
 from functools import partial
@@ -10,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from domainstudio.config import PrepareSettings
 from domainstudio.data import packing
@@ -19,7 +17,7 @@ from domainstudio.registry.importing import import_model
 from domainstudio.storage import s3 as transfers
 from stages.origins import LISTERS
 from tests.integration.conftest import S3Server
-from tests.integration.s3_parts import Proxy, proxy_of
+from tests.integration.s3_parts import Proxy, png, proxy_of
 
 MIB = 2**20
 prepare = partial(packing.prepare, listers=LISTERS)
@@ -30,9 +28,7 @@ def proxy(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
     """A network that can fail, parts of 1 MiB, and little patience."""
     monkeypatch.setattr(transfers, "PART", MIB)
     monkeypatch.setattr(transfers, "PARALLEL", 2)
-    monkeypatch.setattr(transfers, "ATTEMPTS", 2)
-    with proxy_of(s3) as proxy:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+    with proxy_of(s3, monkeypatch) as proxy:
         yield proxy
 
 
@@ -188,12 +184,6 @@ def test_a_model_is_imported_again_without_what_did_not_change(s3, proxy, tmp_pa
 
 
 def test_images_are_transferred_once(s3, proxy):
-    def png(seed: int) -> bytes:
-        buffer = io.BytesIO()
-        pixels = np.random.default_rng(seed).integers(0, 256, (24, 24, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(buffer, format="PNG")
-        return buffer.getvalue()
-
     for seed in range(3):
         url = s3.put(f"once/{seed}.png", png(seed))
     settings = PrepareSettings(resolution=16)
