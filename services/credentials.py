@@ -28,17 +28,10 @@ def ensure(path: Path) -> dict[str, str]:
     Args:
         path: Lines `NAME=value`. Written for its owner alone (mode 600).
     """
-    known = read(path)
-    missing = [name for name in _MAKERS if not known.get(name)]
-    if missing:
-        known |= {name: _MAKERS[name]() for name in missing}
-        lines = "".join(f"{name}={value}\n" for name, value in known.items())
-        write_text(path, lines, mode=0o600)
-    return known
-
-
-def read(path: Path) -> dict[str, str]:
-    """Return the lines `NAME=value` of a file, or nothing if it is not there."""
     lines = path.read_text().splitlines() if path.exists() else []
     pairs = (line.partition("=") for line in lines if "=" in line and not line.startswith("#"))
-    return {name: value for name, _, value in pairs}
+    known = {name: value for name, _, value in pairs}
+    if missing := [name for name in _MAKERS if not known.get(name)]:
+        known |= {name: _MAKERS[name]() for name in missing}
+        write_text(path, "".join(f"{name}={value}\n" for name, value in known.items()), mode=0o600)
+    return known

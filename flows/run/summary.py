@@ -38,7 +38,9 @@ def markdown(root: str | Path, rows: Sequence[Row], *, temporary: bool = False) 
     if report.exists() and not temporary:
         parts += ["## Report", f"[report.html]({report.as_uri()}) with pictures and curves: `{report}`"]
     lines = ["| stage | state | seconds |", "| --- | --- | ---: |"]
-    lines += [f"| {_cell(row.address)} | {row.state} | {_seconds(row.seconds)} |" for row in rows]
+    for row in rows:
+        seconds = "–" if row.seconds is None else f"{row.seconds:.1f}"
+        lines.append(f"| {_cell(row.address)} | {row.state} | {seconds} |")
     return "\n\n".join([*parts, "## Stages", "\n".join(lines)]) + "\n"
 
 
@@ -79,10 +81,6 @@ def _metrics_table(root: Path) -> str:
 
 def _number(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, int | float) and not isinstance(value, bool) else "–"
-
-
-def _seconds(value: float | None) -> str:
-    return "–" if value is None else f"{value:.1f}"
 
 
 def _cell(text: str) -> str:
