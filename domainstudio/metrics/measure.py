@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,29 +19,6 @@ from domainstudio.metrics.features import FEATURES, FeatureNetwork, Features, ex
 from domainstudio.metrics.networks import load_network
 from domainstudio.metrics.pairing import SampleTexts, Texts
 from domainstudio.sampling import load_samples
-
-Encode = Callable[[Images, str], Features]
-
-
-@dataclass(frozen=True, eq=False)
-class _Sets:
-    """The sets of images of one evaluation; `rest` are the domain's images that are no training images."""
-
-    samples: Images
-    source: Images
-    shots: Images
-    domain: Images
-    rest: list[int]
-
-
-@dataclass(frozen=True, eq=False)
-class _Encoded:
-    """Features of the same sets by one network; `rest` is None where there are no such images."""
-
-    samples: Features
-    source: Features
-    shots: Features
-    rest: Features | None
 
 
 def measure_folders(
@@ -92,18 +70,23 @@ def measure_images(
             measure, prompts for the CLIP score.
         progress: show a bar per set.
     """
-    sets = _Sets(samples, source, shots, domain, held_out(domain, shots))
-    encode = _encoder(load_network(settings.features), settings, cache, "encode" if progress else None)
-    encoded = _encode(sets, encode)
-    mirrored = encode(shots[..., ::-1], "mirrored shots")
-    report = evaluate(encoded.samples, encoded.shots, encoded.rest, encoded.source, settings, mirrored)
+    rest = held_out(domain, shots)
+    sets = {"samples": samples, "source": source, "shots": shots, "domain": domain[rest]}
+    encode = partial(_encode, settings=settings, cache=cache, progress=progress)
+    encoded = encode(sets | {"mirrored shots": shots[..., ::-1]}, load_network(settings.features), "encode")
+    domain_features, mirrored = encoded.get("domain"), encoded["mirrored shots"]
+    report = evaluate(
+        encoded["samples"], encoded["shots"], domain_features, encoded["source"], settings, mirrored
+    )
     parts = {}
     if texts is not None and any(texts.samples.subjects):
-        parts["paired"] = _paired(sets, encoded, texts)
+        names = pairing.drawing_names([*shots, *domain], [*texts.shots, *texts.domain])
+        of_shots, of_domain = names[: len(shots)], names[len(shots) :]
+        parts["paired"] = _paired(encoded, texts, of_shots, [of_domain[index] for index in rest])
     if settings.clip is not None:
         network = clip.load_clip(settings.clip)
-        seen = _encode(sets, _encoder(network, settings, cache, "CLIP of" if progress else None))
-        parts["clip"] = _clip(sets, seen, texts, network, settings)
+        captions = () if texts is None else tuple(texts.domain[index] for index in rest)
+        parts["clip"] = _clip(encode(sets, network, "CLIP of"), texts, captions, network, settings)
     return replace(report, parts=parts)
 
 
@@ -112,61 +95,70 @@ def _entries(folder: Path) -> list[dict[str, Any]]:
     return list(content["images"])
 
 
-def _encoder(network: FeatureNetwork, settings: EvaluateSettings, cache: Path, verb: str | None) -> Encode:
-    def encode(images: Images, title: str) -> Features:
-        progress = None if verb is None else f"{verb} {title}"
-        return extract(images, network, settings.batch_size, cache, progress)
+def _encode(
+    sets: Mapping[str, Images],
+    network: FeatureNetwork,
+    verb: str,
+    settings: EvaluateSettings,
+    cache: Path,
+    progress: bool,
+) -> dict[str, Features]:
+    """Return the features of every set that has images; `verb` and a set's name are its bar's title."""
+    return {
+        name: extract(images, network, settings.batch_size, cache, f"{verb} {name}" if progress else None)
+        for name, images in sets.items()
+        if len(images)
+    }
 
-    return encode
 
-
-def _encode(sets: _Sets, encode: Encode) -> _Encoded:
-    return _Encoded(
-        samples=encode(sets.samples, "samples"),
-        source=encode(sets.source, "source"),
-        shots=encode(sets.shots, "shots"),
-        rest=encode(sets.domain[sets.rest], "domain") if sets.rest else None,
-    )
-
-
-def _paired(sets: _Sets, encoded: _Encoded, texts: Texts) -> dict[str, Any]:
+def _paired(
+    encoded: Mapping[str, Features],
+    texts: Texts,
+    of_shots: Sequence[frozenset[str]],
+    of_domain: Sequence[frozenset[str]],
+) -> dict[str, Any]:
     """Look for the subjects' drawings in the whole domain.
 
     The training images are part of it: a copy of one of them keeps no other subject.
+
+    Args:
+        encoded: Features by set.
+        texts: The samples' subjects.
+        of_shots: Names of each training image.
+        of_domain: Names of each other image of the domain.
     """
-    names = pairing.drawing_names([*sets.shots, *sets.domain], [*texts.shots, *texts.domain])
-    of_shots, of_domain = names[: len(sets.shots)], names[len(sets.shots) :]
-    parts = [encoded.shots] if encoded.rest is None else [encoded.shots, encoded.rest]
-    drawings = pairing.Drawings(
-        np.concatenate([part.perceptual for part in parts]),
-        [*of_shots, *(of_domain[index] for index in sets.rest)],
-        trained=frozenset().union(*of_shots),
+    rows = [encoded[name].perceptual for name in ("shots", "domain") if name in encoded]
+    trained = frozenset().union(*of_shots)
+    drawings = pairing.Drawings(np.concatenate(rows), [*of_shots, *of_domain], trained)
+    samples, source = (
+        pairing.retrieval(encoded[name].perceptual, subjects, drawings).to_json()
+        for name, subjects in (("samples", texts.samples.subjects), ("source", texts.source.subjects))
     )
-    samples = pairing.retrieval(encoded.samples.perceptual, texts.samples.subjects, drawings)
-    references = {}
-    if any(texts.source.subjects):
-        source = pairing.retrieval(encoded.source.perceptual, texts.source.subjects, drawings)
-        references["source"] = source.to_json()
-    return {"samples": samples.to_json(), "references": references}
+    return {"samples": samples, "references": {"source": source} if any(texts.source.subjects) else {}}
 
 
 def _clip(
-    sets: _Sets, seen: _Encoded, texts: Texts | None, network: clip.ClipNetwork, settings: EvaluateSettings
+    encoded: Mapping[str, Features],
+    texts: Texts | None,
+    captions: Sequence[str],
+    network: clip.ClipNetwork,
+    settings: EvaluateSettings,
 ) -> dict[str, Any]:
     """Measure the samples, the source and the real images that `evaluate` measures as samples."""
 
     def scores(images: Features, shown: SampleTexts | None) -> dict[str, Any]:
         prompts, subjects = ((), ()) if shown is None else (shown.prompts, shown.subjects)
-        return clip.scores(network, images, seen.shots, prompts, subjects).to_json()
+        return clip.scores(network, images, encoded["shots"], prompts, subjects).to_json()
 
-    references = {"source": scores(seen.source, None if texts is None else texts.source)}
-    if seen.rest is not None and len(seen.rest) >= 2:
-        drawn, _ = split_domain(len(seen.rest), len(seen.samples), settings.seed)
-        captions = () if texts is None else tuple(texts.domain[sets.rest[index]] for index in drawn)
-        references["domain"] = scores(seen.rest.take(drawn), SampleTexts(captions, captions))
+    references = {"source": scores(encoded["source"], None if texts is None else texts.source)}
+    domain = encoded.get("domain")
+    if domain is not None and len(domain) >= 2:
+        drawn, _ = split_domain(len(domain), len(encoded["samples"]), settings.seed)
+        chosen = tuple(captions[index] for index in drawn) if captions else ()
+        references["domain"] = scores(domain.take(drawn), SampleTexts(chosen, chosen))
     return {
         "model": network.name,
         "digest": network.digest,
-        "samples": scores(seen.samples, None if texts is None else texts.samples),
+        "samples": scores(encoded["samples"], None if texts is None else texts.samples),
         "references": references,
     }

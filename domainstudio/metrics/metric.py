@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from domainstudio.config import EvaluateSettings
 from domainstudio.metrics.features import Features
 
 Better = Literal["lower", "higher", None]
-Scores = Mapping[str, float | int | Sequence[int]]
-"""Figures by their keys in metrics.json; one that is not defined is left out."""
+Scores = Mapping[str, Any]
+"""Numbers, or lists of them, by their keys in metrics.json; one that is not defined is left out."""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import pytest
 
 from domainstudio.config import EvaluateSettings
 from domainstudio.errors import DataError
+from domainstudio.metrics.catalogue import METRICS
 from domainstudio.metrics.distances import nearest, squared_distance_blocks
 from domainstudio.metrics.diversity import intra_distance
 from domainstudio.metrics.evaluation import evaluate, held_out
@@ -26,7 +27,7 @@ def features(seed, number, shift=0.0, network="net"):
     return Features(network, "digest", pooled, perceptual)
 
 
-METRICS = {
+FUNCTIONS = {
     "frechet": lambda a, b: frechet_distance(a, b),
     "mmd": lambda a, b: squared_mmd(a, b),
     "neighbours": lambda a, b: tuple(neighbour_scores(a, b)),
@@ -35,12 +36,12 @@ METRICS = {
 }
 
 
-@pytest.mark.parametrize("name", METRICS)
+@pytest.mark.parametrize("name", FUNCTIONS)
 def test_the_order_of_images_does_not_matter(name):
     a, b = features(0, 40).pooled, features(1, 50, shift=0.5).pooled
     shuffled = a[np.random.default_rng(2).permutation(len(a))]
-    assert METRICS[name](shuffled, b) == pytest.approx(METRICS[name](a, b), rel=1e-9)
-    assert METRICS[name](a * 2, b) != pytest.approx(METRICS[name](a, b), rel=1e-3)
+    assert FUNCTIONS[name](shuffled, b) == pytest.approx(FUNCTIONS[name](a, b), rel=1e-9)
+    assert FUNCTIONS[name](a * 2, b) != pytest.approx(FUNCTIONS[name](a, b), rel=1e-3)
 
 
 def test_frechet_and_kernel_distance_are_symmetric():
@@ -68,7 +69,7 @@ def test_clusters_without_a_pair_are_left_out():
     training = np.array([[0.0], [10.0], [20.0]], dtype=np.float32)
     samples = np.array([[0.0], [2.0], [11.0]], dtype=np.float32)
     result = intra_distance(samples, training)
-    assert list(result.distances) == [pytest.approx(4.0), None, None]
+    assert result.distances == pytest.approx((4.0, None, None))
     assert result.mean == pytest.approx(4.0)
     assert (result.clusters, result.sizes) == (1, (2, 1, 0))
     assert intra_distance(samples[2:], training).mean is None
@@ -114,8 +115,8 @@ def test_too_little_is_refused(call, message):
 
 def test_features_must_be_finite_float32_rows():
     good = np.zeros((2, 3), dtype=np.float32)
-    bad: Any
-    for bad in (good.astype(np.float64), good[0], np.full_like(good, np.inf), good[:1]):
+    wrong: list[Any] = [good.astype(np.float64), good[0], np.full_like(good, np.inf), good[:1]]
+    for bad in wrong:
         with pytest.raises(DataError, match="net: perceptual"):
             Features("net", "digest", good, bad)
 
@@ -128,6 +129,7 @@ def test_the_report_has_every_score_and_reference():
         *("intra_distance", "intra_clusters", "intra_sizes", "memorized_share", "nearest_distance_median"),
     }
     assert set(content["samples"]) == keys
+    assert {figure.key for metric in METRICS for figure in metric.figures} <= keys
     assert set(content["references"]) == {"shots", "source", "domain"}
     assert set(content["references"]["source"]) == set(content["references"]["domain"]) == keys
     assert (content["features"], content["features_digest"], content["number"]) == ("net", "digest", 60)

@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import yaml
-from PIL import Image
 
-from domainstudio.data import ImageRecord, ImageSet
+from domainstudio.data import ImageRecord, ImageSet, save_png
 from domainstudio.metrics.networks import load_network, register_network
+from domainstudio.storage.files import write_json
 from stages import evaluate
 from stages.cli import run
 from tests.models import Averages
@@ -25,13 +24,11 @@ def pictures(seed, number):
     return np.random.default_rng(seed).integers(0, 256, (number, 3, 8, 8), dtype=np.uint8)
 
 
-def write_samples(folder: Path, images: np.ndarray) -> None:
-    (folder / "images").mkdir(parents=True)
-    entries = []
-    for index, image in enumerate(images):
-        Image.fromarray(image.transpose(1, 2, 0)).save(folder / f"images/{index:06d}.png")
-        entries.append({"file": f"images/{index:06d}.png", "seed": 1000 + index})
-    (folder / "manifest.json").write_text(json.dumps({"format": 1, "images": entries}))
+def write_samples(folder: Path, images: np.ndarray, first_seed: int = 1000) -> None:
+    files = [f"images/{index:06d}.png" for index in range(len(images))]
+    save_png(images, [folder / file for file in files])
+    entries = [{"file": file, "seed": first_seed + index} for index, file in enumerate(files)]
+    write_json(folder / "manifest.json", {"format": 1, "images": entries})
 
 
 def image_set(images: np.ndarray) -> ImageSet:
@@ -74,8 +71,8 @@ def test_the_stage_writes_metrics_and_nearest_pairs(project, capsys):
 
 def test_a_second_run_encodes_nothing_and_writes_the_same(project):
     evaluate.main()
-    network: Any = load_network("averages")
-    before = (project / "metrics.json").read_bytes()
+    network, before = load_network("averages"), (project / "metrics.json").read_bytes()
+    assert isinstance(network, Averages)
     seen = network.seen
     evaluate.main()
     assert network.seen == seen == 12 + 12 + 35 + 5 + 5

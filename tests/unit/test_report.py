@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -21,8 +22,10 @@ from domainstudio.metrics.catalogue import FIGURES
 from domainstudio.report import curves as report_curves
 from domainstudio.report import tables as report_tables
 from domainstudio.report.pictures import evenly, picture
-from domainstudio.report.reading import PackedImages, Target, read
+from domainstudio.report.reading import read
 from domainstudio.report.sections import comparisons, section
+from domainstudio.storage.files import write_json
+from tests.unit.test_metrics_stage import write_samples
 
 SIDE, SHOTS, DOMAIN, SAMPLES = 8, 10, 30, 20
 VOID = {"meta", "img", "br", "link", "input", "hr", "base", "source", "track", "embed", "col", "wbr"}
@@ -38,18 +41,6 @@ def image_set(pixels, origin="shapes", attribution="<i>someone</i> & others"):
         for i, p in enumerate(pixels)
     )
     return ImageSet(pixels, records, origin, "CC0-1.0", attribution)
-
-
-def write_json(path, value):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value), encoding="utf-8")
-
-
-def write_samples(folder, pixels, first_seed=1000):
-    files = [f"images/{i:06d}.png" for i in range(len(pixels))]
-    save_png(pixels, [folder / file for file in files])
-    entries = [{"file": file, "seed": first_seed + i} for i, file in enumerate(files)]
-    write_json(folder / "manifest.json", {"format": 1, "model": "m", "images": entries})
 
 
 def figures(frechet, intra=0.4, **other):
@@ -88,7 +79,7 @@ def grid_of(pixels):
     return np.asarray(grid(pixels, 2)).transpose(2, 0, 1)[None]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def settings():
     values = config.load(Path(__file__).parents[2] / "params.yaml").model_dump(mode="json")
     adaptations = {
@@ -100,18 +91,30 @@ def settings():
     return config.Settings.model_validate(values)
 
 
-@pytest.fixture
-def root(tmp_path):
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Everything that two adaptations leave behind; tests that change it take a copy, `root`."""
+    folder = tmp_path_factory.mktemp("made")
     domain = images(DOMAIN, 1)
-    image_set(images(5, 0)).save(tmp_path / "data/source")
-    image_set(domain).save(tmp_path / "data/targets/ink/domain")
-    image_set(domain[:SHOTS]).save(tmp_path / "data/targets/ink/shots")
-    write_samples(tmp_path / "samples/sources/noto", images(SAMPLES, 2))
+    image_set(images(5, 0)).save(folder / "data/source")
+    image_set(domain).save(folder / "data/targets/ink/domain")
+    image_set(domain[:SHOTS]).save(folder / "data/targets/ink/shots")
+    write_samples(folder / "samples/sources/noto", images(SAMPLES, 2))
     for seed, (name, frechet) in enumerate((("plain", 61.25), ("studio", 44.5))):
-        write_samples(tmp_path / "samples/adapted" / name, images(SAMPLES, 3 + seed))
-        write_training(tmp_path, name)
-        write_evaluation(tmp_path, name, figures(frechet))
-    return tmp_path
+        write_samples(folder / "samples/adapted" / name, images(SAMPLES, 3 + seed))
+        write_training(folder, name)
+        write_evaluation(folder, name, figures(frechet))
+    return folder
+
+
+@pytest.fixture
+def root(made, tmp_path):
+    return shutil.copytree(made, tmp_path / "root")
+
+
+@pytest.fixture(scope="module")
+def html(made, settings):
+    return report.render(made, settings)
 
 
 class Page(HTMLParser):
@@ -149,8 +152,7 @@ class Page(HTMLParser):
         return [attributes for tag, attributes in self.tags if tag == "img"]
 
 
-def test_the_page_parses_and_loads_nothing(root, settings):
-    html = report.render(root, settings)
+def test_the_page_parses_loads_nothing_and_has_the_place_of_every_link(html):
     page = Page(html)
     assert not {tag for tag, _ in page.tags} & {"script", "link", "iframe", "object", "embed", "base", "form"}
     loaded = [a[key] for _, a in page.tags for key in ("src", "href", "srcset", "poster", "data") if key in a]
@@ -159,19 +161,21 @@ def test_the_page_parses_and_loads_nothing(root, settings):
     assert "@import" not in html
     assert "url(" not in html
     assert "default-src 'none'" in html
-
-
-def test_every_internal_link_has_its_place(root, settings):
-    page = Page(report.render(root, settings))
     places = [a["id"] for _, a in page.tags if "id" in a]
     assert len(places) == len(set(places))
     assert {a["href"][1:] for tag, a in page.tags if tag == "a"} <= set(places)
 
 
-def test_same_inputs_same_bytes(root, settings):
-    git = State("c0ffee", dirty=True)
-    assert report.render(root, settings, git) == report.render(root, settings, git)
-    assert "c0ffee</span>, with uncommitted changes" in report.render(root, settings, git)
+def test_same_folders_same_bytes(made, settings):
+    first, second = (report.render(made, settings, State("c0ffee", dirty=True)) for _ in range(2))
+    assert first == second
+    assert "c0ffee</span>, with uncommitted changes" in first
+
+
+def compared(root, settings):
+    """Return the rows of the only pair of source and target, and that of the adaptation `plain`."""
+    comparison = comparisons(read(root, settings), {"plain": 0, "studio": 1})[0]
+    return comparison, next(strip for strip in comparison.generated if strip.name == "plain")
 
 
 def test_columns_share_their_noise(root, settings):
@@ -180,46 +184,42 @@ def test_columns_share_their_noise(root, settings):
     manifest = json.loads((folder / "manifest.json").read_text())
     samples = read(root, settings).results[0].samples
     assert samples is not None
-    expected = picture(samples.image(0))
+    expected = picture(samples.image(0)).uri
     manifest["images"].reverse()
     write_json(folder / "manifest.json", manifest)
-    comparison = comparisons(read(root, settings), {"plain": 0, "studio": 1})[0]
+    comparison, row = compared(root, settings)
     assert comparison.seeds == tuple(range(1000, 1010))
-    row = next(strip for strip in comparison.generated if strip.name == "plain")
-    shown = row.tiles[0].picture
-    assert shown is not None and shown.uri == expected.uri
+    assert row.tiles[0].picture.uri == expected
 
 
 def test_a_seed_that_was_not_drawn_leaves_a_gap(root, settings):
     write_samples(root / "samples/adapted/plain", images(3, 5), first_seed=1001)
-    comparison = comparisons(read(root, settings), {"plain": 0, "studio": 1})[0]
-    row = next(strip for strip in comparison.generated if strip.name == "plain")
+    _, row = compared(root, settings)
     assert [tile.picture is not None for tile in row.tiles] == [False, True, True, True, *[False] * 6]
 
 
-def test_pairs_are_sorted_and_memorised_ones_marked(root, settings):
-    shown = section(read(root, settings), read(root, settings).results[0], {"plain": 0, "studio": 1})
+def test_pairs_are_sorted_and_memorised_ones_marked(made, settings, html):
+    content = read(made, settings)
+    shown = section(content, content.results[0], {"plain": 0, "studio": 1})
     distances = [float(pair.distance) for pair in shown.pairs]
     assert distances == sorted(distances)
     assert [pair.memorized for pair in shown.pairs] == [d < 0.0701 for d in distances]
     assert len(shown.results.memorized) == 3
     assert [pair.mirrored for pair in shown.pairs] == [i == 1 for i in range(12)]
     shot = Image.fromarray(images(DOMAIN, 1)[1].transpose(1, 2, 0))
-    training = shown.pairs[1].training.picture
-    assert training is not None and training.uri == picture(ImageOps.mirror(shot)).uri
+    assert shown.pairs[1].training.picture == picture(ImageOps.mirror(shot), side=64)
     assert sum(count for _, count in shown.attraction) == SAMPLES
-    page = Page(report.render(root, settings))
+    page = Page(html)
     assert sum("memorized" in (a.get("class") or "") for tag, a in page.tags if tag == "figure") == 6
     assert "3 samples lie below 0.0701 and count as memorised" in page.words
 
 
-def test_best_adaptation_is_marked_once_per_metric(root, settings):
-    html = report.render(root, settings)
+def test_best_adaptation_is_marked_once_per_metric(html):
     assert re.findall(r'class="n best">([^<]+)<', html) == ["44.5"]
 
 
-def test_network_and_hash_stand_beside_the_figures(root, settings):
-    words = Page(report.render(root, settings)).words
+def test_network_and_hash_stand_beside_the_figures(html):
+    words = Page(html).words
     assert "tiny-net" in words
     assert "f00d" * 16 in words
     assert "figures of different networks are not comparable" in words
@@ -264,8 +264,8 @@ def test_null_figures_become_dashes(root, settings):
     assert "–" in page.words
 
 
-def test_a_domain_that_is_the_shots_is_said(root, settings):
-    assert "not at hand" not in report.render(root, settings)
+def test_a_domain_that_is_the_shots_is_said(root, settings, html):
+    assert "not at hand" not in html
     for name in ("plain", "studio"):
         write_evaluation(root, name, figures(3.0), domain_is_shots=True)
     assert "not at hand" in report.render(root, settings)
@@ -319,25 +319,12 @@ def test_a_section_that_only_some_have_is_listed_key_by_key(settings):
     assert "weights.lora" not in dict(differing) | dict(shared)
 
 
-def test_domain_pictures_leave_out_the_training_images(root):
-    packed = {}
-    for part in ("shots", "domain"):
-        folder = root / "data/targets/ink" / part
-        packed[part] = read_packed(folder)
-    assert Target(packed["shots"], packed["domain"]).unseen(5) == [10, 14, 18, 22, 26]
-
-
-def read_packed(folder):
-    from domainstudio.data.image_set import Manifest
-
-    text = (folder / "manifest.json").read_text(encoding="utf-8")
-    return PackedImages(folder, Manifest.model_validate_json(text))
-
-
-def test_packed_images_are_those_that_were_saved(root):
-    packed = read_packed(root / "data/targets/ink/shots")
-    shown = np.asarray(packed.image(3)).transpose(2, 0, 1)
-    assert np.array_equal(shown, images(DOMAIN, 1)[3])
+def test_domain_pictures_leave_out_the_training_images(made, settings):
+    target = read(made, settings).targets["ink"]
+    assert target.unseen(5) == [10, 14, 18, 22, 26]
+    assert target.shots is not None
+    shown = np.asarray(target.shots.image(3)).transpose(2, 0, 1)
+    assert np.array_equal(shown, images(DOMAIN, 1)[3]), "packed images are those that were saved"
 
 
 @pytest.mark.parametrize(
@@ -378,22 +365,25 @@ def test_figures_read_well(value, decimals, shown):
 
 def test_axis_is_logarithmic_only_where_values_span_much():
     steps = np.arange(1.0, 201.0)
-    wide = report_curves.Series("a", 0, steps, 1 / steps)
-    narrow = report_curves.Series("b", 0, steps, 1 + 0.1 / steps)
-    assert "logarithmic" in str(report_curves.loss_panel(wide, []))
-    assert "linear" in str(report_curves.loss_panel(narrow, []))
-    negative = report_curves.Series("c", 0, steps, -1 / steps)
-    assert "linear" in str(report_curves.loss_panel(negative, []))
-    assert report_curves.loss_panel(report_curves.Series("d", 0, steps, steps * np.nan), []) is None
+    wide, narrow, negative, empty = (
+        str(report_curves.loss_panel(report_curves.Series("a", 0, steps, values), []))
+        for values in (1 / steps, 1 + 0.1 / steps, -1 / steps, steps * np.nan)
+    )
+    assert "logarithmic" in wide
+    assert "linear" in narrow
+    assert "linear" in negative
+    assert empty == "None"
 
 
 def test_a_summary_keeps_the_mean_and_skips_gaps():
-    values = np.tile([4.0, 2.0], 60)
-    even = report_curves.summarize(report_curves.Series("a", 0, np.arange(120.0), values))
-    assert even is not None and even.mean.tolist() == [3.0] * report_curves.BINS
+    steps, values = np.arange(120.0), np.tile([4.0, 2.0], 60)
+    even = report_curves.summarize(report_curves.Series("a", 0, steps, values))
     values[5:8] = np.nan
-    gaps = report_curves.summarize(report_curves.Series("a", 0, np.arange(120.0), values))
-    assert gaps is not None and np.isfinite(gaps.mean).all()
+    gaps = report_curves.summarize(report_curves.Series("a", 0, steps, values))
+    assert even is not None
+    assert gaps is not None
+    assert even.mean.tolist() == [3.0] * report_curves.BINS
+    assert np.isfinite(gaps.mean).all()
     assert gaps.steps[-1] == 119.0
 
 
