@@ -2,8 +2,8 @@
 
     python -m benchmarks.step_cost --adaptations ink-finetune ink-domainstudio --rounds 30
 
-The first adaptation is the baseline. Steps are taken in turn, in one process, so that a noisy
-machine slows all of them alike.
+The first adaptation is the baseline. Steps are taken in turn, in one process, so a noisy machine slows
+all of them alike.
 """
 
 from __future__ import annotations
@@ -17,10 +17,9 @@ from pathlib import Path
 import torch
 
 from benchmarks import cli
-from domainstudio import config, models
+from domainstudio import config
 from domainstudio.config import Settings
-from domainstudio.data import ImageSet
-from domainstudio.sampling import default_device
+from domainstudio.distributed import this_process
 from domainstudio.training import recipe
 from domainstudio.training.trainer import Trainer
 from stages.cli import run
@@ -51,11 +50,8 @@ def main() -> None:
 def trainer(settings: Settings, name: str, folder: Path) -> Trainer:
     """Return the trainer of an adaptation as the stage `finetune` makes it, without previews."""
     adaptation = settings.adaptation(name)
-    source = Path("models/sources") / adaptation.source
-    shots = ImageSet.load(Path("data/targets") / adaptation.target / "shots")
-    denoiser = models.load(source).to(default_device())
-    prior = recipe.prior_images(denoiser, shots, adaptation, settings.sample, models.digest(source))
-    return recipe.make_trainer(denoiser, shots, prior, adaptation, folder)
+    loaded = recipe.load_inputs(adaptation, settings.sample, this_process())
+    return recipe.make_trainer(loaded.denoiser, loaded.shots, loaded.prior, adaptation, folder)
 
 
 def measure(trainers: dict[str, Trainer], rounds: int) -> dict[str, list[float]]:

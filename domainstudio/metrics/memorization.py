@@ -68,23 +68,6 @@ def memorization(
     return Memorization(indices, distances, flipped, threshold)
 
 
-def memorization_threshold(
-    real: Floats, training: Floats, share: float = 0.01, mirrored: Floats | None = None
-) -> float:
-    """Return a threshold that only `share` of real, unseen images of the domain would fall below.
-
-    Two images of one domain may well be alike. A sample counts as memorised if it is nearer to a training
-    image than all but a small share of the domain's other images are: `share` is the rate of false alarms.
-
-    Args:
-        real: Perceptual features of the domain without the training images, with shape (M, P), M ≥ 1.
-        training: Perceptual features of the training images, with shape (N, P), N ≥ 1.
-        share: Quantile, 0 … 1.
-        mirrored: As for `memorization`.
-    """
-    return float(np.quantile(memorization(real, training, 0.0, mirrored).distances, share))
-
-
 def memorization_of(measured: Measured) -> Memorization:
     """Return `memorization` of the images that are measured."""
     mirrored = None if measured.mirrored is None else measured.mirrored.perceptual

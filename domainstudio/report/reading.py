@@ -94,7 +94,7 @@ class Samples:
         return str(self.manifest["images"][index].get("subject", ""))
 
     def title(self, index: int) -> str:
-        """What the model was told, and which noise it began with."""
+        """Its prompt, if it has one, and the seed of its noise."""
         prompt = self.manifest["images"][index].get("prompt")
         noise = f"noise {self.seed(index)}"
         return f"{prompt} · {noise}" if prompt else noise

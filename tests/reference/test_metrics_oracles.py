@@ -9,7 +9,7 @@ from scipy.linalg import sqrtm
 from domainstudio.metrics.diversity import intra_distance
 from domainstudio.metrics.frechet import Gaussian, frechet_distance, frechet_distance_of, gaussian
 from domainstudio.metrics.kernel import kernel_distance, squared_mmd
-from domainstudio.metrics.memorization import memorization, memorization_threshold
+from domainstudio.metrics.memorization import memorization
 from domainstudio.metrics.neighbours import neighbour_scores
 
 
@@ -147,9 +147,3 @@ def test_memorization_finds_the_nearest_by_loops():
     assert found.mirrored.tolist() == [bool(e[2]) for e in expected]
     assert 0 < found.mirrored.sum() < 20
     assert found.share == np.mean([e[0] < 20 for e in expected])
-
-
-def test_the_threshold_lets_its_share_of_real_images_pass():
-    real, training = rows(0, 200, 5), rows(1, 3, 5)
-    threshold = memorization_threshold(real, training, share=0.1)
-    assert memorization(real, training, threshold).share == pytest.approx(0.1, abs=0.01)

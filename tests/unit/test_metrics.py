@@ -7,6 +7,7 @@ import pytest
 
 from domainstudio.config import EvaluateSettings
 from domainstudio.errors import DataError
+from domainstudio.metrics import evaluation
 from domainstudio.metrics.catalogue import METRICS
 from domainstudio.metrics.distances import nearest, squared_distance_blocks
 from domainstudio.metrics.diversity import intra_distance
@@ -15,6 +16,7 @@ from domainstudio.metrics.features import Features
 from domainstudio.metrics.frechet import frechet_distance
 from domainstudio.metrics.kernel import kernel_distance, squared_mmd
 from domainstudio.metrics.memorization import memorization
+from domainstudio.metrics.metric import Metric
 from domainstudio.metrics.neighbours import neighbour_scores
 
 SETTINGS = EvaluateSettings(memorized_below=0.5, kid_subsets=5, kid_subset_size=20)
@@ -137,6 +139,15 @@ def test_the_report_has_every_score_and_reference():
     assert content["samples"]["frechet_distance"] == frechet_distance(
         features(0, 60).pooled, features(2, 40).pooled
     )
+
+
+def test_a_metric_in_the_catalogue_is_measured_for_samples_and_references(monkeypatch):
+    metric = Metric(lambda measured: {"images": len(measured.images)}, figures=())
+    monkeypatch.setattr(evaluation, "METRICS", (*METRICS, metric))
+    content = evaluate(features(0, 60), features(1, 5), features(2, 40), features(3, 50), SETTINGS).metrics()
+    assert content["samples"]["images"] == 60
+    found = {name: scores["images"] for name, scores in content["references"].items()}
+    assert found == {"shots": 5, "source": 50, "domain": 20}
 
 
 def test_training_images_as_samples_are_memorised_and_not_diverse():

@@ -240,7 +240,7 @@ def test_the_metrics_have_a_clip_section_where_a_model_is_named(folder, network,
     assert section["samples"]["clip_score"] == clip_score(images, network.encode_texts(prompts))
     assert section["samples"]["subject_clip_score"] == clip_score(images, network.encode_texts(names))
     source = section["references"]["source"]
-    assert source["clip_score"] == source["subject_clip_score"], "the source is told the bare subject"
+    assert source["clip_score"] == source["subject_clip_score"], "the source's prompt is the bare subject"
     assert "clip" not in measured(None, tmp_path)
 
 
