@@ -10,6 +10,13 @@ import torch
 logger = logging.getLogger(__name__)
 
 
+def autocast(mixed_precision: str, device: torch.device) -> torch.autocast:
+    """Return the autocast context of `no`, `bf16` or `fp16` on a device; see `usable_precision`."""
+    dtypes = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+    dtype = dtypes[usable_precision(mixed_precision, device)]
+    return torch.autocast(device.type, dtype, enabled=dtype is not None)
+
+
 def usable_precision(wanted: str, device: torch.device) -> str:
     """Return the autocast type to use on a device: the wanted one, or `no` where it would only cost time.
 

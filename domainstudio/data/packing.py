@@ -11,7 +11,7 @@ from PIL import ImageColor
 
 from domainstudio.config import PrepareSettings
 from domainstudio.data.image_set import ImageRecord, ImageSet, Refusal
-from domainstudio.data.origins import Candidate, Lister, list_origin
+from domainstudio.data.origins import Candidate, Lister, Listing, list_origin
 from domainstudio.data.reading import Prepared, prepare_image
 from domainstudio.errors import ConfigError, DataError
 
@@ -41,14 +41,7 @@ def prepare(
     """
     _check_background(settings.background)
     listing = list_origin(origin, listers)
-    accepted: list[tuple[ImageRecord, Prepared]] = []
-    refused: list[Refusal] = []
-    seen: dict[str, str] = {}
-    for candidate in listing.candidates:
-        try:
-            accepted.append(_read(candidate, settings, buckets, {} if listing.keep_repeats else seen))
-        except DataError as error:
-            refused.append(Refusal(candidate.origin, str(error)))
+    accepted, refused = _read_all(listing, settings, buckets)
     _check_refused(origin, refused, len(accepted), settings)
     return ImageSet(
         images=np.stack([prepared.pixels for _, prepared in accepted]),
@@ -60,6 +53,21 @@ def prepare(
         ignored=listing.ignored,
         bucketed=tuple(prepared.bucketed for _, prepared in accepted if prepared.bucketed is not None),
     )
+
+
+def _read_all(
+    listing: Listing, settings: PrepareSettings, buckets: bool
+) -> tuple[list[tuple[ImageRecord, Prepared]], list[Refusal]]:
+    """Return all images that can be used, and the refusal of each other one."""
+    accepted: list[tuple[ImageRecord, Prepared]] = []
+    refused: list[Refusal] = []
+    seen: dict[str, str] = {}
+    for candidate in listing.candidates:
+        try:
+            accepted.append(_read(candidate, settings, buckets, {} if listing.keep_repeats else seen))
+        except DataError as error:
+            refused.append(Refusal(candidate.origin, str(error)))
+    return accepted, refused
 
 
 def _read(

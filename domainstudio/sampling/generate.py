@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from domainstudio.config import SampleSettings
     from domainstudio.models.condition import Condition
-    from domainstudio.models.denoiser import Denoiser, Prediction
+    from domainstudio.models.denoiser import Denoiser
 
 Images = NDArray[np.uint8]
 
@@ -52,13 +52,11 @@ def sample(
     import torch
 
     from domainstudio.models.condition import concatenate
-    from domainstudio.precision import usable_precision
+    from domainstudio.precision import autocast
     from domainstudio.seeding import initial_noise
 
     denoiser.network.eval()
     device = next(denoiser.network.parameters()).device
-    precision = usable_precision(mixed_precision, device)
-    dtype = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     stepper = make_scheduler(denoiser, scheduler)
     stepper.set_timesteps(steps)
@@ -70,34 +68,36 @@ def sample(
             condition = concatenate(denoiser.condition([negative] * len(seeds)), condition)
         for timestep in stepper.timesteps:
             scaled = stepper.scale_model_input(xt, timestep)
-            with torch.autocast(device.type, dtype, enabled=dtype is not None):
-                prediction = _predict(denoiser, scaled, timestep, condition, guidance_scale)
-            if scheduler == "ddpm" and prediction.variance is not None:
-                output = torch.cat([prediction.output, prediction.variance], dim=1)
-            else:
-                output = prediction.output
+            with autocast(mixed_precision, device):
+                output = _predict(denoiser, scaled, timestep, condition, guidance_scale, scheduler == "ddpm")
             xt = stepper.step(output, timestep, xt, generator=generators).prev_sample
         return _decode(denoiser, xt)
 
 
 def _predict(
-    denoiser: Denoiser, xt: Tensor, timestep: Tensor, condition: Condition, guidance_scale: float
-) -> Prediction:
-    """Return the prediction in float32; for guidance `condition` begins with the negative rows."""
-    from dataclasses import replace
+    denoiser: Denoiser,
+    xt: Tensor,
+    timestep: Tensor,
+    condition: Condition,
+    guidance_scale: float,
+    with_variance: bool,
+) -> Tensor:
+    """Return what a scheduler steps with, in float32; for guidance `condition` begins with the negative rows.
 
+    A learned variance, where it is asked for, is further channels.
+    """
     import torch
 
     guided = guidance_scale != 1
     rows = torch.cat([xt, xt]) if guided else xt
     prediction = denoiser.predict(rows, timestep.expand(len(rows)).to(xt.device), condition)
-    output, variance = prediction.output.float(), prediction.variance
+    output = prediction.output.float()
     if guided:
         negative, positive = output.chunk(2)
         output = negative + guidance_scale * (positive - negative)
-    if variance is not None:
-        variance = variance.float()[-len(xt) :]  # with guidance the condition's own
-    return replace(prediction, output=output, variance=variance)
+    if not with_variance or prediction.variance is None:
+        return output
+    return torch.cat([output, prediction.variance.float()[-len(xt) :]], dim=1)  # that of the condition itself
 
 
 def _decode(denoiser: Denoiser, x0: Tensor) -> Images:
