@@ -1,5 +1,8 @@
 """The errors that users meet. Each message names the problem, the place and the remedy."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 USER_ERROR_STATUS, UNAVAILABLE_STATUS = 2, 75
 """Exit statuses of stages: a mistake that no retry mends, as argparse has it; a server that is away."""
 
@@ -30,3 +33,22 @@ class UnavailableError(DomainStudioError):
 
 class MissingExtraError(DomainStudioError):
     """An optional package is not installed."""
+
+
+@contextmanager
+def needs_extra(user: str, extra: str) -> Iterator[None]:
+    """Import optional packages within it: where one is missing, the error names the extra that has it.
+
+    Args:
+        user: what needs the packages, for the message.
+        extra: name of the extra in pyproject.toml.
+
+    Raises:
+        MissingExtraError: a package is not installed.
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise MissingExtraError(
+            f'{user} needs {error.name}, which is not installed: pip install "domainstudio[{extra}]"'
+        ) from error

