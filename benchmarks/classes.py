@@ -32,7 +32,7 @@ from domainstudio.metrics.memorization import memorization
 from domainstudio.metrics.networks import load_network
 from domainstudio.sampling import load_samples
 from domainstudio.sampling.pairs import sample_source
-from domainstudio.training.recipe import SOURCE_IMAGES
+from domainstudio.training.prior import SOURCE_IMAGES
 from stages.cli import run
 
 SHOWN = 5

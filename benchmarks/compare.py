@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from domainstudio.metrics.measure import measure_folders
 from domainstudio.project import SOURCE_MODELS, TARGETS
 from domainstudio.sampling.pairs import sample_adapted, sample_source
 from domainstudio.storage import checkpoint
-from domainstudio.training import recipe
+from domainstudio.training.recipe import Recipe
 from stages.cli import run
 
 WORK = Path(".checkpoints/compare")
@@ -112,11 +113,10 @@ def _samples(folder: Path, step: int) -> Path:
 
 def _train(settings: Settings, adaptation: Adaptation, folder: Path, samples: Path) -> tuple[float, int]:
     """Train to the last step and draw its samples; return the seconds so far and the peak memory in MiB."""
-    inputs = recipe.load_inputs(adaptation, settings.sample, this_process())
+    recipe = Recipe.load(adaptation, settings.sample, this_process())
     reset_peak_memory()
-    trainer = recipe.make_trainer(inputs.denoiser, inputs.shots, inputs.prior, adaptation, folder)
-    history, peak = trainer.train(), peak_memory()
-    sample_adapted(inputs.denoiser, adaptation, settings, samples)
+    history, peak = replace(recipe, latents=None, sampling=None).trainer(folder).train(), peak_memory()
+    sample_adapted(recipe.denoiser, adaptation, settings, samples)
     return round(history[-1]["seconds"], 3), peak
 
 

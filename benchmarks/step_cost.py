@@ -12,6 +12,7 @@ import json
 import statistics
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -20,7 +21,7 @@ from benchmarks import cli
 from domainstudio import config
 from domainstudio.config import Settings
 from domainstudio.distributed import this_process
-from domainstudio.training import recipe
+from domainstudio.training.recipe import Recipe
 from domainstudio.training.trainer import Trainer
 from stages.cli import run
 
@@ -49,9 +50,8 @@ def main() -> None:
 
 def trainer(settings: Settings, name: str, folder: Path) -> Trainer:
     """Return the trainer of an adaptation as the stage `finetune` makes it, without previews."""
-    adaptation = settings.adaptation(name)
-    loaded = recipe.load_inputs(adaptation, settings.sample, this_process())
-    return recipe.make_trainer(loaded.denoiser, loaded.shots, loaded.prior, adaptation, folder)
+    recipe = Recipe.load(settings.adaptation(name), settings.sample, this_process())
+    return replace(recipe, latents=None, sampling=None).trainer(folder)
 
 
 def measure(trainers: dict[str, Trainer], rounds: int) -> dict[str, list[float]]:

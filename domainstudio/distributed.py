@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,7 +20,16 @@ def this_process() -> PartialState:
     """
     from accelerate import PartialState
 
-    return PartialState(cpu=not torch.accelerator.is_available())
+    state = PartialState(cpu=not torch.accelerator.is_available())
+    atexit.unregister(_leave)
+    atexit.register(_leave)
+    return state
+
+
+def _leave() -> None:
+    """Leave the other processes: one that ends without can be aborted when another has ended before it."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 class _Gather(torch.autograd.Function):

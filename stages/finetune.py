@@ -11,11 +11,9 @@ from stages.cli import run
 from stages.launch import launch
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from domainstudio.data import ImageSet
     from domainstudio.tracking.provenance import Provenance
-    from domainstudio.training.trainer import Record, Trainer
+    from domainstudio.training.trainer import Trainer
 
 
 def main() -> None:
@@ -31,46 +29,31 @@ def main() -> None:
     adaptation = settings.adaptation(name)
 
     from domainstudio.distributed import this_process
-    from domainstudio.storage import checkpoint
-    from domainstudio.storage.mirror import mirrored
-    from domainstudio.tracking import provenance
+    from domainstudio.tracking.provenance import Provenance
     from domainstudio.tracking.tracker import run_for
-    from domainstudio.training import recipe
+    from domainstudio.training.recipe import Recipe
+    from domainstudio.training.run import TrainingRun
 
     process = this_process()
-    inputs = recipe.load_inputs(adaptation, settings.sample, process)
-    params = adaptation.model_dump(mode="json")
-    if process.num_processes > 1:  # the global batch is so many times larger
-        params["processes"] = process.num_processes
-    key = checkpoint.run_key(params, inputs.digests)
-    folder = Path(".checkpoints") / key
-    run = run_for(name, key, adaptation, inputs.digests, experiment=settings.registry.experiment)
-    with mirrored(folder), run as tracker:
-        trainer = recipe.make_trainer(
-            inputs.denoiser,
-            inputs.shots,
-            inputs.prior,
-            adaptation,
-            folder,
-            latents=Path(".cache/latents"),
-            tracker=tracker,
-            drawing=settings.sample,
+    recipe = Recipe.load(adaptation, settings.sample, process)
+    training = TrainingRun(name, adaptation, recipe.digests, process.num_processes)
+    key, inputs = training.key, training.inputs
+    tracker = run_for(name, key, adaptation, inputs, experiment=settings.registry.experiment)
+    trainer = training.train(recipe.trainer, tracker)
+    if process.is_main_process:
+        record = Provenance(
+            adaptation=name, key=key, params=training.params, inputs=inputs, steps=len(trainer.history)
         )
-        history = trainer.train()
-    if trainer.accelerator.is_main_process:
-        record = provenance.Provenance(
-            adaptation=name, key=key, params=params, inputs=inputs.digests, steps=len(history)
-        )
-        _write(trainer, record, history, inputs.shots)
+        _write(trainer, record, recipe.shots)
 
 
-def _write(trainer: Trainer, record: Provenance, history: Sequence[Record], shots: ImageSet) -> None:
+def _write(trainer: Trainer, record: Provenance, shots: ImageSet) -> None:
     from domainstudio.storage.files import write_json, write_text
     from domainstudio.tracking import provenance
     from domainstudio.training.cards import adapted_card
 
     training = Path("training") / record.adaptation
-    provenance.write_history(training, history)
+    provenance.write_history(training, trainer.history)
     (training / "previews").mkdir(exist_ok=True)
     if (trainer.checkpoints / "previews").is_dir():  # preview_every 0 makes none
         shutil.copytree(trainer.checkpoints / "previews", training / "previews", dirs_exist_ok=True)

@@ -11,6 +11,9 @@ from domainstudio.config.base import Section
 MIN_PAIRED_BATCH = 3
 """With fewer images each softmax over the others has one entry, so every pairwise term is 0."""
 
+PAIRWISE_TERMS = ("image", "high_frequency", "pairwise_l2")
+"""The terms that compare pairs of images."""
+
 
 class LossWeights(Section):
     """A method: the weight of every loss term. `mean` is over the batch unless the term says otherwise.
@@ -64,7 +67,7 @@ class LossWeights(Section):
     @property
     def pairwise(self) -> bool:
         """Whether any term compares pairs of images, and so needs the source model's prediction."""
-        return self.image > 0 or self.high_frequency > 0 or self.pairwise_l2 > 0
+        return any(getattr(self, name) > 0 for name in PAIRWISE_TERMS)
 
 
 class LoraSettings(Section):

@@ -64,7 +64,8 @@ def train_autoencoder(
         name="vae",
     )
     average.copy_to(vae.parameters())
-    vae.register_to_config(scaling_factor=_scaling_factor(vae.eval(), data, device))
+    # 1 / the latents' standard deviation (latent diffusion, arXiv 2112.10752, appendix G)
+    vae.register_to_config(scaling_factor=round(1 / float(mean_latents(vae.eval(), images).std()), 5))
     return vae
 
 
@@ -133,10 +134,8 @@ def _new(settings: AutoencoderSettings, resolution: int) -> AutoencoderKL:
 
 
 @torch.no_grad()
-def _scaling_factor(vae: AutoencoderKL, images: Tensor, device: torch.device) -> float:
-    """Return 1 / the latents' standard deviation (latent diffusion, arXiv 2112.10752, appendix G)."""
-    latents = [
-        vae.encode(part.to(device).float() / 127.5 - 1).latent_dist.mean.cpu()
-        for part in torch.split(images, 32)
-    ]
-    return round(1 / float(torch.cat(latents).std()), 5)
+def mean_latents(vae: AutoencoderKL, images: NDArray[np.uint8]) -> Tensor:
+    """Return the mean latents of uint8 images on the CPU, not scaled, with shape (N, C, H, W)."""
+    parts = torch.split(torch.from_numpy(images), 32)
+    means = [vae.encode(part.to(vae.device).float() / 127.5 - 1).latent_dist.mean.cpu() for part in parts]
+    return torch.cat(means)

@@ -1,14 +1,15 @@
-"""Training images together with what each model is told of them."""
+"""Training images together with their conditions."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
+from domainstudio.data import prompts
 from domainstudio.errors import TrainingError
 from domainstudio.models.condition import take, to_device
 from domainstudio.training.latents import condition_all, encode_all
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from domainstudio.config import TrainingSettings
+    from domainstudio.config import Adaptation, PromptPair, TrainingSettings
+    from domainstudio.data import ImageSet
     from domainstudio.models.condition import Condition
     from domainstudio.models.denoiser import Denoiser
 
@@ -30,9 +32,9 @@ class Examples:
 
     Attributes:
         images: uint8, with shape (N, 3, H, W).
-        condition: what the model in training is told: tensors with shape (N, V, ...), of which each draw
+        condition: condition of the model in training: tensors with shape (N, V, ...), of which each draw
             takes one of the V variants.
-        source_condition: what the frozen source model is told, in the same form.
+        source_condition: condition of the frozen source model, in the same form.
     """
 
     images: Tensor
@@ -44,7 +46,7 @@ class Examples:
 
     @classmethod
     def unconditional(cls, images: NDArray[np.uint8]) -> Examples:
-        """Return examples of which nothing is said."""
+        """Return examples for a model without conditions."""
         return cls(torch.from_numpy(images), {}, {})
 
     @classmethod
@@ -62,7 +64,7 @@ class Examples:
             denoiser: makes the conditions.
             images: uint8, with shape (N, 3, H, W).
             texts: prompts or classes of each image; several are variants, repeated to equal number.
-            source_texts: what the source model is told, by default the same.
+            source_texts: prompts or classes for the source model, by default the same.
             folder: where encoded prompts are kept between runs.
         """
         size = images.shape[2], images.shape[3]
@@ -138,6 +140,32 @@ class Feed:
             name: torch.where(dropped.view(-1, *[1] * (values.ndim - 1)), self.nothing[name].cpu(), values)
             for name, values in condition.items()
         }
+
+
+def texts_of(
+    denoiser: Denoiser, adaptation: Adaptation, kind: Literal["source", "target"], images: ImageSet
+) -> tuple[str, ...] | None:
+    """Return the prompt or class of each image, or `None` for an unconditional model.
+
+    Args:
+        denoiser: the model.
+        adaptation: the prompts.
+        kind: those of the source domain or of the target domain.
+        images: fill the prompts' fields.
+
+    Raises:
+        ConfigError: a prompt cannot be filled.
+    """
+    if not denoiser.conditional:
+        return None
+    chosen, texts = adaptation.prompts, []
+    for record in images.records:
+        pair: PromptPair = chosen
+        where = f"adaptations.{adaptation.name}.prompts"
+        if record.label in chosen.by_label:
+            pair, where = chosen.by_label[record.label], f"{where}.by_label.{record.label}"
+        texts.append(prompts.of_image(getattr(pair, kind), record, f"{where}.{kind}"))
+    return tuple(texts)
 
 
 def _variants(

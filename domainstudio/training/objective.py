@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from domainstudio.distributed import gather_with_gradients
 from domainstudio.models.schedule import alpha_bar, min_snr_weights, to_eps, to_x0, true_output
 from domainstudio.training import losses
 from domainstudio.training.wavelet import high_frequency
@@ -22,23 +23,17 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class NoisyBatch:
-    """What both models see: N images of the target domain, then P images of prior preservation."""
+class Batch:
+    """Clean images of one step: N of the target domain, then P of prior preservation."""
 
     images: Tensor
     """The N training images, in [-1, 1], with shape (N, 3, H, W)."""
     x0: Tensor
     """Clean batch in the model's space, with shape (N + P, C, H, W)."""
-    noise: Tensor
-    """Standard normal, with the same shape."""
-    timesteps: Tensor
-    """Noise levels, integers in [0, T), with shape (N + P,)."""
-    xt: Tensor
-    """x0 with noise added, with the same shape."""
     condition: Condition
-    """What the model in training is told, with N + P rows."""
+    """Condition of the model in training, with N + P rows."""
     source_condition: Condition
-    """What the source model is told, with N rows."""
+    """Condition of the source model, with N rows."""
 
     @property
     def number(self) -> int:
@@ -47,13 +42,15 @@ class NoisyBatch:
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Clean images of one step, as `NoisyBatch` describes them."""
+class NoisyBatch(Batch):
+    """A batch with noise, which both models see."""
 
-    images: Tensor
-    x0: Tensor
-    condition: Condition
-    source_condition: Condition
+    noise: Tensor
+    """Standard normal, with the shape of `x0`."""
+    timesteps: Tensor
+    """Noise levels, integers in [0, T), with shape (N + P,)."""
+    xt: Tensor
+    """x0 with noise added, with the same shape."""
 
 
 def noisy_batch(
@@ -82,56 +79,99 @@ def noisy_batch(
     timesteps = timesteps.to(x0.device)
     noise = torch.randn(x0.shape, generator=generator).to(x0)
     xt = noise_scheduler.add_noise(x0, noise, timesteps)
-    return NoisyBatch(batch.images, x0, noise, timesteps, xt, batch.condition, batch.source_condition)
+    return NoisyBatch(**vars(batch), noise=noise, timesteps=timesteps, xt=xt)
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Both models' x0 of the global batch, whose pairs are compared.
+
+    Attributes:
+        adapted: the adapted model's, with shape (N, ...).
+        source: the source model's, with the same shape.
+        trust: weight of each image in the similarity terms, with shape (N,).
+        weights: how similarities are compared.
+    """
+
+    adapted: Tensor
+    source: Tensor
+    trust: Tensor
+    weights: LossWeights
+
+    def divergence(self, features: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return the divergence of the two models' similarities among features of x0, a scalar."""
+        adapted, source, weights = features(self.adapted), features(self.source), self.weights
+        if weights.pairwise_center:
+            adapted, source = adapted - adapted.mean(dim=0), source - source.mean(dim=0)
+        rows = losses.pairwise_similarity_kl(adapted, source, weights.pairwise_temperature)
+        scale = 1.0 if weights.pairwise_reduction == "sum" else 1 / (len(source) * (len(source) - 1))
+        return scale * (self.trust * rows).sum()
+
+
+DETAIL_TERMS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "high_frequency_mse": losses.high_frequency_mse,
+    "laplacian": losses.laplacian_similarity,
+    "reconstruction": losses.mean_squared_error,
+}
+"""Terms that compare each x0 with its own training image: two (N, ...) → (N,)."""
+
+PAIRWISE_TERMS: Mapping[str, Callable[[Pairs], Tensor]] = {
+    "image": lambda pairs: pairs.divergence(lambda x0: x0),
+    "high_frequency": lambda pairs: pairs.divergence(high_frequency),
+    "pairwise_l2": lambda pairs: losses.pairwise_l2(pairs.adapted, pairs.source),
+}
+"""Terms that compare how the images of a batch differ, adapted against source: a scalar."""
 
 
 class Objective:
-    """The loss terms of one method.
+    """The loss terms of one method. A new term is a line in one of the tables, and a field of `LossWeights`.
 
     Args:
         adapted: the model in training.
-        source: the frozen reference, in eval mode; may be `None` for a method that compares no pairs.
         weights: which terms to compute, and how.
-        gather: joins a tensor (N, ...) of all processes to (N·processes, ...), with gradients.
-        autocast: makes the autocast context of the networks.
+        source: the frozen reference, in eval mode; may be `None` for a method that compares no pairs.
         decode: turns x0 into the images that the terms compare; by default the adapted model's own.
     """
 
     def __init__(
         self,
         adapted: Denoiser,
-        source: Denoiser | None,
         weights: LossWeights,
-        gather: Callable[[Tensor], Tensor],
-        autocast: Callable[[], AbstractContextManager[Any]],
+        source: Denoiser | None = None,
         decode: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         if weights.pairwise and source is None:
             raise ValueError("pairwise terms need the source model")
         self.adapted, self.source, self.weights = adapted, source, weights
-        self._gather, self._autocast, self._decode = gather, autocast, decode or adapted.decode
+        self._decode = decode or adapted.decode
 
-    def __call__(self, batch: NoisyBatch) -> dict[str, Tensor]:
-        """Return every term whose weight is above 0, unweighted, each a float32 scalar."""
-        with self._autocast():
+    def __call__(
+        self, batch: NoisyBatch, autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
+    ) -> dict[str, Tensor]:
+        """Return every term whose weight is above 0, unweighted, each a float32 scalar.
+
+        Args:
+            batch: this process's share of the global batch. Pairs are formed over the whole of it.
+            autocast: makes the autocast context of the networks.
+        """
+        with autocast():
             prediction = self.adapted.predict(batch.xt, batch.timesteps, batch.condition)
-        x0_adapted = self._x0(self.adapted, prediction, batch) if self._needs_x0 else None
-        return {
-            **self._denoising_terms(batch, prediction),
-            **self._detail_terms(batch, x0_adapted),
-            **self._pairwise_terms(batch, x0_adapted),
-        }
+        details, pairwise = self._active(DETAIL_TERMS), self._active(PAIRWISE_TERMS)
+        x0 = self._x0(self.adapted, prediction, batch) if details or pairwise else batch.x0
+        terms = self._denoising_terms(batch, prediction)
+        truth = batch.x0[: batch.number] if self.weights.space == "latent" else batch.images
+        terms |= {name: DETAIL_TERMS[name](x0, truth).mean() for name in details}
+        if pairwise:
+            pairs = self._pairs(batch, x0, autocast)
+            terms |= {name: PAIRWISE_TERMS[name](pairs) for name in pairwise}
+        return terms
 
     def total(self, terms: Mapping[str, Tensor]) -> Tensor:
         """Return the weighted sum of terms."""
         return torch.stack([getattr(self.weights, name) * term for name, term in terms.items()]).sum()
 
-    @property
-    def _needs_x0(self) -> bool:
-        weights = self.weights
-        return (
-            weights.pairwise or max(weights.high_frequency_mse, weights.laplacian, weights.reconstruction) > 0
-        )
+    def _active(self, terms: Iterable[str]) -> list[str]:
+        return [name for name in terms if getattr(self.weights, name) > 0]
 
     def _denoising_terms(self, batch: NoisyBatch, prediction: Prediction) -> dict[str, Tensor]:
         noise_scheduler, weights, number, terms = self.adapted.noise_scheduler, self.weights, batch.number, {}
@@ -150,47 +190,18 @@ class Objective:
             ).mean()
         return terms
 
-    def _detail_terms(self, batch: NoisyBatch, x0_adapted: Tensor | None) -> dict[str, Tensor]:
-        weights, terms = self.weights, {}
-        if x0_adapted is None:
-            return {}
-        truth = batch.x0[: batch.number] if weights.space == "latent" else batch.images
-        if weights.high_frequency_mse > 0:
-            terms["high_frequency_mse"] = losses.high_frequency_mse(x0_adapted, truth).mean()
-        if weights.laplacian > 0:
-            terms["laplacian"] = losses.laplacian_similarity(x0_adapted, truth).mean()
-        if weights.reconstruction > 0:
-            terms["reconstruction"] = losses.mean_squared_error(x0_adapted, truth).mean()
-        return terms
-
-    def _pairwise_terms(self, batch: NoisyBatch, x0_adapted: Tensor | None) -> dict[str, Tensor]:
-        weights, number = self.weights, batch.number
-        if not weights.pairwise or self.source is None or x0_adapted is None:
-            return {}
+    def _pairs(
+        self, batch: NoisyBatch, x0_adapted: Tensor, autocast: Callable[[], AbstractContextManager[Any]]
+    ) -> Pairs:
+        if self.source is None:
+            raise ValueError("pairwise terms need the source model")
+        timesteps = batch.timesteps[: batch.number]
         with torch.no_grad():
-            with self._autocast():
-                reference = self.source.predict(
-                    batch.xt[:number], batch.timesteps[:number], batch.source_condition
-                )
-            x0_source = self._gather(self._x0(self.source, reference, batch))
-        x0_adapted = self._gather(x0_adapted)
-        trust = self._trust(self._gather(batch.timesteps[:number]))
-        pairs = len(x0_source) * (len(x0_source) - 1)
-        scale = 1.0 if weights.pairwise_reduction == "sum" else 1 / pairs
-        terms = {}
-        if weights.image > 0:
-            terms["image"] = scale * (trust * self._divergence(x0_adapted, x0_source)).sum()
-        if weights.high_frequency > 0:
-            rows = self._divergence(high_frequency(x0_adapted), high_frequency(x0_source))
-            terms["high_frequency"] = scale * (trust * rows).sum()
-        if weights.pairwise_l2 > 0:
-            terms["pairwise_l2"] = losses.pairwise_l2(x0_adapted, x0_source)
-        return terms
-
-    def _divergence(self, adapted: Tensor, source: Tensor) -> Tensor:
-        if self.weights.pairwise_center:
-            adapted, source = adapted - adapted.mean(dim=0), source - source.mean(dim=0)
-        return losses.pairwise_similarity_kl(adapted, source, self.weights.pairwise_temperature)
+            with autocast():
+                prediction = self.source.predict(batch.xt[: batch.number], timesteps, batch.source_condition)
+            x0_source = gather_with_gradients(self._x0(self.source, prediction, batch))
+        trust = self._trust(gather_with_gradients(timesteps))
+        return Pairs(gather_with_gradients(x0_adapted), x0_source, trust, self.weights)
 
     def _x0(self, model: Denoiser, prediction: Prediction, batch: NoisyBatch) -> Tensor:
         """Return x0 of the target domain's N images in the space that the terms compare."""

@@ -19,14 +19,14 @@ from diffusers.training_utils import EMAModel
 from tqdm import tqdm
 
 from domainstudio.data.buckets import bucket_sizes
-from domainstudio.distributed import gather_with_gradients, this_process
+from domainstudio.distributed import this_process
 from domainstudio.errors import TrainingError
 from domainstudio.models.condition import concatenate
 from domainstudio.precision import usable_precision
 from domainstudio.seeding import generator
 from domainstudio.storage import checkpoint
 from domainstudio.training.examples import Examples, Feed
-from domainstudio.training.objective import Objective, noisy_batch
+from domainstudio.training.objective import noisy_batch
 from domainstudio.training.optimizer import lower_frozen, make_lr_scheduler, make_optimizer
 from domainstudio.training.sharding import is_sharded, sharded_like, sharded_moments, whole
 
@@ -34,13 +34,14 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
-    from domainstudio.config import LossWeights, TrainingSettings
+    from domainstudio.config import TrainingSettings
     from domainstudio.models.denoiser import Denoiser
-    from domainstudio.training.objective import Batch
+    from domainstudio.training.objective import Batch, Objective
 
 Record = Mapping[str, float]
 """One step's log: `step`, `timestamp` in ms, `seconds` of training, and the values."""
 
+_NO_LOSSES = ("learning_rate", "grad_norm")
 _BATCH, _NOISE, _TIMESTEP, _BUCKET = 0, 1, 2, 3  # what a generator is for
 
 
@@ -60,16 +61,13 @@ class Trainer:
     """Trains a model on an image set, from the last checkpoint if there is one.
 
     Args:
-        denoiser: the model to train, in place.
-        source: the frozen source model, for methods that compare with it.
-        examples: the training images, and what each model is told of them; of several sizes, one for each
-            bucket. A batch comes from one bucket, drawn with a probability proportional to its images.
+        objective: the model to train, in place, and the loss.
+        examples: the training images with their conditions; of several sizes, one for each bucket. A batch
+            comes from one bucket, drawn with a probability proportional to its images.
         settings: the training run.
-        weights: the method's loss weights.
         checkpoints: folder of this run's resumable states.
         prior: images of the source domain for prior preservation, as many per step as training images; of the
             same sizes.
-        decode: turns x0 into the images that loss terms compare, in place of the model's own decoder.
         latents: folder that keeps encoded images, for models that encode.
         tracker: gets each finished stretch of steps once its checkpoint is durable.
         preview: draws a picture of the averaged model's samples, kept in `checkpoints/previews/`.
@@ -80,41 +78,50 @@ class Trainer:
 
     def __init__(
         self,
-        denoiser: Denoiser,
+        objective: Objective,
         examples: Examples | Sequence[Examples],
         settings: TrainingSettings,
-        weights: LossWeights,
         checkpoints: Path,
         *,
-        source: Denoiser | None = None,
         prior: Examples | Sequence[Examples] | None = None,
-        decode: Callable[[Tensor], Tensor] | None = None,
         latents: Path | None = None,
         tracker: Tracker | None = None,
         preview: Callable[[Denoiser], Image.Image] | None = None,
     ) -> None:
+        if prior is None and objective.weights.prior > 0:
+            raise TrainingError("the method's prior weight is above 0: give images of the source domain")
         groups = [_listed(each) for each in (examples, prior) if each is not None]
         for each in chain(*groups):
-            _check_images(each, denoiser)
-        if prior is None and weights.prior > 0:
-            raise TrainingError("the method's prior weight is above 0: give images of the source domain")
-        self.settings, self.checkpoints, self.tracker, self.preview = settings, checkpoints, tracker, preview
+            _check_images(each, objective.adapted)
+        self.objective, self.denoiser, self.settings = objective, objective.adapted, settings
+        self.checkpoints, self.tracker, self.preview = checkpoints, tracker, preview
+        self.step = 0
+        self.history: list[Record] = []
+        self._logged = 0
         precision = usable_precision(settings.mixed_precision, this_process().device)
         self.accelerator = Accelerator(mixed_precision=precision)
         # Processes that hold shards keep a whole copy beside, to draw with and to save.
-        self._whole = copy.deepcopy(denoiser) if is_sharded(self.accelerator) else None
-        self.denoiser = denoiser.to(self.accelerator.device)
+        self._whole = copy.deepcopy(self.denoiser) if is_sharded(self.accelerator) else None
+        self.denoiser.to(self.accelerator.device)
         self.buckets = [
-            [Feed(each, denoiser, settings, latents) for each in bucket]
+            [Feed(each, self.denoiser, settings, latents) for each in bucket]
             for bucket in zip(*groups, strict=True)
         ]
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """Make the optimiser, and give network and optimiser to accelerate."""
+        denoiser, source, settings = self.denoiser, self.objective.source, self.settings
         if settings.gradient_checkpointing:
             denoiser.enable_gradient_checkpointing()
         _check_full_precision(self._trained(denoiser.network).values())
         optimizer = make_optimizer(denoiser.network, settings)
         self.lr_scheduler = make_lr_scheduler(optimizer, settings)
         for model in (denoiser, source):
-            if model is not None and "no" not in (settings.frozen_precision, precision):
+            if model is not None and "no" not in (
+                settings.frozen_precision,
+                self.accelerator.mixed_precision,
+            ):
                 lower_frozen(model.network, settings.frozen_precision)
         if settings.compile:
             denoiser.network.compile()
@@ -125,12 +132,6 @@ class Trainer:
             self.ema = EMAModel(self.parameters, decay=settings.ema_decay, foreach=self._whole is None)
         if source is not None:
             source.to(self.accelerator.device)
-        self.objective = Objective(
-            denoiser, source, weights, gather_with_gradients, self.accelerator.autocast, decode
-        )
-        self.step = 0
-        self.history: list[Record] = []
-        self._logged = 0
 
     def train(self) -> list[Record]:
         """Run to the last step and leave the averaged weights in the model.
@@ -158,7 +159,8 @@ class Trainer:
                 self.history.append({"step": self.step, **now, **values})
                 progress.update()
                 if self.step % 10 == 0:
-                    progress.set_postfix({name: f"{values[name]:.4f}" for name in self._shown(values)})
+                    losses = ((name, value) for name, value in values.items() if name not in _NO_LOSSES)
+                    progress.set_postfix({name: f"{value:.4f}" for name, value in losses})
                 if settings.preview_every and self._due(settings.preview_every):
                     self._log_preview()
                 if self._due(settings.checkpoint_every):
@@ -213,13 +215,11 @@ class Trainer:
         torch.manual_seed(noise.initial_seed())  # dropout draws from the global generator
         shared = generator(_TIMESTEP, settings.seed, self.step, micro)
         batch = noisy_batch(self.denoiser, self._batch(micro, noise), settings, noise, shared)
-        terms = self.objective(batch)
+        terms = self.objective(batch, self.accelerator.autocast)
         total = self.objective.total(terms)
-        logged = {"total": total, **terms}
-        values = {
-            name: float(value)
-            for name, value in zip(logged, self._mean(torch.stack(list(logged.values()))), strict=True)
-        }
+        logged = torch.stack([total, *terms.values()]).detach().float()
+        means = self.accelerator.reduce(logged, "mean").tolist()
+        values = dict(zip(("total", *terms), means, strict=True))
         for name, value in values.items():
             if not math.isfinite(value):
                 raise TrainingError(self._not_finite(f"loss term {name!r}", value))
@@ -230,17 +230,19 @@ class Trainer:
         """Return this process's share of the global batch, images of the prior last."""
         settings, accelerator = self.settings, self.accelerator
         processes, rank = accelerator.num_processes, accelerator.process_index
-        draws: list[Batch] = []
-        for index, feed in enumerate(self._bucket(micro)):
-            draw = generator(_BATCH + 10 * index, settings.seed, self.step, micro)
-            draws.append(feed.draw(draw, noise, settings.batch_size, processes, rank))
-        batch = draws[0]
-        for other in draws[1:]:
-            batch = replace(
-                batch,
-                x0=torch.cat([batch.x0, other.x0]),
-                condition=concatenate(batch.condition, other.condition),
+        batch, *others = (
+            feed.draw(
+                generator(_BATCH + 10 * index, settings.seed, self.step, micro),
+                noise,
+                settings.batch_size,
+                processes,
+                rank,
             )
+            for index, feed in enumerate(self._bucket(micro))
+        )
+        for prior in others:
+            joined = concatenate(batch.condition, prior.condition)
+            batch = replace(batch, x0=torch.cat([batch.x0, prior.x0]), condition=joined)
         return batch
 
     def _bucket(self, micro: int) -> list[Feed]:
@@ -250,10 +252,6 @@ class Trainer:
         draw = generator(_BUCKET, self.settings.seed, self.step, micro)
         sizes = torch.tensor([float(len(feeds[0].examples)) for feeds in self.buckets])
         return self.buckets[int(torch.multinomial(sizes, 1, generator=draw))]
-
-    def _mean(self, values: Tensor) -> list[float]:
-        mean: list[float] = self.accelerator.reduce(values.detach().float(), "mean").tolist()
-        return mean
 
     def _due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.settings.steps
@@ -342,9 +340,6 @@ class Trainer:
     def _use_average(self) -> None:
         if self.ema is not None:
             self.ema.copy_to(self.parameters)
-
-    def _shown(self, values: Mapping[str, float]) -> list[str]:
-        return [name for name in values if name not in ("learning_rate", "grad_norm")]
 
     def _not_finite(self, what: str, value: float) -> str:
         return (

@@ -87,30 +87,18 @@ def _train_and_measure(
     from domainstudio.metrics.measure import measure_folders
     from domainstudio.project import TARGETS
     from domainstudio.sampling.pairs import sample_adapted, sample_source
-    from domainstudio.storage import checkpoint
-    from domainstudio.storage.mirror import mirrored
-    from domainstudio.training import recipe
+    from domainstudio.training.recipe import Recipe
+    from domainstudio.training.run import TrainingRun
 
     settings, adaptation, process = order.settings, order.adaptation, this_process()
     lock = FileLock(FOLDER / ".lock")  # the first trial draws what others need too
     with lock:
         source = sample_source(settings, adaptation.source, FOLDER)
     with lock if adaptation.weights.prior > 0 else nullcontext():
-        given = recipe.load_inputs(adaptation, settings.sample, process)
-    states = place / "states" / checkpoint.run_key(adaptation.model_dump(mode="json"), given.digests)
-    with mirrored(states):
-        trainer = recipe.make_trainer(
-            given.denoiser,
-            given.shots,
-            given.prior,
-            adaptation,
-            states,
-            latents=Path(".cache/latents"),
-            tracker=tracker,
-            drawing=settings.sample,
-        )
-        history = trainer.train()
+        recipe = Recipe.load(adaptation, settings.sample, process)
+    training = TrainingRun(adaptation.name, adaptation, recipe.digests)
+    trainer = training.train(recipe.trainer, nullcontext(tracker), place / "states")
     samples, target = place / "samples", TARGETS / adaptation.target
-    sample_adapted(given.denoiser, adaptation, settings, samples)
+    sample_adapted(recipe.denoiser, adaptation, settings, samples)
     metrics, _ = measure_folders(samples, source, target, settings.evaluate)
-    return history, metrics
+    return trainer.history, metrics

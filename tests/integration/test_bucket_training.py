@@ -23,8 +23,10 @@ from domainstudio.config import (
 from domainstudio.data import ImageRecord, ImageSet
 from domainstudio.errors import TrainingError
 from domainstudio.models.unconditional import UnconditionalDenoiser
-from domainstudio.training import recipe
 from domainstudio.training.examples import Examples
+from domainstudio.training.objective import Objective
+from domainstudio.training.prior import PriorImages
+from domainstudio.training.recipe import Recipe
 from domainstudio.training.trainer import Trainer
 from tests.models import DOMAINSTUDIO, PLAIN, tiny_text_denoiser, training_settings
 
@@ -65,10 +67,10 @@ def trainer(folder, kind="sd1", method=PRIOR, denoiser=None, latents=None, image
     prior = None
     if method.prior:
         pixels = np.random.default_rng(1).integers(0, 256, (5, 3, 32, 32), dtype=np.uint8)
-        prior = recipe.PriorImages(pixels, tuple(f"boat {i}" for i in range(5)))
+        prior = PriorImages(pixels, tuple(f"boat {i}" for i in range(5)))
     denoiser = text_denoiser(kind) if denoiser is None else denoiser
     images = shots() if images is None else images
-    return recipe.make_trainer(denoiser, images, prior, adaptation, folder, latents=latents)
+    return Recipe(adaptation, denoiser, images, prior, latents=latents).trainer(folder)
 
 
 def batches(training, steps):
@@ -209,7 +211,7 @@ def test_shapes_that_are_no_bucket_of_the_model_are_refused(tmp_path, shape):
     examples = Examples.of(denoiser, np.zeros((2, 3, *shape), np.uint8), [["a house"]] * 2)
     message = rf"{shape[0]}x{shape[1]} pixels and the model 32x32: set prepare.resolution to 32"
     with pytest.raises(TrainingError, match=message):
-        Trainer(denoiser, [examples], training_settings(), PLAIN, tmp_path)
+        Trainer(Objective(denoiser, PLAIN), [examples], training_settings(), tmp_path)
 
 
 TWO_PROCESSES = """

@@ -16,6 +16,7 @@ from diffusers import DiffusionPipeline
 from domainstudio.config import LossWeights
 from domainstudio.errors import TrainingError
 from domainstudio.training.examples import Examples
+from domainstudio.training.objective import Objective
 from domainstudio.training.trainer import Trainer
 from tests.models import DOMAINSTUDIO, PROMPTS, tiny_text_denoiser, tiny_text_images, training_settings
 
@@ -34,7 +35,8 @@ def trainer(folder, kind="sd1", weights=PRIOR, latents=None, text_encoders=False
     examples = Examples.of(denoiser, tiny_text_images(), TARGET, SOURCE)
     prior = Examples.of(denoiser, tiny_text_images(5, seed=1), SOURCE[:5]) if weights.prior else None
     source = denoiser.frozen_source() if weights.pairwise else None
-    return Trainer(denoiser, examples, settings, weights, folder, source=source, prior=prior, latents=latents)
+    objective = Objective(denoiser, weights, source)
+    return Trainer(objective, examples, settings, folder, prior=prior, latents=latents)
 
 
 def state(module):
@@ -154,7 +156,7 @@ def test_half_precision_weights_are_refused(tmp_path):
     condition = tiny_text_denoiser()
     examples = Examples.of(condition, tiny_text_images(), SOURCE)
     with pytest.raises(TrainingError, match="trainable parameters must be float32: load the model in"):
-        Trainer(denoiser, examples, training_settings(), LossWeights(), tmp_path)
+        Trainer(Objective(denoiser, LossWeights()), examples, training_settings(), tmp_path)
 
 
 def test_images_of_another_size_are_refused(tmp_path):
@@ -163,14 +165,14 @@ def test_images_of_another_size_are_refused(tmp_path):
     with pytest.raises(
         TrainingError, match=r"32x32 pixels and the model 16x16: set prepare.resolution to 16"
     ):
-        Trainer(denoiser, examples, training_settings(), LossWeights(), tmp_path)
+        Trainer(Objective(denoiser, LossWeights()), examples, training_settings(), tmp_path)
 
 
 def test_a_prior_weight_without_images_is_refused(tmp_path):
     denoiser = tiny_text_denoiser()
     examples = Examples.of(denoiser, tiny_text_images(), SOURCE)
     with pytest.raises(TrainingError, match="prior weight is above 0: give images of the source domain"):
-        Trainer(denoiser, examples, training_settings(), LossWeights(prior=1), tmp_path)
+        Trainer(Objective(denoiser, LossWeights(prior=1)), examples, training_settings(), tmp_path)
 
 
 def test_an_image_without_a_prompt_is_refused():
@@ -183,6 +185,7 @@ import sys
 from pathlib import Path
 from domainstudio.config import SampleSettings
 from domainstudio.training.examples import Examples
+from domainstudio.training.objective import Objective
 from domainstudio.training.previews import previewer
 from domainstudio.training.trainer import Trainer
 from tests.models import DOMAINSTUDIO, tiny_text_denoiser, tiny_text_images, training_settings
@@ -191,8 +194,8 @@ denoiser = tiny_text_denoiser("sd1")
 examples = Examples.of(denoiser, tiny_text_images(6), [["a house"]] * 6)
 settings = training_settings(steps=2, batch_size=3, checkpoint_every=2, preview_every=2)
 preview = previewer(SampleSettings(number=2, steps=2), ["a house"], number=2)
-source = denoiser.frozen_source()
-Trainer(denoiser, examples, settings, DOMAINSTUDIO, Path(sys.argv[1]), source=source, preview=preview).train()
+objective = Objective(denoiser, DOMAINSTUDIO, denoiser.frozen_source())
+Trainer(objective, examples, settings, Path(sys.argv[1]), preview=preview).train()
 """
 
 

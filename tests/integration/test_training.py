@@ -16,6 +16,7 @@ import torch
 from domainstudio.errors import TrainingError
 from domainstudio.storage import checkpoint
 from domainstudio.training.examples import Examples
+from domainstudio.training.objective import Objective
 from domainstudio.training.trainer import Trainer
 from tests.models import DOMAINSTUDIO, PLAIN, tiny_denoiser, tiny_images, training_settings
 
@@ -39,7 +40,7 @@ def trainer(folder, weights=DOMAINSTUDIO, tracker=None, **values):
     settings = training_settings(**values)
     source = tiny_denoiser(0).frozen_source() if weights.pairwise else None
     examples = Examples.unconditional(tiny_images())
-    return Trainer(tiny_denoiser(0), examples, settings, weights, folder, source=source, tracker=tracker)
+    return Trainer(Objective(tiny_denoiser(0), weights, source), examples, settings, folder, tracker=tracker)
 
 
 def weights_of(training):
@@ -143,14 +144,16 @@ def test_a_state_beyond_the_last_step_is_refused(tmp_path):
 def test_images_of_another_size_are_refused(tmp_path):
     images = np.zeros((4, 3, 16, 16), np.uint8)
     with pytest.raises(TrainingError, match=r"16x16 pixels and the model 8x8.*prepare.resolution"):
-        Trainer(tiny_denoiser(), Examples.unconditional(images), training_settings(), PLAIN, tmp_path)
+        Trainer(
+            Objective(tiny_denoiser(), PLAIN), Examples.unconditional(images), training_settings(), tmp_path
+        )
 
 
 def test_half_precision_weights_are_refused(tmp_path):
     model = tiny_denoiser()
     model.network.half()
     with pytest.raises(TrainingError, match="must be float32"):
-        Trainer(model, Examples.unconditional(tiny_images()), training_settings(), PLAIN, tmp_path)
+        Trainer(Objective(model, PLAIN), Examples.unconditional(tiny_images()), training_settings(), tmp_path)
 
 
 def test_previews_are_kept_and_do_not_change_the_training(tmp_path):
@@ -212,7 +215,7 @@ xt = training.denoiser.noise_scheduler.add_noise(images, noise[mine], t[mine])
 with torch.no_grad():
     for p in training.parameters:
         p.add_(torch.randn(p.shape, generator=g) * 0.05)
-terms = training.objective(NoisyBatch(images, images, noise[mine], t[mine], xt, {}, {}))
+terms = training.objective(NoisyBatch(images, images, {}, {}, noise[mine], t[mine], xt))
 training.accelerator.backward(training.objective.total(terms))
 if training.accelerator.is_main_process:
     result = {

@@ -19,7 +19,8 @@ from domainstudio.config import (
 from domainstudio.data import ImageRecord, ImageSet
 from domainstudio.errors import CheckpointError, ConfigError, DataError
 from domainstudio.models.tiny_vae import load_decoder
-from domainstudio.training import recipe
+from domainstudio.training.prior import prior_images
+from domainstudio.training.recipe import Recipe, training_examples
 from tests.models import tiny_class_denoiser, tiny_denoiser, tiny_text_denoiser, training_settings
 
 DRAWING = SampleSettings(number=9, steps=2, batch_size=4, seed=5)
@@ -52,7 +53,7 @@ def shots(denoiser):
 
 def prior_of(denoiser, shots, settings, cache, source_images):
     paths = {"cache": cache, "source_images": source_images}
-    return recipe.prior_images(denoiser, shots, settings, DRAWING, "0", **paths)
+    return prior_images(denoiser, shots, settings, DRAWING, "0", **paths)
 
 
 def told(denoiser, texts):
@@ -60,7 +61,7 @@ def told(denoiser, texts):
 
 
 def test_each_model_is_told_its_own_prompt(denoiser, shots):
-    examples = recipe.training_examples(denoiser, shots, adaptation())
+    examples = training_examples(denoiser, shots, adaptation())
     target = told(denoiser, [f"house {i} in [V] style" for i in range(4)])
     source = told(denoiser, [f"house {i}" for i in range(4)])
     for name in target:
@@ -74,7 +75,7 @@ def test_each_model_is_told_its_own_prompt(denoiser, shots):
 def test_labels_can_have_their_own_prompts(denoiser, shots):
     pairs = {"style": PromptPair(source="a house", target="a house in [V] style")}
     settings = adaptation(prompts=PromptSettings(by_label=pairs))
-    examples = recipe.training_examples(denoiser, shots, settings)
+    examples = training_examples(denoiser, shots, settings)
     expected = told(denoiser, ["a house in [V] style"] * 4)["encoder_hidden_states"]
     torch.testing.assert_close(examples.condition["encoder_hidden_states"], expected)
 
@@ -85,7 +86,7 @@ def test_a_model_that_is_told_nothing_needs_no_captions():
     shots = ImageSet(
         shots.images, tuple(ImageRecord(r.id, "0", 8, 8, r.origin) for r in shots.records), "images"
     )
-    assert recipe.training_examples(plain, shots, adaptation()).condition == {}
+    assert training_examples(plain, shots, adaptation()).condition == {}
 
 
 def test_generated_prior_images_are_drawn_once_from_the_source_prompts(
@@ -148,7 +149,7 @@ def test_without_a_prior_weight_nothing_is_drawn(denoiser, shots, tmp_path):
 def changed(denoiser, shots, folder, settings, prior=None):
     """Return the names of the parameters that a training changes."""
     before = {name: value.clone() for name, value in denoiser.network.state_dict().items()}
-    recipe.make_trainer(denoiser, shots, prior, settings, folder).train()
+    Recipe(settings, denoiser, shots, prior).trainer(folder).train()
     after = denoiser.network.state_dict()
     return {name for name, value in before.items() if name in after and not torch.equal(value, after[name])}
 
@@ -165,7 +166,7 @@ def test_new_tokens_are_learned_and_saved(shots, tmp_path):
     denoiser = tiny_text_denoiser("sd1")
     table = denoiser.text_encoders[0].get_input_embeddings().weight.clone()
     settings = adaptation(prompts=PromptSettings(new_tokens={"[V]": "house"}))
-    trainer = recipe.make_trainer(denoiser, shots, None, settings, tmp_path / "run")
+    trainer = Recipe(settings, denoiser, shots).trainer(tmp_path / "run")
     added = denoiser.text_encoders[0].get_input_embeddings().added.clone()
     trainer.train()
     embedding = denoiser.text_encoders[0].get_input_embeddings()
@@ -190,23 +191,23 @@ def test_new_tokens_are_learned_and_saved(shots, tmp_path):
 )
 def test_text_cannot_be_trained_where_there_is_none(settings, message, tmp_path):
     with pytest.raises(ConfigError, match=message):
-        recipe.make_trainer(tiny_denoiser(), image_set(8), None, settings, tmp_path)
+        Recipe(settings, tiny_denoiser(), image_set(8)).trainer(tmp_path)
 
 
 def test_what_cannot_be_trained_together_is_refused(denoiser, shots, tmp_path):
     adapters = Method(lora=LoraSettings(rank=2))
     text = adaptation(adapters, training={"train_text_encoder": True})
     with pytest.raises(ConfigError, match="adapters in the UNet only"):
-        recipe.make_trainer(denoiser, shots, None, text, tmp_path)
+        Recipe(text, denoiser, shots).trainer(tmp_path)
     token = adaptation(adapters, prompts=PromptSettings(new_tokens={"[V]": "house"}))
     with pytest.raises(ConfigError, match="cannot be saved with adapters"):
-        recipe.make_trainer(denoiser, shots, None, token, tmp_path)
+        Recipe(token, denoiser, shots).trainer(tmp_path)
 
 
 def test_a_known_word_is_no_new_token(denoiser, shots, tmp_path):
     settings = adaptation(prompts=PromptSettings(new_tokens={"a</w>": "house"}))
     with pytest.raises(ConfigError, match=r"knows \['a</w>'\] already"):
-        recipe.make_trainer(denoiser, shots, None, settings, tmp_path)
+        Recipe(settings, denoiser, shots).trainer(tmp_path)
 
 
 def tiny_autoencoder(folder, channels=4, levels=2):
@@ -230,7 +231,7 @@ def test_terms_can_compare_the_images_of_a_tiny_vae(denoiser, shots, tmp_path):
     images.sum().backward()
     assert x0.grad is not None and x0.grad.abs().sum() > 0
     method = Method(image=0.5, high_frequency_mse=0.05, tiny_vae=str(tmp_path / "vae"))
-    history = recipe.make_trainer(denoiser, shots, None, adaptation(method), tmp_path / "run").train()
+    history = Recipe(adaptation(method), denoiser, shots).trainer(tmp_path / "run").train()
     assert all(np.isfinite(list(record.values())).all() for record in history)
 
 

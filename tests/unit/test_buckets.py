@@ -20,7 +20,7 @@ from domainstudio.data.packing import prepare
 from domainstudio.errors import DataError
 from domainstudio.metrics.evaluation import held_out
 from domainstudio.report.reading import PackedImages, read
-from domainstudio.training.recipe import PriorImages
+from domainstudio.training.prior import PriorImages
 from stages import prepare as stage
 
 ROOT = Path(__file__).parents[2]

@@ -15,12 +15,14 @@ from domainstudio import models
 from domainstudio.config import LoraSettings
 from domainstudio.data import ImageSet
 from domainstudio.data.image_set import ImageRecord
+from domainstudio.demo import pretraining
 from domainstudio.errors import CheckpointError, ConfigError, DataError
 from domainstudio.models import loading, lora
 from domainstudio.models.class_conditional import ClassConditionalDenoiser
 from domainstudio.models.unconditional import UnconditionalDenoiser
 from domainstudio.sampling import sample
 from domainstudio.training.examples import Examples, Feed
+from domainstudio.training.objective import Objective
 from domainstudio.training.trainer import Trainer
 from stages import pretrain_class
 from tests.models import (
@@ -237,12 +239,10 @@ def adapt(folder, denoiser, told, prior_told, weights=PLAIN, **settings):
     prior = Examples.of(denoiser, tiny_images(len(prior_told), 1), [[name] for name in prior_told])
     source = denoiser.frozen_source() if weights.pairwise else None
     trainer = Trainer(
-        denoiser,
+        Objective(denoiser, weights.model_copy(update={"prior": 1.0}), source),
         examples,
         training_settings(weight_decay=0.5, learning_rate=1e-2, **settings),
-        weights.model_copy(update={"prior": 1.0}),
         folder,
-        source=source,
         prior=prior,
     )
     return trainer, trainer.train()
@@ -265,7 +265,9 @@ def test_classes_that_never_occur_keep_their_embedding(tmp_path, weights, settin
 
 def test_without_classes_all_weights_decay_alike(tmp_path):
     settings = training_settings(weight_decay=0.5)
-    trainer = Trainer(tiny_denoiser(), Examples.unconditional(tiny_images()), settings, PLAIN, tmp_path)
+    trainer = Trainer(
+        Objective(tiny_denoiser(), PLAIN), Examples.unconditional(tiny_images()), settings, tmp_path
+    )
     (group,) = trainer.optimizer.param_groups
     assert group["weight_decay"] == 0.5
     assert [id(p) for p in group["params"]] == [id(p) for p in trainer.parameters]
@@ -313,7 +315,7 @@ def learn(folder, denoiser, examples, steps, prior=None):
         steps=steps, learning_rate=5e-3, batch_size=8, ema_decay=0.9, checkpoint_every=1000
     )
     weights = PLAIN.model_copy(update={"prior": 1.0 if prior else 0.0})
-    Trainer(denoiser, examples, settings, weights, folder, prior=prior).train()
+    Trainer(Objective(denoiser, weights), examples, settings, folder, prior=prior).train()
 
 
 def brightness(denoiser, name):
@@ -343,13 +345,13 @@ def image_set(*labels):
 
 def test_an_image_without_a_label_is_named():
     with pytest.raises(DataError, match=r"images: the image 1\.png has no label"):
-        pretrain_class.labels_of(image_set("cat", None))
+        pretraining.labels_of(image_set("cat", None))
 
 
 def test_the_stage_wants_an_unconditional_model(tmp_path):
     tiny_class_denoiser().save(tmp_path)
     with pytest.raises(ConfigError, match=r"pretrain_class\.source: .* is not unconditional"):
-        pretrain_class.starting_model(tmp_path, ["a"])
+        pretraining.with_classes(tmp_path, ["a"])
 
 
 def test_the_stage_writes_a_model_of_the_images_classes(tmp_path, monkeypatch):

@@ -19,6 +19,7 @@ from domainstudio.models.unconditional import UnconditionalDenoiser
 from domainstudio.sampling import sample
 from domainstudio.storage import checkpoint
 from domainstudio.training.examples import Examples
+from domainstudio.training.objective import Objective
 from domainstudio.training.trainer import Trainer
 from tests.models import (
     CLASSES,
@@ -116,8 +117,8 @@ def trainer(folder, kind="unconditional", settings=SETTINGS, preview=None, **cha
         examples = Examples.unconditional(tiny_images())
     weights = LossWeights(image=0.5, high_frequency=0.5, high_frequency_mse=0.05)
     run = training_settings(**{"learning_rate": 1e-2, "ema_decay": 0.5, **changes})
-    source = denoiser.frozen_source()
-    return Trainer(denoiser, examples, run, weights, folder, source=source, preview=preview)
+    objective = Objective(denoiser, weights, denoiser.frozen_source())
+    return Trainer(objective, examples, run, folder, preview=preview)
 
 
 @pytest.mark.parametrize("kind", KINDS)

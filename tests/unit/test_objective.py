@@ -1,7 +1,5 @@
 """The objective: which model predicts what, where gradients go, and how terms are reduced and weighted."""
 
-from contextlib import nullcontext
-
 import pytest
 import torch
 
@@ -25,7 +23,7 @@ def batch_of(denoiser, **settings):
 
 
 def objective(adapted, source, weights):
-    return Objective(adapted, source, weights, gather=lambda x: x, autocast=nullcontext)
+    return Objective(adapted, weights, source)
 
 
 def test_pairwise_terms_are_zero_where_the_adapted_model_is_the_source():

@@ -15,7 +15,7 @@ LATENTS = torch.randn(4, 2, 3, 3, generator=torch.Generator().manual_seed(0))
 
 def trained(folder, settings=SETTINGS):
     pipeline = tiny_text_pipeline()
-    train_text_encoder(pipeline.text_encoder, pipeline.tokenizer, TEXTS, LATENTS, settings, folder)
+    train_text_encoder(pipeline, TEXTS, LATENTS, settings, folder)
     return pipeline
 
 

@@ -1,6 +1,6 @@
 """The objective of a text-to-image model: who predicts what, where gradients go, and that they are right."""
 
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -47,7 +47,7 @@ def batch_of(denoiser, source, dtype=torch.float32, low=0.3):
 
 
 def objective(adapted, source, weights):
-    return Objective(adapted, source, weights, gather=lambda x: x, autocast=nullcontext)
+    return Objective(adapted, weights, source)
 
 
 def models(kind="sd1", **trained):
