@@ -51,7 +51,7 @@ SAME_RESULT = {
     **{name: {"launch"} for name in ("sample_source", "sample", "evaluate")},
 }
 # What an adaptation's attributes were resolved from, beyond its own entry.
-RESOLVED_FROM = {"training": {"finetune"}, "weights": {"methods"}, "model_dump": {"finetune", "methods"}}
+RESOLVED_FROM = {"training": {"finetune"}, "weights": {"methods"}}
 
 
 def sections_read(path):
@@ -71,9 +71,9 @@ def sections_read(path):
 @pytest.mark.parametrize("name", [*STAGES, "prepare_source"])
 def test_params_name_every_section_that_a_stage_reads(stages, name):
     module = stages[name]["cmd"].split()[2]
-    # All that is given the whole of the settings.
+    # All that is given the whole of the settings, or an adaptation.
     registry = (f"domainstudio/registry/{module}.py" for module in ("aliases", "registration"))
-    readers = ("stages/", "domainstudio/report/", *registry)
+    readers = ("stages/", "domainstudio/report/", "domainstudio/training/recipe.py", *registry)
     files = {path for path in reachable(module) if path.startswith(readers)}
     read = set().union(*(sections_read(ROOT / path) for path in files)) - SAME_RESULT.get(name, set())
     declared = {param.split(".")[0] for param in stages[name]["params"]}
