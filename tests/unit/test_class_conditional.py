@@ -322,6 +322,7 @@ def brightness(denoiser, name):
     return sample(denoiser, range(8), [name] * 8, steps=8).mean()
 
 
+@pytest.mark.slow
 def test_one_class_is_adapted_and_the_other_kept(tmp_path):
     """White and black are learned; then white becomes grey, and prior images keep black."""
     denoiser = tiny_class_denoiser(("a", "b"))
