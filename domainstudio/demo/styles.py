@@ -29,9 +29,9 @@ def with_styles(
         styles: keys of `STYLES`; without any nothing is added.
     """
     copies = [in_style(images, style) for style in styles]
-    told = [[f"{text} in {style} style" for text in each] for style in styles for each in texts]
+    prompts = [[f"{text} in {style} style" for text in each] for style in styles for each in texts]
     as_they_are = max(len(styles), 1)
-    return np.concatenate([images] * as_they_are + copies), [*texts] * as_they_are + told
+    return np.concatenate([images] * as_they_are + copies), [*texts] * as_they_are + prompts
 
 
 def in_style(images: NDArray[np.uint8], style: Style) -> NDArray[np.uint8]:

@@ -21,15 +21,15 @@ def previewer(
 
     Args:
         settings: seeds and sampler.
-        conditions: what the model is told, repeated or cut to `number`.
+        conditions: prompts or classes, repeated or cut to `number`.
         number: how many samples.
     """
-    told = [conditions[i % len(conditions)] for i in range(number)] if conditions else None
+    prompts = [conditions[i % len(conditions)] for i in range(number)] if conditions else None
 
     def preview(denoiser: Denoiser) -> Image.Image:
         from domainstudio.data.pictures import grid
 
         seeds = range(settings.seed, settings.seed + number)
-        return grid(draw(denoiser, seeds, told, settings), columns=8)
+        return grid(draw(denoiser, seeds, prompts, settings), columns=8)
 
     return preview
