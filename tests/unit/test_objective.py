@@ -3,9 +3,10 @@
 import pytest
 import torch
 
+from domainstudio.config import LossWeights, method
 from domainstudio.models.schedule import to_eps, to_x0, true_output
 from domainstudio.training import losses
-from domainstudio.training.objective import Batch, Objective, noisy_batch
+from domainstudio.training.objective import DETAIL_TERMS, PAIRWISE_TERMS, Batch, Objective, noisy_batch
 from tests.models import DOMAINSTUDIO, PAIRWISE_L2, PLAIN, tiny_denoiser, tiny_images, training_settings
 
 
@@ -182,3 +183,8 @@ def test_x0_matches_diffusers_own_conversion():
     output = model.predict(batch.xt, batch.timesteps, {}).output
     expected = scheduler.step(output, batch.timesteps[0], batch.xt).pred_original_sample
     torch.testing.assert_close(to_x0(model.noise_scheduler, output, batch.xt, batch.timesteps), expected)
+
+
+def test_every_term_of_the_tables_has_a_weight():
+    assert {*DETAIL_TERMS, *PAIRWISE_TERMS} <= LossWeights.model_fields.keys()
+    assert set(method.PAIRWISE_TERMS) == PAIRWISE_TERMS.keys()
