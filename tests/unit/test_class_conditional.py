@@ -355,6 +355,7 @@ def test_the_stage_wants_an_unconditional_model(tmp_path):
         pretraining.with_classes(tmp_path, ["a"])
 
 
+@pytest.mark.slow
 def test_the_stage_writes_a_model_of_the_images_classes(tmp_path, monkeypatch):
     values = yaml.safe_load((ROOT / "params.yaml").read_text())
     values["pretrain_class"]["training"] |= {"steps": 2, "batch_size": 4, "preview_every": 2}

@@ -93,6 +93,7 @@ def test_baseline_by_adaptation_or_by_its_only_method(recorded):
         find_baseline(found, "lora")
 
 
+@pytest.mark.slow
 def test_the_command_writes_pictures_and_tables_that_repeat(tmp_path, recorded, monkeypatch):
     domain = {"reference": "domain", "frechet_distance": 5.0, "intra_distance": 0.4, "memorized_share": 0.01}
     recorded([*straight("finetune", 0, 0.2), *straight("studio", 0, 0.3), domain])

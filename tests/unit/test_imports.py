@@ -20,6 +20,7 @@ def run(code):
     return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_no_core_module_needs_the_pipelines_packages():
     blocked = blocking("prefect", "dvc", "mlflow", "boto3", "torchvision")
     result = run(blocked + "\n".join(f"import {name}" for name in CORE))

@@ -165,6 +165,7 @@ def test_the_text_encoders_length_counts_where_the_tokenizer_names_none(folder):
         denoiser.condition(["7 " * (PROMPT_LENGTH - 1)])
 
 
+@pytest.mark.slow
 def test_a_missing_extra_is_named(folder):
     code = (
         "import sys; sys.modules['transformers'] = sys.modules['peft'] = None\n"

@@ -14,6 +14,7 @@ from domainstudio.models.tiny_vae import load_decoder
 from tests.project import ROOT
 
 
+@pytest.mark.slow
 def test_it_learns_what_the_whole_decoder_makes_of_latents(tmp_path, monkeypatch, capsys):
     squares = np.random.default_rng(0).integers(0, 256, (8, 3, 4, 4), dtype=np.uint8)
     images = squares.repeat(8, axis=2).repeat(8, axis=3)
