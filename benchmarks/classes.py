@@ -30,9 +30,9 @@ from domainstudio.metrics.features import FEATURES, Features, extract
 from domainstudio.metrics.frechet import frechet_distance
 from domainstudio.metrics.memorization import memorization
 from domainstudio.metrics.networks import load_network
+from domainstudio.project import SOURCE_IMAGES, TARGETS
 from domainstudio.sampling import load_samples
 from domainstudio.sampling.pairs import sample_source
-from domainstudio.training.prior import SOURCE_IMAGES
 from stages.cli import run
 
 SHOWN = 5
@@ -204,7 +204,7 @@ def _of_class(images: ImageSet, name: str) -> ImageSet:
 
 
 def _target(adaptation: Adaptation) -> Path:
-    return Path("data/targets") / adaptation.target
+    return TARGETS / adaptation.target
 
 
 def _shots(adaptation: Adaptation) -> ImageSet:

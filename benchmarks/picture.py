@@ -19,6 +19,7 @@ from benchmarks import cli
 from benchmarks.compare import WORK, samples_at
 from domainstudio import config
 from domainstudio.data import ImageSet, find_captions
+from domainstudio.project import ADAPTED_SAMPLES, SOURCE_SAMPLES, TARGETS
 from domainstudio.sampling import load_samples
 from domainstudio.sampling.pairs import sample_source
 from stages.cli import run
@@ -40,12 +41,12 @@ def main() -> None:
     settings = config.load(*arguments.params)
     chosen = [settings.adaptation(name) for name in arguments.adaptations]
     if arguments.step is None:
-        source = Path("samples/sources") / chosen[0].source
-        adapted = [Path("samples/adapted") / adaptation.name for adaptation in chosen]
+        source = SOURCE_SAMPLES / chosen[0].source
+        adapted = [ADAPTED_SAMPLES / adaptation.name for adaptation in chosen]
     else:
         source = sample_source(settings, chosen[0].source, WORK)
         adapted = [samples_at(adaptation, arguments.seed, arguments.step) for adaptation in chosen]
-    target = Path("data/targets") / chosen[0].target
+    target = TARGETS / chosen[0].target
     shots = ImageSet.load(target / "shots").images
     rows = [(f"{len(shots)} training images", shots)]
     subjects = _subjects(source)[: arguments.columns]

@@ -25,6 +25,7 @@ from domainstudio.metrics.features import FEATURES, extract
 from domainstudio.metrics.networks import load_network
 from domainstudio.metrics.pairing import TOP, Drawings, drawing_names, retrieval
 from domainstudio.models.denoiser import Denoiser
+from domainstudio.project import SOURCE_MODELS
 from domainstudio.sampling import default_device, draw
 from stages.cli import run
 
@@ -40,7 +41,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="the .json file to write")
     arguments = parser.parse_args()
     settings = config.load(*arguments.params)
-    named = Path("models/sources", arguments.source)
+    named = SOURCE_MODELS / arguments.source
     location = named if named.is_dir() else arguments.source
     subjects, drawings = read_subjects(arguments.subjects), ImageSet.load(arguments.images)
     drawn = draw_subjects(models.load(location).to(default_device()), subjects, settings.sample)

@@ -31,6 +31,7 @@ from domainstudio.demo.autoencoder import augment
 from domainstudio.errors import ConfigError
 from domainstudio.models.denoiser import Denoiser
 from domainstudio.models.tiny_vae import load_decoder
+from domainstudio.project import SOURCE_MODELS
 from domainstudio.sampling import default_device
 from domainstudio.seeding import generator
 from stages.cli import run
@@ -51,7 +52,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
     arguments = parser.parse_args()
-    denoiser = models.load(Path("models/sources") / arguments.source)
+    denoiser = models.load(SOURCE_MODELS / arguments.source)
     if denoiser.vae is None:
         raise ConfigError(f"{arguments.source} has no VAE: name a text model")
     denoiser.to(default_device())

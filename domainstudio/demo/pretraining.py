@@ -19,6 +19,7 @@ from domainstudio.errors import DataError
 from domainstudio.models.class_conditional import ClassConditionalDenoiser
 from domainstudio.models.text_to_image import TextToImageDenoiser
 from domainstudio.models.unconditional import UnconditionalDenoiser
+from domainstudio.project import CHECKPOINTS, SOURCE_MODELS
 from domainstudio.sampling import default_device
 from domainstudio.storage.files import write_text
 from domainstudio.storage.mirror import mirrored
@@ -27,7 +28,7 @@ from domainstudio.training.cards import source_card
 from domainstudio.training.examples import Examples
 from domainstudio.training.objective import Objective
 from domainstudio.training.previews import previewer
-from domainstudio.training.run import CHECKPOINTS, TrainingRun
+from domainstudio.training.run import TrainingRun
 from domainstudio.training.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def pretrain_class(settings: Settings, images: ImageSet, folder: Path) -> None:
         DataError: an image has no label.
     """
     section, labels = settings.pretrain_class, labels_of(images)
-    source = Path("models/sources") / section.source
+    source = SOURCE_MODELS / section.source
     run = TrainingRun("pretrain-class", section, {"images": images.digest, "source": models.digest(source)})
     denoiser = with_classes(source, sorted(set(labels)))
     examples = Examples.of(denoiser, images.images, [[label] for label in labels])

@@ -14,6 +14,7 @@ from PIL import Image
 from domainstudio.data import ImageSet
 from domainstudio.data.buckets import Size, crop
 from domainstudio.errors import ConfigError
+from domainstudio.project import SOURCE_IMAGES
 from domainstudio.sampling import load_samples, sample_to_folder
 from domainstudio.storage import checkpoint
 from domainstudio.training.examples import Examples, texts_of
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from domainstudio.config import Adaptation, SampleSettings
     from domainstudio.models.denoiser import Denoiser
 
-CACHE, SOURCE_IMAGES = Path(".cache/prior"), Path("data/source")
+CACHE = Path(".cache/prior")
 
 
 @dataclass(frozen=True)

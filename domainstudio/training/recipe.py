@@ -11,6 +11,7 @@ from domainstudio.data import ImageSet
 from domainstudio.errors import ConfigError
 from domainstudio.models import lora
 from domainstudio.models.tiny_vae import load_decoder
+from domainstudio.project import SOURCE_MODELS, TARGETS
 from domainstudio.training.examples import Examples, texts_of
 from domainstudio.training.objective import Objective
 from domainstudio.training.previews import previewer
@@ -64,8 +65,8 @@ class Recipe:
             CheckpointError: there is no source model.
             DataError: images are missing or damaged.
         """
-        shots = ImageSet.load(Path("data/targets") / adaptation.target / "shots")
-        source, tiny_vae = Path("models/sources") / adaptation.source, adaptation.weights.tiny_vae
+        shots = ImageSet.load(TARGETS / adaptation.target / "shots")
+        source, tiny_vae = SOURCE_MODELS / adaptation.source, adaptation.weights.tiny_vae
         digests = {"source": models.digest(source), "shots": shots.digest}
         denoiser = models.load(source).to(process.device)
         with process.main_process_first():  # it draws; the others read

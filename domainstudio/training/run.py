@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from domainstudio.project import CHECKPOINTS
 from domainstudio.storage import checkpoint
 from domainstudio.storage.mirror import mirrored
 
@@ -18,9 +19,6 @@ if TYPE_CHECKING:
 
     MakeTrainer: TypeAlias = Callable[[Path, Tracker | None], Trainer]
     """Makes a trainer, given the folder of its states and its tracker."""
-
-CHECKPOINTS = Path(".checkpoints")
-"""Folder of all runs' resumable states."""
 
 
 @dataclass(frozen=True)
