@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from functools import cache
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
 import torch
 
 from domainstudio.config import LossWeights, NoiseSettings, TrainingSettings, UNetSettings
+from domainstudio.data import ImageRecord, ImageSet
 from domainstudio.metrics.features import Features
 from domainstudio.models.class_conditional import ClassConditionalDenoiser
 from domainstudio.models.unconditional import UnconditionalDenoiser
@@ -49,9 +51,19 @@ def _tiny_unet(learned_variance: bool) -> UNetSettings:
     )
 
 
-def tiny_images(number: int = 6, seed: int = 0) -> np.ndarray:
-    """Return random uint8 images, with shape (number, 3, 8, 8)."""
-    return np.random.default_rng(seed).integers(0, 256, (number, 3, RESOLUTION, RESOLUTION), dtype=np.uint8)
+def tiny_images(number: int = 6, seed: int = 0, side: int = RESOLUTION) -> np.ndarray:
+    """Return random uint8 images, with shape (number, 3, side, side)."""
+    return np.random.default_rng(seed).integers(0, 256, (number, 3, side, side), dtype=np.uint8)
+
+
+def image_set(images: np.ndarray, captions: Sequence[str] | None = None, origin: str = "images") -> ImageSet:
+    """Return a set of these images, with the hashes of their pixels and, where given, captions."""
+    side, digests = images.shape[-1], (sha256(image.tobytes()).hexdigest() for image in images)
+    records = tuple(
+        ImageRecord(str(i), digest, side, side, f"{i}.png", caption)
+        for i, (digest, caption) in enumerate(zip(digests, captions or [""] * len(images), strict=True))
+    )
+    return ImageSet(images, records, origin)
 
 
 def training_settings(**changes) -> TrainingSettings:
@@ -138,8 +150,7 @@ def tiny_text_denoiser(kind: str = "sd1", seed: int = 0):
 
 def tiny_text_images(number: int = 6, seed: int = 0) -> np.ndarray:
     """Return random uint8 images, with shape (number, 3, 16, 16)."""
-    shape = (number, 3, TEXT_RESOLUTION, TEXT_RESOLUTION)
-    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+    return tiny_images(number, seed, TEXT_RESOLUTION)
 
 
 def _tiny_vae(scaling_factor: float):

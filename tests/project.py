@@ -68,6 +68,15 @@ def params():
     return values
 
 
+def changed_params(folder, change):
+    """Write the project's params.yaml into a folder, changed; return its path."""
+    values = yaml.safe_load((ROOT / "params.yaml").read_text())
+    change(values)
+    path = folder / "params.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
 def write_images(folder, number):
     folder.mkdir()
     generator = np.random.default_rng(0)

