@@ -22,9 +22,11 @@ def latest(folder):
     return found
 
 
-def test_round_trip_keeps_types_keys_and_bits(tmp_path):
+def test_round_trip_keeps_types_keys_and_bits_and_pickles_nothing(tmp_path):
     before = state()
-    checkpoint.save(tmp_path, 5, before)
+    folder = checkpoint.save(tmp_path, 5, before)
+    assert {path.suffix for path in folder.iterdir()} == {".safetensors", ".json"}
+    assert json.loads((folder / "state.json").read_text())["step"] == 5
     step, after = latest(tmp_path)
     assert step == 5
     assert after["history"] == before["history"]
@@ -36,18 +38,14 @@ def test_round_trip_keeps_types_keys_and_bits(tmp_path):
     optimizer.load_state_dict(after["optimizer"])
 
 
-def test_nothing_is_pickled(tmp_path):
-    folder = checkpoint.save(tmp_path, 1, state())
-    assert {p.suffix for p in folder.iterdir()} == {".safetensors", ".json"}
-
-
 def test_only_the_last_two_are_kept(tmp_path):
     for step in (1, 2, 3):
         checkpoint.save(tmp_path, step, state())
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-0000002", "step-0000003"]
 
 
-def test_a_half_written_state_is_not_seen(tmp_path):
+def test_a_half_written_state_is_not_seen_and_without_a_folder_none(tmp_path):
+    assert checkpoint.latest(tmp_path / "none") is None
     checkpoint.save(tmp_path, 1, state())
     (tmp_path / ".step-0000002.partial").mkdir()
     assert latest(tmp_path)[0] == 1
@@ -62,17 +60,8 @@ def test_a_damaged_state_is_passed_over_by_name(tmp_path, name):
         assert latest(tmp_path)[0] == 1
 
 
-def test_no_folder_means_no_state(tmp_path):
-    assert checkpoint.latest(tmp_path / "none") is None
-
-
 def test_the_key_depends_on_parameters_and_inputs_only():
     key = checkpoint.run_key({"a": 1, "b": 2}, {"source": "x"})
     assert key == checkpoint.run_key({"b": 2, "a": 1}, {"source": "x"})
     assert key != checkpoint.run_key({"a": 1, "b": 3}, {"source": "x"})
     assert key != checkpoint.run_key({"a": 1, "b": 2}, {"source": "y"})
-
-
-def test_states_are_readable_json(tmp_path):
-    folder = checkpoint.save(tmp_path, 1, state())
-    assert json.loads((folder / "state.json").read_text())["step"] == 1

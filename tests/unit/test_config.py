@@ -1,22 +1,13 @@
 """params.yaml: unknown keys, values out of range and dangling names are errors that say where."""
 
-from pathlib import Path
-
 import pytest
-import yaml
 
 from domainstudio import config
 from domainstudio.errors import ConfigError
+from tests.modules import ROOT
+from tests.project import changed_params
 
-PARAMS = Path(__file__).parents[2] / "params.yaml"
-
-
-def changed(tmp_path, change):
-    values = yaml.safe_load(PARAMS.read_text())
-    change(values)
-    path = tmp_path / "params.yaml"
-    path.write_text(yaml.safe_dump(values))
-    return path
+PARAMS = ROOT / "params.yaml"
 
 
 @pytest.mark.parametrize(
@@ -36,7 +27,7 @@ def changed(tmp_path, change):
 )
 def test_what_is_wrong_is_named(tmp_path, change, message):
     with pytest.raises(ConfigError, match=message):
-        config.load(changed(tmp_path, change))
+        config.load(changed_params(tmp_path, change))
 
 
 def test_overrides_win_and_the_rest_stays(tmp_path):
@@ -44,7 +35,7 @@ def test_overrides_win_and_the_rest_stays(tmp_path):
         item = values["adaptations"]["ink-domainstudio"]
         item["finetune"], item["weights"] = {"steps": 7}, {"image": 9.0}
 
-    adaptation = config.load(changed(tmp_path, change)).adaptation("ink-domainstudio")
+    adaptation = config.load(changed_params(tmp_path, change)).adaptation("ink-domainstudio")
     default = config.load(PARAMS).adaptation("ink-domainstudio")
     assert adaptation.training.steps == 7
     assert adaptation.weights.image == 9.0

@@ -2,6 +2,7 @@
 
 import ast
 import re
+from importlib import import_module
 from pathlib import Path
 
 import jsonschema
@@ -9,9 +10,9 @@ import pytest
 import yaml
 
 from domainstudio.config import AdaptationSettings, Settings, reference
+from tests.modules import MODULES, ROOT
 from tests.unit.test_layers import LAYERS, LEVELS
 
-ROOT = Path(__file__).parents[2]
 PAGES = sorted(
     path.relative_to(ROOT).as_posix()
     for pattern in ("README.md", "CONTRIBUTING.md", "docs/*.md", "benchmarks/README.md")
@@ -69,11 +70,9 @@ def wrong_commands(_page, text):
             source = source_of(module)
             if source is None:
                 yield f"python -m {module}"
-            else:
-                options = re.findall(r"(?<!\S)(--[a-z-]+)", rest)
-                yield from (
-                    f"python -m {module} {option}" for option in options if f'"{option}"' not in source
-                )
+            for option in re.findall(r"(?<!\S)(--[a-z-]+)", rest):
+                if f'"{option}"' not in (source or f'"{option}"'):
+                    yield f"python -m {module} {option}"
 
 
 def wrong_targets(_page, text):
@@ -111,7 +110,7 @@ def wrong_settings(_page, text):
 
 
 def settings_named(text):
-    """Return every `section.key` of code spans, and those of `dvc exp run -S`."""
+    """Yield every `section.key` of code spans, and those of `dvc exp run -S`."""
     for part in code(text):
         yield from re.findall(r"-S ([\w.-]+)=", part)
         key = re.match(r"([a-z_]+(?:\.[\w*<>-]+)+)(?::.*)?$", part)
@@ -132,35 +131,19 @@ def known(path, schema=VALIDATOR.schema):
     return isinstance(inner, dict) and known(path[1:], inner)
 
 
-def defined(path):
-    """Return the names that a module defines or imports at its top."""
-    names = set()
-    for node in ast.parse(path.read_text()).body:
-        if isinstance(node, ast.FunctionDef | ast.ClassDef):
-            names.add(node.name)
-        elif isinstance(node, ast.ImportFrom | ast.Import):
-            names |= {alias.asname or alias.name for alias in node.names}
-        elif isinstance(node, ast.Assign):
-            names |= {target.id for target in node.targets if isinstance(target, ast.Name)}
-        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            names.add(node.target.id)
-    return names
-
-
 def wrong_names(_page, text):
     """Check `from domainstudio.… import name` in examples, and "`a/module.py`: `name`" in prose."""
-    pairs = [(f"domainstudio/{path}", name) for path, name in re.findall(r"`([\w/]+\.py)`: `(\w+)`", text)]
+    pairs = [(path.replace("/", "."), name) for path, name in re.findall(r"`([\w/]+)\.py`: `(\w+)`", text)]
     terms = re.findall(r"`(losses|wavelet)\.((?!py`)\w+)`", text)
-    pairs += [(f"domainstudio/training/{module}.py", name) for module, name in terms]
+    pairs += [(f"training.{module}", name) for module, name in terms]
+    pairs = [(f"domainstudio.{module}", name) for module, name in pairs]
     for block in blocks(text, "python"):
         for node in ast.walk(ast.parse(block)):
             if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] in ROOMS:
-                path = str(node.module).replace(".", "/")
-                path = f"{path}/__init__.py" if (ROOT / path).is_dir() else f"{path}.py"
-                pairs += [(path, alias.name) for alias in node.names]
-    for path, name in pairs:
-        if not (ROOT / path).is_file() or name not in defined(ROOT / path):
-            yield f"{path}: {name}"
+                pairs += [(str(node.module), alias.name) for alias in node.names]
+    for module, name in pairs:
+        if module not in MODULES or not hasattr(import_module(module), name):
+            yield f"{module}: {name}"
 
 
 CHECKS = (broken_links, missing_paths, wrong_commands, wrong_targets, wrong_settings, wrong_names)

@@ -2,16 +2,15 @@
 
 import json
 import math
-from pathlib import Path
 
 import pytest
-import yaml
 
 from domainstudio import config
 from domainstudio.config import GateSettings
 from domainstudio.registry.gate import TITLES, Measurement, decide, span
+from tests.modules import ROOT
+from tests.project import changed_params
 
-PARAMS = Path(__file__).parents[2] / "params.yaml"
 FIGURES = dict(zip(TITLES, (200.0, 0.2, 0.5, None, 0.02), strict=True))
 CONDITIONS = {"number of samples": "200", "scheduler": "ddim"}
 GATE = GateSettings(max_memorized_share=0.05, margin=0.05)
@@ -30,6 +29,12 @@ def judged(candidate, champion=None, gate=GATE):
     return verdict.outcome, verdict.reason
 
 
+def in_short(*judgement):
+    """Return outcome and the first words of the reason."""
+    outcome, reason = judged(*judgement)
+    return outcome, reason.partition(":")[0]
+
+
 LIMITS = [
     ("frechet_distance", 210.0, 210.1, 190.0, 190.1),
     ("kid", 0.21, 0.2101, 0.19, 0.1901),
@@ -44,18 +49,38 @@ def test_each_figure_has_a_tolerance_and_a_margin(name, allowed, too_bad, better
     champion = {"top_1": 0.4}
     other = {"intra_distance": 0.6} if name == "frechet_distance" else {"frechet_distance": 150}
     assert judged({**champion, **other, name: allowed}, champion, ALL)[0] == "promoted"
-    outcome, reason = judged({**champion, **other, name: too_bad}, champion, ALL)
-    assert (outcome, reason.partition(":")[0]) == ("refused", f"worse {TITLES[name]}")
-    outcome, reason = judged({**champion, name: better}, champion, ALL)
-    assert (outcome, reason.partition(":")[0]) == ("promoted", f"better {TITLES[name]}")
-    outcome, reason = judged({**champion, name: too_near}, champion, ALL)
+    worse = in_short({**champion, **other, name: too_bad}, champion, ALL)
+    assert worse == ("refused", f"worse {TITLES[name]}")
+    assert in_short({**champion, name: better}, champion, ALL) == ("promoted", f"better {TITLES[name]}")
     titles = "Fréchet distance or kernel distance or intra distance or subject kept"
-    assert (outcome, reason.partition(":")[0]) == ("refused", f"not better by 5% in {titles}")
+    near = in_short({**champion, name: too_near}, champion, ALL)
+    assert near == ("refused", f"not better by 5% in {titles}")
 
 
-def test_figures_without_a_tolerance_do_not_count():
-    assert judged({"kid": 0.01, "top_1": 0.9}, {"top_1": 0.1})[0] == "refused"
-    assert judged({"kid": 9.0, "top_1": 0.0, "frechet_distance": 150.0}, {"top_1": 0.1})[0] == "promoted"
+NO_MARGIN = GateSettings(margin=0.0)
+BELOW_ZERO = {"kid": -0.02, "top_1": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("candidate", "champion", "gate", "outcome"),
+    [
+        # Figures without a tolerance do not count.
+        ({"kid": 0.01, "top_1": 0.9}, {"top_1": 0.1}, GATE, "refused"),
+        ({"kid": 9.0, "top_1": 0.0, "frechet_distance": 150.0}, {"top_1": 0.1}, GATE, "promoted"),
+        # A champion at or below zero is compared too, and the distance may be below it.
+        ({"top_1": 0.01}, {"top_1": 0.0}, ALL, "promoted"),
+        ({"kid": -0.01, "top_1": 0.0}, BELOW_ZERO, ALL, "refused"),
+        ({"kid": -0.03, "top_1": 0.0}, BELOW_ZERO, ALL, "promoted"),
+        ({"kid": -0.0195, "top_1": 0.0, "frechet_distance": 100.0}, BELOW_ZERO, ALL, "promoted"),
+        # With a margin of zero the same again is not better.
+        ({}, {}, NO_MARGIN, "refused"),
+        ({"frechet_distance": 199.999}, {}, NO_MARGIN, "promoted"),
+        # Without subjects the paired measure does not count.
+        ({"frechet_distance": 100.0}, {}, ALL, "promoted"),
+    ],
+)
+def test_figures_at_the_edges(candidate, champion, gate, outcome):
+    assert judged(candidate, champion, gate)[0] == outcome
 
 
 def test_the_share_of_copies_has_a_ceiling_whatever_the_champion_is():
@@ -91,52 +116,34 @@ def test_what_is_missing_or_not_finite_never_wins(name, value):
         assert f"{TITLES[name]} not measured" in verdict.reason
 
 
-@pytest.mark.parametrize("value", [None, math.nan])
-def test_a_champion_without_a_figure_cannot_be_compared(value):
-    outcome, reason = judged({"intra_distance": 0.9}, {"frechet_distance": value})
-    assert outcome == "not comparable"
-    assert reason.startswith("not comparable with the champion (the champion has no Fréchet distance): ")
-
-
-def test_other_conditions_cannot_be_compared():
-    better, champion = measured(frechet_distance=1.0), {"number of samples": "100", "scheduler": "ddim"}
-    verdict = decide(better, measured(champion), GATE)
+@pytest.mark.parametrize(
+    ("champion", "why"),
+    [
+        (measured(frechet_distance=None), "the champion has no Fréchet distance"),
+        (measured(frechet_distance=math.nan), "the champion has no Fréchet distance"),
+        (measured(CONDITIONS | {"number of samples": "100"}), "number of samples 200, the champion's 100"),
+        (measured({"scheduler": "ddim"}), "number of samples 200, the champion's none"),
+        (Measurement({}, {}), "the champion's figures are not known"),
+    ],
+)
+def test_other_conditions_and_figures_cannot_be_compared(champion, why):
+    verdict = decide(measured(frechet_distance=1.0), champion, GATE)
     assert verdict.outcome == "not comparable"
     assert verdict.reason == (
-        "not comparable with the champion (number of samples 200, the champion's 100): Fréchet distance 1; "
-        "intra distance 0.5; memorised 2% (allowed 5%). Promote by hand, or register again where the "
-        "champion can be drawn and measured in the same way"
+        f"not comparable with the champion ({why}): Fréchet distance 1; intra distance 0.5; memorised 2% "
+        "(allowed 5%). Promote by hand, or register again where the champion can be drawn and measured in "
+        "the same way"
     )
-    unknown = decide(better, Measurement({}, {}), GATE)
-    assert unknown.outcome == "not comparable"
-    assert "(the champion's figures are not known)" in unknown.reason
-    fewer = decide(better, measured({"scheduler": "ddim"}), GATE)
-    assert "(number of samples 200, the champion's none)" in fewer.reason
 
 
 def test_the_paired_measure_counts_for_models_with_subjects():
-    assert judged({"frechet_distance": 100.0}, gate=ALL)[0] == "promoted", "no subjects"
-    outcome, reason = judged({"frechet_distance": 100.0}, {"top_1": 0.1}, ALL)
-    assert (outcome, reason.partition(":")[0]) == ("refused", "subject kept is missing or not finite")
+    missing = in_short({"frechet_distance": 100.0}, {"top_1": 0.1}, ALL)
+    assert missing == ("refused", "subject kept is missing or not finite")
     _, reason = judged({"top_1": 0.3}, {"top_1": 0.1}, ALL)
     assert "subject kept 30% against 10% (+200.0%, allowed -5%)" in reason
-
-
-def test_a_champion_at_or_below_zero_is_compared_too():
-    assert judged({"top_1": 0.01}, {"top_1": 0.0}, ALL)[0] == "promoted"
     outcome, reason = judged({"top_1": 0.0}, {"top_1": 0.0}, ALL)
     assert outcome == "refused"
     assert "subject kept 0% against 0% (allowed -5%)" in reason
-    assert judged({"kid": -0.01, "top_1": 0.0}, {"kid": -0.02, "top_1": 0.0}, ALL)[0] == "refused"
-    assert judged({"kid": -0.03, "top_1": 0.0}, {"kid": -0.02, "top_1": 0.0}, ALL)[0] == "promoted"
-    near = {"kid": -0.0195, "top_1": 0.0, "frechet_distance": 100.0}
-    assert judged(near, {"kid": -0.02, "top_1": 0.0}, ALL)[0] == "promoted", "the distance may be below 0"
-
-
-def test_with_a_margin_of_zero_the_same_again_is_not_better():
-    gate = GateSettings(margin=0.0)
-    assert judged({}, gate=gate)[0] == "refused"
-    assert judged({"frechet_distance": 199.999}, gate=gate)[0] == "promoted"
 
 
 def test_without_a_gate_the_newest_wins():
@@ -162,18 +169,17 @@ METRICS = {
     "samples": {"frechet_distance": 9.0, "intra_distance": math.nan, "memorized_share": 0.0},
     "paired": {"samples": {"number": 2, "top_1": 0.5}},
 }
-SUBJECTS = ("a house", "a cat", "a tree")
 
 
-def images(*seeds, subjects=SUBJECTS):
+def images(*seeds, subjects="abc"):
     return [{"seed": seed, "subject": subject} for seed, subject in zip(seeds, subjects, strict=True)]
 
 
 SAMPLES = {"scheduler": "ddim", "steps": 30, "images": images(4, 5, 6)}
 
 
-def measurement(metrics=METRICS, samples=SAMPLES, shots="a" * 64, domain="b" * 64, threshold=0.15):
-    return Measurement.of(metrics, samples, shots, domain, threshold)
+def measurement(shots="a" * 64, domain="b" * 64, threshold=0.15, samples=SAMPLES, **metrics):
+    return Measurement.of(METRICS | metrics, {**SAMPLES, **samples}, shots, domain, threshold)
 
 
 def test_a_measurement_reads_what_the_stages_write():
@@ -183,20 +189,22 @@ def test_a_measurement_reads_what_the_stages_write():
     assert Measurement.from_json(found.to_json()) == found
     json.dumps(decide(found, found, GATE).to_json(), allow_nan=False)
     with pytest.raises(KeyError, match="features_digest"):
-        measurement({name: value for name, value in METRICS.items() if name != "features_digest"})
+        Measurement.of(
+            {name: METRICS[name] for name in METRICS if name != "features_digest"}, SAMPLES, "a", "b", 0.15
+        )
 
 
 @pytest.mark.parametrize(
     ("change", "condition"),
     [
-        ({"metrics": {**METRICS, "features_digest": "0" * 64}}, "feature network"),
-        ({"metrics": {**METRICS, "number": 4}}, "number of samples"),
-        ({"samples": {**SAMPLES, "images": images(5, 6, 7)}}, "seeds"),
-        ({"samples": {**SAMPLES, "images": images(4, 5, 6, subjects="aaa")}}, "subjects"),
-        ({"samples": {**SAMPLES, "scheduler": "ddpm"}}, "scheduler"),
-        ({"samples": {**SAMPLES, "steps": 10}}, "denoising steps"),
-        ({"samples": {**SAMPLES, "guidance_scale": 2.0}}, "guidance"),
-        ({"samples": {**SAMPLES, "negative": "red"}}, "negative"),
+        ({"features_digest": "0" * 64}, "feature network"),
+        ({"number": 4}, "number of samples"),
+        ({"samples": {"images": images(5, 6, 7)}}, "seeds"),
+        ({"samples": {"images": images(4, 5, 6, subjects="aaa")}}, "subjects"),
+        ({"samples": {"scheduler": "ddpm"}}, "scheduler"),
+        ({"samples": {"steps": 10}}, "denoising steps"),
+        ({"samples": {"guidance_scale": 2.0}}, "guidance"),
+        ({"samples": {"negative": "red"}}, "negative"),
         ({"shots": "0" * 64}, "training images"),
         ({"domain": "0" * 64}, "target domain"),
         ({"threshold": 0.2}, "memorised below"),
@@ -214,8 +222,6 @@ def test_seeds_in_short():
 
 
 def test_params_may_switch_the_gate_off(tmp_path):
-    values = yaml.safe_load(PARAMS.read_text())
-    assert config.load(PARAMS).registry.gate == GateSettings(), "the file shows the defaults"
-    values["registry"]["gate"] = None
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
-    assert config.load(tmp_path / "params.yaml").registry.gate is None
+    assert config.load(ROOT / "params.yaml").registry.gate == GateSettings(), "the file shows the defaults"
+    path = changed_params(tmp_path, lambda values: values["registry"].update(gate=None))
+    assert config.load(path).registry.gate is None
