@@ -1,10 +1,7 @@
 """The stage `prepare`, and what stage scripts share."""
 
-from __future__ import annotations
-
+import shutil
 import sys
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import yaml
@@ -19,7 +16,7 @@ TARGET = {"shots": "images", "number": 4, "seed": 7, "domain": "images"}
 
 
 @pytest.fixture(autouse=True)
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def project(tmp_path, monkeypatch):
     """A project with twelve images, which is the current folder."""
     write_images(tmp_path / "images", 12)
     write_params(tmp_path, TARGET)
@@ -27,70 +24,68 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def write_params(project: Path, target: dict[str, object]) -> None:
+def write_params(project, target):
     (project / "params.yaml").write_text(yaml.safe_dump(params() | {"targets": {"ink": target}}))
 
 
-Stage = Callable[..., tuple[int, str, str]]
-
-
 @pytest.fixture
-def stage(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Stage:
+def stage(monkeypatch, capsys):
     """Run the stage with arguments; return its exit status, and what it printed to stdout and stderr."""
 
-    def call(*arguments: str) -> tuple[int, str, str]:
+    def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["prepare", *arguments])
-        try:
+        with pytest.raises(SystemExit) as stop:
             run(prepare.main)
-            status = 0
-        except SystemExit as error:
-            status = int(error.code or 0)
-        return status, *capsys.readouterr()
+            sys.exit()
+        return stop.value.code or 0, *capsys.readouterr()
 
     return call
 
 
-def test_source_and_target(project: Path, stage: Stage) -> None:
+def saved():
+    return [ImageSet.load(f"data/targets/ink/{name}") for name in ("shots", "domain")]
+
+
+def test_source_and_target(project, stage):
     assert stage("source") == (0, "data/source: 12 images from images\n", "")
     out = "data/targets/ink/shots: 4 images from images\ndata/targets/ink/domain: 12 images from images\n"
     assert stage("target", "ink") == (0, out, "")
-    source = ImageSet.load("data/source")
-    shots, domain = (ImageSet.load(f"data/targets/ink/{name}") for name in ("shots", "domain"))
-    assert domain.digest == source.digest and domain.resolution == 8
+    shots, domain = saved()
+    assert domain.digest == ImageSet.load("data/source").digest and domain.resolution == 8
     assert shots.digest == domain.draw(4, 7).digest
     assert [path.name for path in (project / "data/targets").iterdir()] == ["ink"]
 
 
-def test_shots_may_have_an_origin_of_their_own(project: Path, stage: Stage) -> None:
+def test_shots_may_have_an_origin_of_their_own(project, stage):
     (project / "few").mkdir()
     for name in ("03.png", "05.png"):
-        (project / "few" / name).write_bytes((project / "images" / name).read_bytes())
+        shutil.copy(project / "images" / name, project / "few")
     write_params(project, TARGET | {"shots": "few", "number": None})
     assert stage("target", "ink")[0] == 0
-    shots, domain = (ImageSet.load(f"data/targets/ink/{name}") for name in ("shots", "domain"))
+    shots, domain = saved()
     assert (shots.images == domain.images[[3, 5]]).all() and shots.origin == "few"
 
 
-def test_an_error_is_one_clean_message_and_loses_nothing(project: Path, stage: Stage) -> None:
+def test_an_error_is_one_clean_message_and_loses_nothing(project, stage):
     assert stage("target", "ink")[0] == 0
-    before = ImageSet.load("data/targets/ink/shots").digest
+    before = saved()[0].digest
     (project / "images/zz.png").write_bytes(b"x")
     status, out, err = stage("target", "ink")
     assert (status, out) == (2, "")
     assert err.startswith("error: images: 1 of 13 images cannot be used:\n  images/zz.png: not a readable")
     assert "Traceback" not in err
-    assert ImageSet.load("data/targets/ink/shots").digest == before
+    assert saved()[0].digest == before
     assert [path.name for path in (project / "data/targets").iterdir()] == ["ink"]
 
 
-def test_wrong_names_are_named(stage: Stage) -> None:
+def test_wrong_names_are_named(stage):
     assert stage("target", "inc") == (2, "", "error: targets has no 'inc'; there are ['ink']\n")
     for arguments in (["target"], ["source", "ink"], ["sauce"], []):
         assert stage(*arguments)[0] == 2
 
 
-def test_run_reports_expected_errors_and_lets_defects_through(capsys: pytest.CaptureFixture[str]) -> None:
-    def expected() -> None:
+def test_run_reports_expected_errors_and_lets_defects_through(capsys):
+    def expected():
         raise DataError("no images")
 
     with pytest.raises(SystemExit) as caught:
