@@ -42,16 +42,13 @@ def test_difference_at_equal_frechet_distance_is_the_offset_whatever_the_steps(r
     assert np.isfinite(found.by_seed[0][found.levels > 80.5]).all()
 
 
-def test_steps_after_the_best_are_left_out(recorded):
-    ours = [*straight("a", 0, 0.3), record("a", 0, 99, 70.0, -5.0)]
-    found = difference(recorded(ours + straight("b", 0, 0.2)), "a", "b")
+def test_steps_after_the_best_are_left_out_and_curves_that_do_not_meet_have_no_difference(recorded):
+    ours, theirs = [*straight("a", 0, 0.3), record("a", 0, 99, 70.0, -5.0)], straight("b", 0, 0.2)
+    found = difference(recorded(ours + theirs), "a", "b")
     assert found is not None
     assert found.means == pytest.approx([0.1])
-
-
-def test_curves_that_do_not_meet_have_no_difference(recorded):
-    records = straight("a", 0, 0.3, (100.0, 90.0)) + straight("b", 0, 0.2, (50.0, 40.0))
-    assert difference(recorded(records), "a", "b") is None
+    apart = straight("a", 0, 0.3, (100.0, 90.0)) + straight("b", 0, 0.2, (50.0, 40.0))
+    assert difference(recorded(apart), "a", "b") is None
 
 
 def test_a_later_record_replaces_an_earlier_one(recorded):

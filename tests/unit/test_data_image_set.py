@@ -1,32 +1,29 @@
 """Image sets on disk, draws, and pictures."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save
 
 from domainstudio.data import ImageRecord, ImageSet, Refusal, contact_sheet, grid, save_png
 from domainstudio.errors import DataError
+from tests.models import tiny_images
+from tests.modules import ROOT
 
 
-def image_set(number: int = 6, resolution: int = 8) -> ImageSet:
-    images = np.random.default_rng(0).integers(0, 256, (number, 3, resolution, resolution), dtype=np.uint8)
+def image_set(number: int = 6) -> ImageSet:
     records = tuple(
         ImageRecord(f"{i}.png", f"{i:064}", 9, 10, f"x/{i}.png", f"image {i}", "cat" if i else None, "1F600")
         for i in range(number)
     )
     refused = (Refusal("x/bad.png", "damaged"),)
-    return ImageSet(images, records, "x", "CC-BY-4.0", "© Ärzte", refused, ("x/.DS_Store",))
+    return ImageSet(tiny_images(number), records, "x", "CC-BY-4.0", "© Ärzte", refused, ("x/.DS_Store",))
 
 
 def test_saved_and_loaded_are_equal(tmp_path: Path) -> None:
@@ -39,49 +36,36 @@ def test_saved_and_loaded_are_equal(tmp_path: Path) -> None:
     assert len(loaded) == 6
     names = sorted(path.name for path in (tmp_path / "set").iterdir())
     assert names == ["contact_sheet.png", "images.safetensors", "manifest.json"]
+    assert saved.digest == hashlib.sha256(saved.images.tobytes()).hexdigest()
+    strided = ImageSet(np.asfortranarray(saved.images), saved.records, "x")
+    assert strided.digest == saved.digest
+    image_set().save(tmp_path / "again")
+    for name in names:
+        assert (tmp_path / "set" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
 
 
-def test_saving_twice_gives_the_same_bytes(tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        image_set().save(tmp_path / name)
-    for file in (tmp_path / "a").iterdir():
-        assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()
+def without(file):
+    return lambda folder: (folder / file).unlink()
 
 
-def test_the_digest_is_that_of_the_pixels() -> None:
-    images = image_set()
-    assert images.digest == hashlib.sha256(images.images.tobytes()).hexdigest()
-    strided = ImageSet(np.asfortranarray(images.images), images.records, "x")
-    assert strided.digest == images.digest
+def with_bytes(file, content):
+    return lambda folder: (folder / file).write_bytes(content)
 
 
-def with_bytes(file: str, content: bytes | None) -> Callable[[Path], None]:
-    def change(folder: Path) -> None:
-        (folder / file).unlink()
-        if content is not None:
-            (folder / file).write_bytes(content)
-
-    return change
-
-
-def with_manifest(**changes: Any) -> Callable[[Path], None]:
-    def change(folder: Path) -> None:
+def with_manifest(**changes):
+    def change(folder):
         path = folder / "manifest.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
     return change
 
 
-def with_tensors(**tensors: np.ndarray) -> Callable[[Path], None]:
-    return lambda folder: save_file(tensors, folder / "images.safetensors")
+def with_tensors(**tensors):
+    return with_bytes("images.safetensors", save(tensors))
 
 
-def with_another_pixel(folder: Path) -> None:
-    pixels = load_file(folder / "images.safetensors")["images"]
-    pixels[3, 1, 2, 2] ^= 1
-    save_file({"images": pixels}, folder / "images.safetensors")
-
-
+ANOTHER_PIXEL = tiny_images()
+ANOTHER_PIXEL[3, 1, 2, 2] ^= 1
 NO_MANIFEST = r"manifest\.json is not an image set's manifest"
 DAMAGED = r"images\.safetensors is damaged"
 
@@ -89,8 +73,8 @@ DAMAGED = r"images\.safetensors is damaged"
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (with_another_pixel, r"images\.safetensors is not what manifest\.json describes"),
-        (with_bytes("manifest.json", None), r"manifest\.json cannot be read"),
+        (with_tensors(images=ANOTHER_PIXEL), r"images\.safetensors is not what manifest\.json describes"),
+        (without("manifest.json"), r"manifest\.json cannot be read"),
         (with_bytes("manifest.json", b"{"), NO_MANIFEST),
         (with_bytes("manifest.json", b"\xff\xfe"), NO_MANIFEST),
         (with_bytes("manifest.json", b'{"format": 2}'), NO_MANIFEST),
@@ -98,14 +82,14 @@ DAMAGED = r"images\.safetensors is damaged"
         (with_manifest(resolution="8"), NO_MANIFEST),
         (with_manifest(images=[{"id": "a"}]), NO_MANIFEST),
         (with_manifest(images=[]), "6 images but 0 records"),
-        (with_bytes("images.safetensors", None), r"images\.safetensors cannot be read"),
+        (without("images.safetensors"), r"images\.safetensors cannot be read"),
         (with_bytes("images.safetensors", b""), DAMAGED),
         (with_bytes("images.safetensors", b"\x80\x04pickle"), DAMAGED),
         (with_tensors(images=np.zeros((6, 3, 8, 8), np.float32)), "expected uint8"),
         (with_tensors(other=np.zeros(1, np.uint8)), DAMAGED),
     ],
 )
-def test_load_names_what_is_damaged(tmp_path: Path, change: Callable[[Path], None], message: str) -> None:
+def test_load_names_what_is_damaged(tmp_path, change, message):
     image_set().save(tmp_path)
     change(tmp_path)
     with pytest.raises(DataError, match=message) as caught:
@@ -168,6 +152,5 @@ def test_pictures_refuse_what_is_no_batch_of_images() -> None:
 
 def test_datasets_need_neither_torch_nor_boto3() -> None:
     code = "import sys, domainstudio.data, stages.prepare; print({'torch', 'boto3', 'dvc'} & {*sys.modules})"
-    root = Path(__file__).parents[2]
-    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"

@@ -1,7 +1,5 @@
 """Files and folders are there whole or not at all, also after an exception or a kill."""
 
-from __future__ import annotations
-
 import stat
 
 import pytest

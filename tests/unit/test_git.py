@@ -1,15 +1,12 @@
 """The commit of a result, and whether the code differed from it."""
 
-from __future__ import annotations
-
 import subprocess
-from pathlib import Path
 
 from domainstudio import git
 from domainstudio.redaction import redact
 
 
-def run(folder: Path, *arguments: str) -> None:
+def run(folder, *arguments):
     identity = ("-c", "user.name=n", "-c", "user.email=e@example.org", "-c", "commit.gpgsign=false")
     subprocess.run(("git", *identity, *arguments), cwd=folder, check=True, capture_output=True)
 

@@ -10,14 +10,11 @@ def record(**values):
     return ImageRecord("a", "0", 8, 8, "folder/a.png", **values)
 
 
-def test_templates_are_filled_from_the_record():
+def test_templates_are_filled_from_the_record_or_a_subject():
     cat = record(caption="cat face", label="animal")
     assert prompts.of_image("{caption} in [V] style", cat, "p") == "cat face in [V] style"
     assert prompts.of_image("{label}: {caption}", cat, "p") == "animal: cat face"
     assert prompts.of_image("a house in [V] style", record(), "p") == "a house in [V] style"
-
-
-def test_a_subject_takes_the_place_of_caption_and_label():
     assert prompts.of_subject("{caption} in [V] style", "dog", "p") == "dog in [V] style"
     assert prompts.of_subject("{label}", "animal", "p") == "animal"
 
@@ -37,18 +34,15 @@ def test_what_cannot_be_filled_is_named(template, message):
 
 
 def test_subjects_are_read_without_comments_and_empty_lines(tmp_path):
-    path = tmp_path / "subjects.txt"
+    path = tmp_path / "s.txt"
+    with pytest.raises(ConfigError, match=r"s\.txt cannot be read"):
+        prompts.read_subjects(path)
     path.write_text("# drawn by hand\ncat face\n\n  dog \n")
     assert prompts.read_subjects(path) == ["cat face", "dog"]
-
-
-@pytest.mark.parametrize("content", [b"", b"# nothing\n", b"\xff\xfe"])
-def test_a_file_without_subjects_is_refused(tmp_path, content):
-    (tmp_path / "s.txt").write_bytes(content)
-    with pytest.raises(ConfigError, match=r"s\.txt"):
-        prompts.read_subjects(tmp_path / "s.txt")
-    with pytest.raises(ConfigError, match=r"missing\.txt cannot be read"):
-        prompts.read_subjects(tmp_path / "missing.txt")
+    for content in b"", b"# nothing\n", b"\xff\xfe":
+        path.write_bytes(content)
+        with pytest.raises(ConfigError, match=r"s\.txt"):
+            prompts.read_subjects(path)
 
 
 def test_paraphrases_are_always_the_same_and_use_the_keywords():

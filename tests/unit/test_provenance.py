@@ -1,17 +1,15 @@
 """What a model came from, as it is written beside the model and read again."""
 
-from __future__ import annotations
-
 import json
-from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
 from domainstudio import config
 from domainstudio.tracking.provenance import Provenance
+from tests.modules import ROOT
 
-ADAPTATION = config.load(Path(__file__).parents[2] / "params.yaml").adaptation("ink-domainstudio")
+ADAPTATION = config.load(ROOT / "params.yaml").adaptation("ink-domainstudio")
 
 
 @pytest.mark.parametrize("processes", [{}, {"processes": 2}])

@@ -41,15 +41,12 @@ def test_a_style_changes_colours(style, black, white, red):
 
 def test_half_of_the_images_are_as_they_are():
     images, texts = with_styles(pixels(RED, WHITE), [["a", "b"], ["c"]], ["negative", "grey"])
-    assert texts == [["a", "b"], ["c"]] * 2 + [
-        ["a in negative style", "b in negative style"],
-        ["c in negative style"],
-        ["a in grey style", "b in grey style"],
-        ["c in grey style"],
+    added = [
+        [f"{text} in {style} style" for text in each]
+        for style in ("negative", "grey")
+        for each in ("ab", "c")
     ]
+    assert texts == [["a", "b"], ["c"]] * 2 + added
     assert colours_of(images) == [RED, WHITE] * 2 + [(0, 255, 255), BLACK, (76, 76, 76), WHITE]
-
-
-def test_without_styles_nothing_is_added():
     images, texts = with_styles(pixels(RED), [["a"]], [])
     assert colours_of(images) == [RED] and texts == [["a"]]
