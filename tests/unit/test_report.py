@@ -1,13 +1,12 @@
 """The report, on small made-up folders: self-contained, repeatable, honest about what is missing."""
 
-import hashlib
 import json
 import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from domainstudio import config, report
-from domainstudio.data import ImageRecord, ImageSet, grid, save_png
+from domainstudio.data import grid, save_png
 from domainstudio.errors import DataError
 from domainstudio.git import State
 from domainstudio.metrics.catalogue import FIGURES
@@ -25,22 +24,12 @@ from domainstudio.report.pictures import evenly, picture
 from domainstudio.report.reading import read
 from domainstudio.report.sections import comparisons, section
 from domainstudio.storage.files import write_json
+from tests.models import image_set, tiny_images
+from tests.modules import ROOT
 from tests.unit.test_metrics_stage import write_samples
 
-SIDE, SHOTS, DOMAIN, SAMPLES = 8, 10, 30, 20
+SHOTS, DOMAIN, SAMPLES = 10, 30, 20
 VOID = {"meta", "img", "br", "link", "input", "hr", "base", "source", "track", "embed", "col", "wbr"}
-
-
-def images(number, seed, side=SIDE):
-    return np.random.default_rng(seed).integers(0, 256, (number, 3, side, side), dtype=np.uint8)
-
-
-def image_set(pixels, origin="shapes", attribution="<i>someone</i> & others"):
-    records = tuple(
-        ImageRecord(f"{i}", hashlib.sha256(p.tobytes()).hexdigest(), 9, 9, origin, f"shape {i}")
-        for i, p in enumerate(pixels)
-    )
-    return ImageSet(pixels, records, origin, "CC0-1.0", attribution)
 
 
 def figures(frechet, intra=0.4, **other):
@@ -49,6 +38,7 @@ def figures(frechet, intra=0.4, **other):
 
 def write_evaluation(root, name, values, features="tiny-net", domain_is_shots=False):
     real = {"frechet_distance": 5.0, "intra_distance": 0.5}
+    shots = {"frechet_distance": 90.0, "intra_distance": None}
     metrics = {
         "features": features,
         "features_digest": "f00d" * 16,
@@ -56,7 +46,7 @@ def write_evaluation(root, name, values, features="tiny-net", domain_is_shots=Fa
         "domain_number": DOMAIN - SHOTS,
         "domain_is_shots": domain_is_shots,
         "samples": values,
-        "references": {"shots": {"frechet_distance": 90.0, "intra_distance": None}, "domain": real},
+        "references": {"shots": shots, "domain": real},
     }
     write_json(root / "evaluation" / name / "metrics.json", metrics)
     pairs = [
@@ -68,40 +58,36 @@ def write_evaluation(root, name, values, features="tiny-net", domain_is_shots=Fa
 
 def write_training(root, name):
     folder = root / "training" / name
-    save_png(grid_of(images(4, 9)), [folder / "previews/step-000002.png"])
-    save_png(grid_of(images(4, 8)), [folder / "previews/step-000001.png"])
+    for step in (2, 1):
+        preview = np.asarray(grid(tiny_images(4, 7 + step), 2)).transpose(2, 0, 1)
+        save_png(preview[None], [folder / f"previews/step-00000{step}.png"])
     rows = ["step,total,learning_rate,grad_norm,simple,image,seconds"]
     rows += [f"{i},{2 / i},0.1,1.5,{1 / i},{'nan' if i == 3 else 0.5},{i}" for i in range(1, 41)]
     (folder / "losses.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
 
 
-def grid_of(pixels):
-    return np.asarray(grid(pixels, 2)).transpose(2, 0, 1)[None]
-
-
 @pytest.fixture(scope="module")
 def settings():
-    values = config.load(Path(__file__).parents[2] / "params.yaml").model_dump(mode="json")
-    adaptations = {
-        name: {"source": "noto", "target": "ink", "method": method}
-        for name, method in (("plain", "finetune"), ("studio", "domainstudio"))
-    }
+    values = config.load(ROOT / "params.yaml").model_dump(mode="json")
     kept = {part: {name: values[part][name]} for part, name in (("sources", "noto"), ("targets", "ink"))}
-    values |= {"adaptations": adaptations, **kept}
-    return config.Settings.model_validate(values)
+    methods = {"plain": "finetune", "studio": "domainstudio"}
+    pair = {"source": "noto", "target": "ink"}
+    adaptations = {name: {**pair, "method": method} for name, method in methods.items()}
+    return config.Settings.model_validate({**values, **kept, "adaptations": adaptations})
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """Everything that two adaptations leave behind; tests that change it take a copy, `root`."""
     folder = tmp_path_factory.mktemp("made")
-    domain = images(DOMAIN, 1)
-    image_set(images(5, 0)).save(folder / "data/source")
-    image_set(domain).save(folder / "data/targets/ink/domain")
-    image_set(domain[:SHOTS]).save(folder / "data/targets/ink/shots")
-    write_samples(folder / "samples/sources/noto", images(SAMPLES, 2))
+    domain = tiny_images(DOMAIN, 1)
+    sets = {"source": tiny_images(5), "targets/ink/domain": domain, "targets/ink/shots": domain[:SHOTS]}
+    for place, pixels in sets.items():
+        named = image_set(pixels, [f"shape {i}" for i in range(len(pixels))], "shapes")
+        replace(named, licence="CC0-1.0", attribution="<i>someone</i> & others").save(folder / "data" / place)
+    write_samples(folder / "samples/sources/noto", tiny_images(SAMPLES, 2))
     for seed, (name, frechet) in enumerate((("plain", 61.25), ("studio", 44.5))):
-        write_samples(folder / "samples/adapted" / name, images(SAMPLES, 3 + seed))
+        write_samples(folder / "samples/adapted" / name, tiny_images(SAMPLES, 3 + seed))
         write_training(folder, name)
         write_evaluation(folder, name, figures(frechet))
     return folder
@@ -148,9 +134,6 @@ class Page(HTMLParser):
     def words(self):
         return re.sub(r"\s+", " ", " ".join(self.text))
 
-    def pictures(self):
-        return [attributes for tag, attributes in self.tags if tag == "img"]
-
 
 def test_the_page_parses_loads_nothing_and_has_the_place_of_every_link(html):
     page = Page(html)
@@ -190,10 +173,8 @@ def test_columns_share_their_noise(root, settings):
     comparison, row = compared(root, settings)
     assert comparison.seeds == tuple(range(1000, 1010))
     assert row.tiles[0].picture.uri == expected
-
-
-def test_a_seed_that_was_not_drawn_leaves_a_gap(root, settings):
-    write_samples(root / "samples/adapted/plain", images(3, 5), first_seed=1001)
+    # A seed that was not drawn leaves a gap.
+    write_samples(root / "samples/adapted/plain", tiny_images(3, 5), first_seed=1001)
     _, row = compared(root, settings)
     assert [tile.picture is not None for tile in row.tiles] == [False, True, True, True, *[False] * 6]
 
@@ -206,7 +187,7 @@ def test_pairs_are_sorted_and_memorised_ones_marked(made, settings, html):
     assert [pair.memorized for pair in shown.pairs] == [d < 0.0701 for d in distances]
     assert len(shown.results.memorized) == 3
     assert [pair.mirrored for pair in shown.pairs] == [i == 1 for i in range(12)]
-    shot = Image.fromarray(images(DOMAIN, 1)[1].transpose(1, 2, 0))
+    shot = Image.fromarray(tiny_images(DOMAIN, 1)[1].transpose(1, 2, 0))
     assert shown.pairs[1].training.picture == picture(ImageOps.mirror(shot), side=64)
     assert sum(count for _, count in shown.attraction) == SAMPLES
     page = Page(html)
@@ -214,11 +195,8 @@ def test_pairs_are_sorted_and_memorised_ones_marked(made, settings, html):
     assert "3 samples lie below 0.0701 and count as memorised" in page.words
 
 
-def test_best_adaptation_is_marked_once_per_metric(html):
+def test_figures_stand_beside_network_and_hash_and_the_best_is_marked_once(html):
     assert re.findall(r'class="n best">([^<]+)<', html) == ["44.5"]
-
-
-def test_network_and_hash_stand_beside_the_figures(html):
     words = Page(html).words
     assert "tiny-net" in words
     assert "f00d" * 16 in words
@@ -233,25 +211,17 @@ def test_figures_of_two_networks_are_kept_apart(root, settings):
     assert "compare within a table only" in html
 
 
+MEASURED = ("samples/adapted/plain", "evaluation/plain", "evaluation", "data samples training evaluation")
+
+
 @pytest.mark.parametrize(
-    "gone",
-    [
-        ["data/source"],
-        ["data/targets"],
-        ["samples/sources"],
-        ["samples/adapted/plain"],
-        ["training/studio"],
-        ["evaluation/plain"],
-        ["evaluation"],
-        ["data", "samples", "training", "evaluation"],
-    ],
-    ids=" ".join,
+    "gone", ["data/source", "data/targets", "samples/sources", "training/studio", *MEASURED]
 )
 def test_missing_parts_are_said(root, settings, gone):
-    for number, name in enumerate(gone):
-        (root / name).rename(root / f"gone{number}")
+    for name in gone.split():
+        shutil.rmtree(root / name)
     words = Page(report.render(root, settings)).words
-    if any(name.startswith(("samples/adapted", "evaluation")) for name in gone) or len(gone) > 1:
+    if gone in MEASURED:
         assert " yet" in words
     for name in ("plain", "studio"):
         assert name in words
@@ -288,31 +258,27 @@ def test_texts_from_outside_are_escaped(root, settings):
     Page(html)
 
 
+MANIFESTS = ("{", "[]", '{"format": 2, "images": []}', '{"format": 1, "images": [{}]}')
+
+
 @pytest.mark.parametrize(
-    "content", ["{", "[]", '{"format": 2, "images": []}', '{"format": 1, "images": [{}]}']
+    ("file", "content"), [*(("manifest.json", text) for text in MANIFESTS), ("images/000003.png", None)]
 )
-def test_a_damaged_manifest_is_an_error_that_names_it(root, settings, content):
-    path = root / "samples/adapted/plain/manifest.json"
-    path.write_text(content, encoding="utf-8")
+def test_a_damaged_manifest_or_a_missing_sample_is_an_error_that_names_it(root, settings, file, content):
+    path = root / "samples/adapted/plain" / file
+    path.unlink()
+    if content:
+        path.write_text(content, encoding="utf-8")
     with pytest.raises(DataError, match=re.escape(str(path))):
         report.render(root, settings)
 
 
-def test_a_missing_sample_file_is_an_error_that_names_it(root, settings):
-    (root / "samples/adapted/plain/images/000003.png").unlink()
-    with pytest.raises(DataError, match=r"000003\.png"):
-        report.render(root, settings)
-
-
-def test_only_settings_that_differ_are_listed(settings):
-    differing, shared = report_tables.setting_rows(list(settings.resolved.values()))
+def test_only_settings_that_differ_are_listed_and_those_of_some_key_by_key(settings):
+    first, second = settings.resolved.values()
+    differing, shared = report_tables.setting_rows([first, second])
     assert "method" in dict(differing)
     assert "training.learning_rate" in dict(shared)
     assert all(len(set(values)) > 1 for _, values in differing)
-
-
-def test_a_section_that_only_some_have_is_listed_key_by_key(settings):
-    first, second = settings.resolved.values()
     adapters = second.weights.model_copy(update={"lora": config.LoraSettings(rank=3)})
     differing, shared = report_tables.setting_rows([first, second.model_copy(update={"weights": adapters})])
     assert dict(differing)["weights.lora.rank"] == ["–", "3"]
@@ -320,32 +286,29 @@ def test_a_section_that_only_some_have_is_listed_key_by_key(settings):
 
 
 def test_domain_pictures_leave_out_the_training_images(made, settings):
+    assert (evenly(3, 6), evenly(100, 4)) == ([0, 1, 2], [0, 33, 66, 99]), "both ends are kept"
     target = read(made, settings).targets["ink"]
     assert target.unseen(5) == [10, 14, 18, 22, 26]
     assert target.shots is not None
     shown = np.asarray(target.shots.image(3)).transpose(2, 0, 1)
-    assert np.array_equal(shown, images(DOMAIN, 1)[3]), "packed images are those that were saved"
+    assert np.array_equal(shown, tiny_images(DOMAIN, 1)[3]), "packed images are those that were saved"
 
 
 @pytest.mark.parametrize(
-    ("values", "best"),
+    ("key", "values", "spreads", "best"),
     [
-        ([3.0, 2.0], {1}),
-        ([2.0, 2.0], set()),
-        ([2.0, 2.0, 5.0], {0, 1}),
-        ([2.0, None], set()),
-        ([None, 4.0, 3.0], {2}),
+        ("frechet_distance", [3.0, 2.0], [None] * 2, {1}),
+        ("frechet_distance", [2.0, 2.0], [None] * 2, set()),
+        ("frechet_distance", [2.0, 2.0, 5.0], [None] * 3, {0, 1}),
+        ("frechet_distance", [2.0, None], [None] * 2, set()),
+        ("frechet_distance", [None, 4.0, 3.0], [None] * 3, {2}),
+        ("kid", [0.010, 0.012], [0.003, 0.001], set()),
+        ("kid", [0.010, 0.012], [0.001, 0.001], {0}),
     ],
 )
-def test_best_of_lower_is_better(values, best):
-    metric = FIGURES[0]
-    assert report_tables._best(metric, values, [None] * len(values), 1) == best
-
-
-def test_a_lead_within_the_spread_is_not_marked():
-    kernel = next(metric for metric in FIGURES if metric.key == "kid")
-    assert report_tables._best(kernel, [0.010, 0.012], [0.003, 0.001], 4) == set()
-    assert report_tables._best(kernel, [0.010, 0.012], [0.001, 0.001], 4) == {0}
+def test_the_lowest_is_best_where_it_leads_by_more_than_the_spread(key, values, spreads, best):
+    metric = next(metric for metric in FIGURES if metric.key == key)
+    assert report_tables._best(metric, values, spreads, 4 if key == "kid" else 1) == best
 
 
 def test_more_varied_than_real_images_is_a_warning_not_a_win(root, settings):
@@ -380,8 +343,7 @@ def test_a_summary_keeps_the_mean_and_skips_gaps():
     even = report_curves.summarize(report_curves.Series("a", 0, steps, values))
     values[5:8] = np.nan
     gaps = report_curves.summarize(report_curves.Series("a", 0, steps, values))
-    assert even is not None
-    assert gaps is not None
+    assert even and gaps
     assert even.mean.tolist() == [3.0] * report_curves.BINS
     assert np.isfinite(gaps.mean).all()
     assert gaps.steps[-1] == 119.0
@@ -399,27 +361,22 @@ def test_ticks_lie_on_the_axis(low, high, log):
 
 
 def test_pixel_art_is_enlarged_by_whole_factors_and_photographs_are_reduced():
-    small = picture(Image.fromarray(images(1, 0, 32)[0].transpose(1, 2, 0)))
+    small, large = (
+        picture(Image.fromarray(tiny_images(1, side=side)[0].transpose(1, 2, 0))) for side in (32, 256)
+    )
     assert small.crisp
     assert (small.width, small.height) == (96, 96)
-    large = picture(Image.fromarray(images(1, 0, 256)[0].transpose(1, 2, 0)))
     assert not large.crisp
     assert large.uri.startswith("data:image/jpeg")
 
 
-def test_evenly_keeps_both_ends():
-    assert evenly(3, 6) == [0, 1, 2]
-    assert evenly(100, 4) == [0, 33, 66, 99]
-
-
 def test_the_stage_writes_the_page_without_torch(root):
-    repository = Path(__file__).parents[2]
     code = (
         "import runpy, sys; sys.modules['torch'] = None; sys.modules['matplotlib'] = None\n"
         f"sys.argv = ['report', '--root', {str(root)!r}, '--output', {str(root / 'report.html')!r}]\n"
         "runpy.run_module('stages.report', run_name='__main__')"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=repository, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     Page((root / "report.html").read_text(encoding="utf-8"))
     assert str(root / "report.html") in done.stdout
