@@ -2,11 +2,6 @@
 
 import json
 import math
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,9 +23,9 @@ from domainstudio.training.objective import Objective
 from domainstudio.training.prior import PriorImages
 from domainstudio.training.recipe import Recipe
 from domainstudio.training.trainer import Trainer
+from tests.integration.training_parts import launch, resume
 from tests.models import DOMAINSTUDIO, PLAIN, tiny_text_denoiser, training_settings
 
-ROOT = Path(__file__).parents[2]
 SHAPES = [(32, 32)] * 3 + [(24, 40)] * 2 + [(40, 24)]
 PRIOR = Method(**DOMAINSTUDIO.model_dump() | {"prior": 1.0})
 LATENT = PRIOR.model_copy(update={"space": "latent"})
@@ -153,15 +148,6 @@ def test_sdxl_is_told_the_size_of_the_bucket(tmp_path):
     assert default.tolist() == [[32, 32, 0, 0, 32, 32]], "where nothing else is said, the model's own"
 
 
-def state(module):
-    return {name: value.clone() for name, value in module.state_dict().items()}
-
-
-def losses_of(history):
-    times = ("timestamp", "seconds")
-    return [{name: value for name, value in record.items() if name not in times} for record in history]
-
-
 @pytest.mark.parametrize(
     "options",
     [
@@ -170,17 +156,9 @@ def losses_of(history):
     ],
 )
 def test_resumed_is_bit_identical_to_undisturbed(tmp_path, options):
-    options = {"steps": 4, "checkpoint_every": 2, **options}
-    whole = trainer(tmp_path / "whole", **options)
-    undisturbed = whole.train()
+    undisturbed = resume(trainer, tmp_path, **options)
     terms = {"total", "simple", "prior", "image", "high_frequency", "high_frequency_mse"}
     assert all(math.isfinite(record[term]) for record in undisturbed for term in terms)
-    cut = {**options, "latents": tmp_path / "latents"}
-    trainer(tmp_path / "cut", **{**cut, "steps": 2}).train()
-    second = trainer(tmp_path / "cut", **cut)
-    assert losses_of(second.train()) == losses_of(undisturbed)
-    weights = state(whole.denoiser.network), state(second.denoiser.network)
-    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
 def pixel_denoiser(levels):
@@ -235,19 +213,7 @@ Path(sys.argv[1], f"{rank}.json").write_text(json.dumps(drawn))
 
 
 def test_two_processes_take_their_shares_of_the_same_bucket(tmp_path):
-    (tmp_path / "two.py").write_text(TWO_PROCESSES)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1"]
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        "OMP_NUM_THREADS": "1",
-        "ACCELERATE_USE_CPU": "true",
-    }
-    command = [*launch, f"--master-port={port}", tmp_path / "two.py", tmp_path / "run"]
-    subprocess.run(command, check=True, env=environment, cwd=ROOT, timeout=150)
+    launch(TWO_PROCESSES, tmp_path / "run")
     first, second = (json.loads((tmp_path / f"run/{rank}.json").read_text()) for rank in (0, 1))
     assert [shape for shape, _ in first] == [shape for shape, _ in second]
     assert len({tuple(shape) for shape, _ in first}) > 1

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,8 +14,7 @@ from torch.testing import assert_close
 from domainstudio.errors import TrainingError
 from domainstudio.storage import checkpoint
 from domainstudio.training.sharding import is_sharded
-
-ROOT = Path(__file__).parents[2]
+from tests.integration.training_parts import launch
 
 TRAIN = """
 import json, sys
@@ -56,31 +52,13 @@ if training.accelerator.is_main_process:
 """
 
 
-def train(folder: Path, kind: str, last: int = 4) -> None:
-    """Train up to a step in two processes on this machine."""
-    script = folder.parent / "train.py"
-    script.write_text(TRAIN)
-    variables = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command = [*launch, str(script), str(folder), kind, str(last)]
-    done = subprocess.run(
-        command,
-        env={**os.environ, **variables},
-        cwd=ROOT,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
-    assert done.returncode == 0, done.stdout[-4000:]
-
-
 @pytest.mark.timeout(600)
 def test_shards_give_the_same_model_also_after_an_interruption(tmp_path: Path) -> None:
-    train(tmp_path / "whole", "whole")
-    train(tmp_path / "shards", "sharded", last=3)
+    launch(TRAIN, tmp_path / "whole", "whole", 4)
+    launch(TRAIN, tmp_path / "shards", "sharded", 3)
     step, state = checkpoint.latest(tmp_path / "shards") or (0, {})
     assert step == 2
-    train(tmp_path / "shards", "sharded")
+    launch(TRAIN, tmp_path / "shards", "sharded", 4)
 
     histories = [json.loads((tmp_path / name / "history.json").read_text()) for name in ("whole", "shards")]
     assert histories[1] == pytest.approx(histories[0], rel=1e-4) and len(histories[0]) == 4

@@ -1,11 +1,6 @@
 """Training text-to-image models: every kind and option, what changes by it, and that it can be resumed."""
 
 import math
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,9 +13,9 @@ from domainstudio.errors import TrainingError
 from domainstudio.training.examples import Examples
 from domainstudio.training.objective import Objective
 from domainstudio.training.trainer import Trainer
-from tests.models import DOMAINSTUDIO, PROMPTS, tiny_text_denoiser, tiny_text_images, training_settings
+from tests.integration.training_parts import launch, losses_of, resume, same, state
+from tests.models import DOMAINSTUDIO, PLAIN, PROMPTS, tiny_text_denoiser, tiny_text_images, training_settings
 
-ROOT = Path(__file__).parents[2]
 TARGET = [[f"{text} [V]"] for text in PROMPTS]
 SOURCE = [[text] for text in PROMPTS]
 KINDS = ["sd1", "sd2", "sdxl"]
@@ -37,19 +32,6 @@ def trainer(folder, kind="sd1", weights=PRIOR, latents=None, text_encoders=False
     source = denoiser.frozen_source() if weights.pairwise else None
     objective = Objective(denoiser, weights, source)
     return Trainer(objective, examples, settings, folder, prior=prior, latents=latents)
-
-
-def state(module):
-    return {name: value.clone() for name, value in module.state_dict().items()}
-
-
-def same(a, b):
-    return all(torch.equal(a[name], b[name]) for name in a)
-
-
-def losses_of(history):
-    times = ("timestamp", "seconds")
-    return [{name: value for name, value in record.items() if name not in times} for record in history]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -92,23 +74,9 @@ def test_gradient_checkpointing_changes_no_loss(tmp_path, kind):
         {"kind": "sdxl", "text_encoders": True, "gradient_accumulation_steps": 2},
     ],
 )
-def test_resumed_is_bit_identical_to_undisturbed(tmp_path, options):
-    options = {"steps": 4, "checkpoint_every": 2, "condition_dropout": 0.3, **options}
-    whole = trainer(tmp_path / "whole", **options)
-    undisturbed = whole.train()
-    cut = {**options, "latents": tmp_path / "latents"}
-    trainer(tmp_path / "cut", **{**cut, "steps": 2}).train()
-    second = trainer(tmp_path / "cut", **cut)
-    assert losses_of(second.train()) == losses_of(undisturbed)
-    assert same(state(whole.denoiser.network), state(second.denoiser.network))
-
-
-def test_kept_latents_change_no_loss(tmp_path):
-    fresh = trainer(tmp_path / "fresh", horizontal_flip=True).train()
-    trainer(tmp_path / "first", latents=tmp_path / "latents", horizontal_flip=True)
+def test_resumed_with_kept_latents_is_bit_identical_to_undisturbed(tmp_path, options):
+    resume(trainer, tmp_path, condition_dropout=0.3, **options)
     assert len(list((tmp_path / "latents").iterdir())) == 2  # training images, and those of the prior
-    kept = trainer(tmp_path / "kept", latents=tmp_path / "latents", horizontal_flip=True)
-    assert losses_of(kept.train()) == losses_of(fresh)
 
 
 def test_a_trained_model_is_drawn_and_saved_as_it_is(tmp_path):
@@ -145,34 +113,30 @@ def test_only_the_source_models_unet_is_lowered(tmp_path):
 
 def test_training_lowers_the_denoising_error(tmp_path):
     options = {"steps": 30, "batch_size": 4, "learning_rate": 3e-3, "checkpoint_every": 1000}
-    history = trainer(tmp_path, weights=LossWeights(), **options).train()
+    history = trainer(tmp_path, weights=PLAIN, **options).train()
     values = [record["simple"] for record in history]
     assert np.mean(values[-8:]) < 0.75 * np.mean(values[:8])
 
 
-def test_half_precision_weights_are_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("dtype", "weights", "size", "message"),
+    [
+        (torch.float16, PLAIN, 16, "trainable parameters must be float32: load the model in"),
+        (torch.float32, PLAIN, 32, "32x32 pixels and the model 16x16: set prepare.resolution to 16"),
+        (
+            torch.float32,
+            LossWeights(prior=1),
+            16,
+            "prior weight is above 0: give images of the source domain",
+        ),
+    ],
+)
+def test_what_cannot_be_trained_is_refused(tmp_path, dtype, weights, size, message):
     denoiser = tiny_text_denoiser()
-    denoiser.network.half()
-    condition = tiny_text_denoiser()
-    examples = Examples.of(condition, tiny_text_images(), SOURCE)
-    with pytest.raises(TrainingError, match="trainable parameters must be float32: load the model in"):
-        Trainer(Objective(denoiser, LossWeights()), examples, training_settings(), tmp_path)
-
-
-def test_images_of_another_size_are_refused(tmp_path):
-    denoiser = tiny_text_denoiser()
-    examples = Examples.of(denoiser, np.zeros((2, 3, 32, 32), np.uint8), SOURCE[:2])
-    with pytest.raises(
-        TrainingError, match=r"32x32 pixels and the model 16x16: set prepare.resolution to 16"
-    ):
-        Trainer(Objective(denoiser, LossWeights()), examples, training_settings(), tmp_path)
-
-
-def test_a_prior_weight_without_images_is_refused(tmp_path):
-    denoiser = tiny_text_denoiser()
-    examples = Examples.of(denoiser, tiny_text_images(), SOURCE)
-    with pytest.raises(TrainingError, match="prior weight is above 0: give images of the source domain"):
-        Trainer(Objective(denoiser, LossWeights(prior=1)), examples, training_settings(), tmp_path)
+    denoiser.network.to(dtype)
+    examples = Examples.of(tiny_text_denoiser(), np.zeros((6, 3, size, size), np.uint8), SOURCE)
+    with pytest.raises(TrainingError, match=message):
+        Trainer(Objective(denoiser, weights), examples, training_settings(), tmp_path)
 
 
 def test_an_image_without_a_prompt_is_refused():
@@ -180,39 +144,21 @@ def test_an_image_without_a_prompt_is_refused():
         Examples.of(tiny_text_denoiser(), tiny_text_images(2), [["a cup"], []])
 
 
-TWO_PROCESSES = """
+PREVIEWED = """
 import sys
 from pathlib import Path
 from domainstudio.config import SampleSettings
-from domainstudio.training.examples import Examples
-from domainstudio.training.objective import Objective
 from domainstudio.training.previews import previewer
-from domainstudio.training.trainer import Trainer
-from tests.models import DOMAINSTUDIO, tiny_text_denoiser, tiny_text_images, training_settings
+from tests.integration.test_text_training import DOMAINSTUDIO, trainer
 
-denoiser = tiny_text_denoiser("sd1")
-examples = Examples.of(denoiser, tiny_text_images(6), [["a house"]] * 6)
-settings = training_settings(steps=2, batch_size=3, checkpoint_every=2, preview_every=2)
-preview = previewer(SampleSettings(number=2, steps=2), ["a house"], number=2)
-objective = Objective(denoiser, DOMAINSTUDIO, denoiser.frozen_source())
-Trainer(objective, examples, settings, Path(sys.argv[1]), preview=preview).train()
+training = trainer(Path(sys.argv[1]), weights=DOMAINSTUDIO, checkpoint_every=2, preview_every=2)
+training.preview = previewer(SampleSettings(number=2, steps=2), ["a house"], number=2)
+training.train()
 """
 
 
 def test_one_process_previews_while_another_waits(tmp_path):
     """The one that draws must not call the others: they are at the next barrier."""
-    (tmp_path / "two.py").write_text(TWO_PROCESSES)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1"]
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        "OMP_NUM_THREADS": "1",
-        "ACCELERATE_USE_CPU": "true",
-    }
-    command = [*launch, f"--master-port={port}", tmp_path / "two.py", tmp_path / "run"]
-    subprocess.run(command, check=True, env=environment, cwd=ROOT, timeout=150)
+    launch(PREVIEWED, tmp_path / "run")
     assert (tmp_path / "run/previews/step-000002.png").is_file()
     assert (tmp_path / "run/step-0000002").is_dir()

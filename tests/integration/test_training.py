@@ -3,11 +3,9 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,9 +16,8 @@ from domainstudio.storage import checkpoint
 from domainstudio.training.examples import Examples
 from domainstudio.training.objective import Objective
 from domainstudio.training.trainer import Trainer
+from tests.integration.training_parts import ROOT, launch, same, state
 from tests.models import DOMAINSTUDIO, PLAIN, tiny_denoiser, tiny_images, training_settings
-
-ROOT = Path(__file__).parents[2]
 
 
 class Recorder:
@@ -41,14 +38,6 @@ def trainer(folder, weights=DOMAINSTUDIO, tracker=None, **values):
     source = tiny_denoiser(0).frozen_source() if weights.pairwise else None
     examples = Examples.unconditional(tiny_images())
     return Trainer(Objective(tiny_denoiser(0), weights, source), examples, settings, folder, tracker=tracker)
-
-
-def weights_of(training):
-    return {name: value.clone() for name, value in training.denoiser.network.state_dict().items()}
-
-
-def same(a, b):
-    return all(torch.equal(a[name], b[name]) for name in a)
 
 
 def test_training_lowers_the_denoising_error(tmp_path):
@@ -87,7 +76,7 @@ def test_resumed_is_bit_identical_to_undisturbed(tmp_path, changes):
     tracker = Recorder()
     second = trainer(tmp_path / "cut", tracker=tracker, **changes)
     history = second.train()
-    assert same(weights_of(whole), weights_of(second))
+    assert same(state(whole.denoiser.network), state(second.denoiser.network))
     assert [record["step"] for record in history] == [1, 2, 3, 4, 5, 6]
 
 
@@ -128,11 +117,11 @@ def test_a_batch_holds_every_image_once_where_it_can(tmp_path):
 
 def test_a_loss_that_is_not_finite_never_reaches_the_weights(tmp_path):
     training = trainer(tmp_path, PLAIN)
-    before = weights_of(training)
+    before = state(training.denoiser.network)
     training.objective.weights = PLAIN.model_copy(update={"simple": float("inf")})
     with pytest.raises(TrainingError, match=r"'total' is inf at step 1.*Lower learning_rate"):
         training.train()
-    assert same(before, weights_of(training))
+    assert same(before, state(training.denoiser.network))
 
 
 def test_a_state_beyond_the_last_step_is_refused(tmp_path):
@@ -141,19 +130,19 @@ def test_a_state_beyond_the_last_step_is_refused(tmp_path):
         trainer(tmp_path, steps=2).train()
 
 
-def test_images_of_another_size_are_refused(tmp_path):
-    images = np.zeros((4, 3, 16, 16), np.uint8)
-    with pytest.raises(TrainingError, match=r"16x16 pixels and the model 8x8.*prepare.resolution"):
-        Trainer(
-            Objective(tiny_denoiser(), PLAIN), Examples.unconditional(images), training_settings(), tmp_path
-        )
-
-
-def test_half_precision_weights_are_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("dtype", "size", "message"),
+    [
+        (torch.float32, 16, r"16x16 pixels and the model 8x8.*prepare.resolution"),
+        (torch.float16, 8, "must be float32"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused(tmp_path, dtype, size, message):
     model = tiny_denoiser()
-    model.network.half()
-    with pytest.raises(TrainingError, match="must be float32"):
-        Trainer(Objective(model, PLAIN), Examples.unconditional(tiny_images()), training_settings(), tmp_path)
+    model.network.to(dtype)
+    examples = Examples.unconditional(np.zeros((4, 3, size, size), np.uint8))
+    with pytest.raises(TrainingError, match=message):
+        Trainer(Objective(model, PLAIN), examples, training_settings(), tmp_path)
 
 
 def test_previews_are_kept_and_do_not_change_the_training(tmp_path):
@@ -168,7 +157,7 @@ def test_previews_are_kept_and_do_not_change_the_training(tmp_path):
     without.train()
     assert [name for name, _ in tracker.images] == ["previews/step-000003.png", "previews/step-000006.png"]
     assert (tmp_path / "a/previews/step-000006.png").is_file()
-    assert same(weights_of(with_previews), weights_of(without))
+    assert same(state(with_previews.denoiser.network), state(without.denoiser.network))
 
 
 KILLED = """
@@ -229,26 +218,10 @@ if training.accelerator.is_main_process:
 
 def test_pairs_are_formed_over_the_batch_of_all_processes(tmp_path):
     """Two processes of three images have the losses and gradients of one process with the six."""
-    script = tmp_path / "processes.py"
-    script.write_text(PROCESSES)
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        "OMP_NUM_THREADS": "1",
-        "ACCELERATE_USE_CPU": "true",
-    }
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1"]
-    for prefix, name in ([sys.executable], "one"), ([*launch, f"--master-port={_free_port()}"], "two"):
-        command = [*prefix, script, tmp_path / name, tmp_path / f"{name}.json"]
-        subprocess.run(command, check=True, env=environment, cwd=ROOT, timeout=120)
+    for number, name in (1, "one"), (2, "two"):
+        launch(PROCESSES, tmp_path / name, tmp_path / f"{name}.json", processes=number)
     one, two = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one", "two"))
     assert one["image"] > 1e-4
     assert two["image"] == pytest.approx(one["image"], rel=1e-4)
     assert two["high_frequency"] == pytest.approx(one["high_frequency"], rel=1e-4)
     assert two["gradient"] == pytest.approx(one["gradient"], rel=1e-3, abs=1e-7)
-
-
-def _free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
