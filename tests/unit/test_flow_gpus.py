@@ -89,19 +89,13 @@ def test_the_device_of_a_process_that_was_killed_is_free(claims):
 
 def test_a_machine_without_gpus_runs_one_stage_at_a_time_and_names_no_device():
     slots = GpuSlots(())
-    with slots.hold(1, never) as environment:
-        assert environment == {}
+    with slots.hold(1, never) as environment, slots.hold(0, never) as of_none:  # which does not queue
+        assert environment == of_none == {}
         stopping = iter([False, True])
         with pytest.raises(StoppedError), slots.hold(1, lambda: next(stopping)):
             pass
     with slots.hold(1, never):
         pass
-
-
-def test_a_stage_that_needs_none_does_not_queue():
-    slots = GpuSlots(())
-    with slots.hold(1, never), slots.hold(0, never) as environment:
-        assert environment == {}
 
 
 def test_count_limits_the_devices():

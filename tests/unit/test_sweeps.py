@@ -39,10 +39,7 @@ def test_a_grid_has_every_combination_with_every_seed():
         {"weights.image": 0.1, "method": "b", "finetune.seed": 0},
     ]
     assert found[0].title == "weights.image 0.1, method a, finetune.seed 0"
-
-
-def test_what_is_there_twice_is_tried_once():
-    assert len(trials(grid={"finetune.steps": [100, 200, 100]})) == 2
+    assert len(trials(grid={"finetune.steps": [100, 200, 100]})) == 2, "what is there twice is tried once"
 
 
 def test_draws_keep_to_their_range_and_repeat():
