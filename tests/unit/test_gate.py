@@ -23,16 +23,10 @@ def measured(conditions=CONDITIONS, **figures):
 
 
 def judged(candidate, champion=None, gate=GATE):
-    """Return outcome and reason against a champion of `FIGURES` and these changes."""
+    """Return outcome, first words and reason against a champion of `FIGURES` and these changes."""
     verdict = decide(measured(**candidate), measured(**champion or {}), gate)
     assert verdict.promoted == (verdict.outcome == "promoted")
-    return verdict.outcome, verdict.reason
-
-
-def in_short(*judgement):
-    """Return outcome and the first words of the reason."""
-    outcome, reason = judged(*judgement)
-    return outcome, reason.partition(":")[0]
+    return verdict.outcome, verdict.reason.partition(":")[0], verdict.reason
 
 
 LIMITS = [
@@ -49,11 +43,11 @@ def test_each_figure_has_a_tolerance_and_a_margin(name, allowed, too_bad, better
     champion = {"top_1": 0.4}
     other = {"intra_distance": 0.6} if name == "frechet_distance" else {"frechet_distance": 150}
     assert judged({**champion, **other, name: allowed}, champion, ALL)[0] == "promoted"
-    worse = in_short({**champion, **other, name: too_bad}, champion, ALL)
+    worse = judged({**champion, **other, name: too_bad}, champion, ALL)[:2]
     assert worse == ("refused", f"worse {TITLES[name]}")
-    assert in_short({**champion, name: better}, champion, ALL) == ("promoted", f"better {TITLES[name]}")
+    assert judged({**champion, name: better}, champion, ALL)[:2] == ("promoted", f"better {TITLES[name]}")
     titles = "Fréchet distance or kernel distance or intra distance or subject kept"
-    near = in_short({**champion, name: too_near}, champion, ALL)
+    near = judged({**champion, name: too_near}, champion, ALL)[:2]
     assert near == ("refused", f"not better by 5% in {titles}")
 
 
@@ -64,19 +58,15 @@ BELOW_ZERO = {"kid": -0.02, "top_1": 0.0}
 @pytest.mark.parametrize(
     ("candidate", "champion", "gate", "outcome"),
     [
-        # Figures without a tolerance do not count.
-        ({"kid": 0.01, "top_1": 0.9}, {"top_1": 0.1}, GATE, "refused"),
+        ({"kid": 0.01, "top_1": 0.9}, {"top_1": 0.1}, GATE, "refused"),  # they have no tolerance
         ({"kid": 9.0, "top_1": 0.0, "frechet_distance": 150.0}, {"top_1": 0.1}, GATE, "promoted"),
-        # A champion at or below zero is compared too, and the distance may be below it.
-        ({"top_1": 0.01}, {"top_1": 0.0}, ALL, "promoted"),
+        ({"top_1": 0.01}, {"top_1": 0.0}, ALL, "promoted"),  # a champion at or below zero is compared too
         ({"kid": -0.01, "top_1": 0.0}, BELOW_ZERO, ALL, "refused"),
         ({"kid": -0.03, "top_1": 0.0}, BELOW_ZERO, ALL, "promoted"),
         ({"kid": -0.0195, "top_1": 0.0, "frechet_distance": 100.0}, BELOW_ZERO, ALL, "promoted"),
-        # With a margin of zero the same again is not better.
-        ({}, {}, NO_MARGIN, "refused"),
+        ({}, {}, NO_MARGIN, "refused"),  # the same again is not better
         ({"frechet_distance": 199.999}, {}, NO_MARGIN, "promoted"),
-        # Without subjects the paired measure does not count.
-        ({"frechet_distance": 100.0}, {}, ALL, "promoted"),
+        ({"frechet_distance": 100.0}, {}, ALL, "promoted"),  # there are no subjects to keep
     ],
 )
 def test_figures_at_the_edges(candidate, champion, gate, outcome):
@@ -86,7 +76,7 @@ def test_figures_at_the_edges(candidate, champion, gate, outcome):
 def test_the_share_of_copies_has_a_ceiling_whatever_the_champion_is():
     better = {"frechet_distance": 100.0}
     assert judged({**better, "memorized_share": 0.05})[0] == "promoted"
-    outcome, reason = judged({**better, "memorized_share": 0.055}, {"memorized_share": 0.5})
+    outcome, _, reason = judged({**better, "memorized_share": 0.055}, {"memorized_share": 0.5})
     assert outcome == "refused"
     assert reason.startswith("memorises too much: ")
     assert reason.endswith("memorised 5.5% against 50% (allowed 5%)")
@@ -137,11 +127,11 @@ def test_other_conditions_and_figures_cannot_be_compared(champion, why):
 
 
 def test_the_paired_measure_counts_for_models_with_subjects():
-    missing = in_short({"frechet_distance": 100.0}, {"top_1": 0.1}, ALL)
+    missing = judged({"frechet_distance": 100.0}, {"top_1": 0.1}, ALL)[:2]
     assert missing == ("refused", "subject kept is missing or not finite")
-    _, reason = judged({"top_1": 0.3}, {"top_1": 0.1}, ALL)
+    reason = judged({"top_1": 0.3}, {"top_1": 0.1}, ALL)[-1]
     assert "subject kept 30% against 10% (+200.0%, allowed -5%)" in reason
-    outcome, reason = judged({"top_1": 0.0}, {"top_1": 0.0}, ALL)
+    outcome, _, reason = judged({"top_1": 0.0}, {"top_1": 0.0}, ALL)
     assert outcome == "refused"
     assert "subject kept 0% against 0% (allowed -5%)" in reason
 
@@ -155,7 +145,7 @@ def test_without_a_gate_the_newest_wins():
 def test_the_reason_is_one_line_that_people_understand():
     candidate = {"frechet_distance": 253.0, "intra_distance": 0.73, "memorized_share": 0.0}
     champion = {"frechet_distance": 248.1, "intra_distance": 0.52, "memorized_share": 0.12}
-    assert judged(candidate, champion) == (
+    assert judged(candidate, champion)[::2] == (
         "promoted",
         "better intra distance: Fréchet distance 253 against 248.1 (+2.0%, allowed +5%); intra distance 0.73 "
         "against 0.52 (+40.4%, allowed -5%); memorised 0% against 12% (allowed 5%)",
