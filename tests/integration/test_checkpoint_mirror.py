@@ -80,6 +80,12 @@ def latest(folder: Path) -> tuple[int, float] | None:
     return None if found is None else (found[0], found[1]["network"]["weights"][0].item())
 
 
+def fetched(folder: Path) -> tuple[int, float] | None:
+    """Return the state that a training in a folder goes on from."""
+    with mirrored(folder):
+        return latest(folder)
+
+
 # A killed run goes on elsewhere.
 
 
@@ -177,8 +183,7 @@ def test_states_are_copied_whole_and_two_are_kept(s3, place, tmp_path):
     files = ("MANIFEST.json", "state.json", "state.safetensors")
     states = [f"step-000000{step}/{file}" for step in (3, 4) for file in files]
     assert s3.keys(prefix) == ["previews/step-000002.png", *states]
-    with mirrored(tmp_path / "elsewhere/run"):
-        assert latest(tmp_path / "elsewhere/run") == (4, 4.0)
+    assert fetched(tmp_path / "elsewhere/run") == (4, 4.0)
     assert (tmp_path / "elsewhere/run/previews/step-000002.png").read_bytes() == b"drawn"
     left = {path.name for path in (tmp_path / "elsewhere/run").iterdir()}
     assert left == {"previews", "step-0000004"}
@@ -189,15 +194,12 @@ def test_the_newer_state_wins(s3, place, tmp_path):
     with mirrored(folder):
         save(folder, 2)
     save(other, 1)
-    with mirrored(other):
-        assert latest(other) == (2, 2.0)
+    assert fetched(other) == (2, 2.0)
     save(other, 3)
-    with mirrored(other):
-        assert latest(other) == (3, 3.0)
+    assert fetched(other) == (3, 3.0)
     assert whole(s3, f"{place}/run") == ["step-0000002", "step-0000003"]  # caught up
     (other / "step-0000003/state.safetensors").write_bytes(b"damaged here")
-    with mirrored(other):
-        assert latest(other) == (3, 3.0)
+    assert fetched(other) == (3, 3.0)
 
 
 @pytest.mark.parametrize("damage", ["content", "missing", "manifest", "size"])
@@ -221,8 +223,7 @@ def test_a_damaged_state_is_passed_over(s3, place, tmp_path, caplog, damage):
         caplog.clear()
         save(other, 2)
     assert not caplog.records
-    with mirrored(tmp_path / "third/run"):
-        assert latest(tmp_path / "third/run") == (2, 2.0)
+    assert fetched(tmp_path / "third/run") == (2, 2.0)
     assert whole(s3, prefix) == ["step-0000001", "step-0000002"]
 
 
@@ -241,8 +242,7 @@ def test_a_manifest_writes_nothing_outside_of_the_folder(s3, place, tmp_path):
         changed = text.replace("previews/step-000001.png", outside)
         s3.put(key, changed.encode())
         shutil.rmtree(tmp_path / "deep", ignore_errors=True)
-        with mirrored(tmp_path / "deep/er/run"):
-            assert latest(tmp_path / "deep/er/run") == (1, 1.0)
+        assert fetched(tmp_path / "deep/er/run") == (1, 1.0)
         assert not list(tmp_path.rglob("*outside"))
 
 
@@ -293,13 +293,11 @@ def test_a_busy_server_damages_no_state(s3, proxy, place, tmp_path, caplog):
         pytest.fail("it began anew")
     assert latest(other) is None and not caplog.records
     save(other, 1)
-    with mirrored(other):  # which is not as good, but a state
-        assert latest(other) == (1, 1.0)
+    assert fetched(other) == (1, 1.0)  # which is not as good, but a state
     (warning,) = caplog.messages
     assert "training goes on" in warning and "SlowDown" in warning
     proxy.refused = None
-    with mirrored(other):
-        assert latest(other) == (2, 2.0)
+    assert fetched(other) == (2, 2.0)
 
 
 @pytest.mark.parametrize(
