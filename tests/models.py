@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Sequence
 from functools import cache
 from hashlib import sha256
@@ -64,6 +65,13 @@ def image_set(images: np.ndarray, captions: Sequence[str] | None = None, origin:
         for i, (digest, caption) in enumerate(zip(digests, captions or [""] * len(images), strict=True))
     )
     return ImageSet(images, records, origin)
+
+
+def image_set(images: np.ndarray, labels: Sequence[str | None] = (), origin: str = "images") -> ImageSet:
+    """Return an image set with records that name the images `0.png` and so on, and their labels."""
+    named = itertools.zip_longest(range(len(images)), labels)
+    records = (ImageRecord(str(i), "0", 8, 8, f"{i}.png", label=label) for i, label in named)
+    return ImageSet(images, tuple(records), origin)
 
 
 def training_settings(**changes) -> TrainingSettings:

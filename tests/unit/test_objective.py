@@ -1,5 +1,7 @@
 """The objective: which model predicts what, where gradients go, and how terms are reduced and weighted."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -14,21 +16,27 @@ def generator(seed):
     return torch.Generator().manual_seed(seed)
 
 
-def images(number=4):
-    return torch.from_numpy(tiny_images(number)).float() / 127.5 - 1
+def batch_of(denoiser, seed=1, shared=2, **settings):
+    images = torch.from_numpy(tiny_images(4)).float() / 127.5 - 1
+    batch = Batch(images, images, {}, {})
+    return noisy_batch(denoiser, batch, training_settings(**settings), generator(seed), generator(shared))
 
 
-def batch_of(denoiser, **settings):
-    batch = Batch(images(), images(), {}, {})
-    return noisy_batch(denoiser, batch, training_settings(**settings), generator(1), generator(2))
+def computed(weights=DOMAINSTUDIO, **settings):
+    """Return an adapted model and its source, a batch, and the batch's terms."""
+    adapted, source = tiny_denoiser(0), tiny_denoiser(1)
+    batch = batch_of(adapted, **settings)
+    return adapted, source, batch, Objective(adapted, weights, source)(batch)
 
 
-def objective(adapted, source, weights):
-    return Objective(adapted, weights, source)
+def x0_of(model, batch):
+    with torch.no_grad():
+        output = model.predict(batch.xt, batch.timesteps, {}).output
+    return to_x0(model.noise_scheduler, output, batch.xt, batch.timesteps)
 
 
 def test_pairwise_terms_are_zero_where_the_adapted_model_is_the_source():
-    terms = objective(tiny_denoiser(), tiny_denoiser(), DOMAINSTUDIO)(batch_of(tiny_denoiser()))
+    terms = Objective(tiny_denoiser(), DOMAINSTUDIO, tiny_denoiser())(batch_of(tiny_denoiser()))
     assert terms["image"].abs() < 1e-7
     assert terms["high_frequency"].abs() < 1e-7
     assert terms["high_frequency_mse"] > 0
@@ -36,16 +44,9 @@ def test_pairwise_terms_are_zero_where_the_adapted_model_is_the_source():
 
 def test_the_source_prediction_comes_from_the_source_model():
     """Fails where both halves come from the adapted model, as in the released code."""
-    adapted, source = tiny_denoiser(0), tiny_denoiser(1)
-    batch = batch_of(adapted)
-    terms = objective(adapted, source, DOMAINSTUDIO)(batch)
-
-    def x0(model):
-        with torch.no_grad():
-            output = model.predict(batch.xt, batch.timesteps, {}).output
-        return to_x0(model.noise_scheduler, output, batch.xt, batch.timesteps).clamp(-1, 1)
-
-    expected = losses.pairwise_similarity_kl(x0(adapted), x0(source)).sum()
+    adapted, source, batch, terms = computed()
+    x0 = (x0_of(model, batch).clamp(-1, 1) for model in (adapted, source))
+    expected = losses.pairwise_similarity_kl(*x0).sum()
     assert expected > 1e-6
     torch.testing.assert_close(terms["image"].detach(), expected)
 
@@ -53,8 +54,7 @@ def test_the_source_prediction_comes_from_the_source_model():
 @pytest.mark.parametrize("weights", [DOMAINSTUDIO, PAIRWISE_L2])
 def test_gradients_reach_the_adapted_model_only(weights):
     adapted, source = tiny_denoiser(0), tiny_denoiser(1).frozen_source()
-    compute = objective(adapted, source, weights)
-    for name, term in compute(batch_of(adapted)).items():
+    for name, term in Objective(adapted, weights, source)(batch_of(adapted)).items():
         adapted.network.zero_grad()
         term.backward(retain_graph=True)
         assert sum(p.grad.abs().sum() for p in adapted.network.parameters() if p.grad is not None) > 0, name
@@ -79,26 +79,22 @@ def test_plain_finetuning_never_runs_the_source_model():
         def predict(self, *_):
             raise AssertionError("the source model was called")
 
-    terms = objective(tiny_denoiser(), Broken(), PLAIN)(batch_of(tiny_denoiser()))
+    broken: Any = Broken()
+    terms = Objective(tiny_denoiser(), PLAIN, broken)(batch_of(tiny_denoiser()))
     assert set(terms) == {"simple"}
 
 
 def test_the_mean_reduction_is_the_sum_over_the_pairs():
-    adapted, source = tiny_denoiser(0), tiny_denoiser(1)
-    batch = batch_of(adapted)
-    mean = DOMAINSTUDIO.model_copy(update={"pairwise_reduction": "mean"})
-    by_sum = objective(adapted, source, DOMAINSTUDIO)(batch)["image"]
-    by_mean = objective(adapted, source, mean)(batch)["image"]
-    torch.testing.assert_close(by_mean * 4 * 3, by_sum)
+    *_, by_sum = computed()
+    *_, by_mean = computed(DOMAINSTUDIO.model_copy(update={"pairwise_reduction": "mean"}))
+    torch.testing.assert_close(by_mean["image"] * 4 * 3, by_sum["image"])
 
 
 @pytest.mark.parametrize("weighting", ["alpha_bar", "one_minus_alpha_bar"])
 def test_images_are_weighted_by_their_noise_level(weighting):
-    adapted, source = tiny_denoiser(0), tiny_denoiser(1)
-    batch = batch_of(adapted, timesteps="shared")
     weighted = DOMAINSTUDIO.model_copy(update={"noise_weighting": weighting})
-    plain_terms = objective(adapted, source, DOMAINSTUDIO)(batch)
-    terms = objective(adapted, source, weighted)(batch)
+    *_, plain_terms = computed(timesteps="shared")
+    adapted, _, batch, terms = computed(weighted, timesteps="shared")
     a = adapted.noise_scheduler.alphas_cumprod[batch.timesteps[0]]
     a = a if weighting == "alpha_bar" else 1 - a
     for name in ("image", "high_frequency"):
@@ -109,42 +105,36 @@ def test_images_are_weighted_by_their_noise_level(weighting):
 
 @pytest.mark.parametrize("option", [{"pairwise_center": True}, {"pairwise_temperature": 0.2}])
 def test_options_of_the_similarities(option):
-    adapted, source = tiny_denoiser(0), tiny_denoiser(1)
-    batch = batch_of(adapted)
     weights = DOMAINSTUDIO.model_copy(update={**option, "clamp_x0": False})
-    term = objective(adapted, source, weights)(batch)["image"].detach()
+    adapted, source, batch, terms = computed(weights)
 
     def rows(model):
-        with torch.no_grad():
-            output = model.predict(batch.xt, batch.timesteps, {}).output
-        x = to_x0(model.noise_scheduler, output, batch.xt, batch.timesteps).flatten(1)
+        x = x0_of(model, batch).flatten(1)
         x = x - x.mean(0) if "pairwise_center" in option else x
         cosine = torch.nn.functional.cosine_similarity(x[:, None], x[None], dim=2)
         others = cosine[~torch.eye(len(x), dtype=torch.bool)].view(len(x), -1)
         return (others / option.get("pairwise_temperature", 1.0)).softmax(1)
 
     p, q = rows(adapted), rows(source)
-    torch.testing.assert_close(term, (p * (p / q).log()).sum(), rtol=1e-3, atol=1e-7)
+    torch.testing.assert_close(terms["image"].detach(), (p * (p / q).log()).sum(), rtol=1e-3, atol=1e-7)
 
 
 def test_the_total_is_the_weighted_sum():
-    compute = objective(tiny_denoiser(0), tiny_denoiser(1), DOMAINSTUDIO)
-    terms = compute(batch_of(tiny_denoiser(0)))
+    adapted, source, _, terms = computed()
     expected = terms["simple"] + 0.5 * terms["image"] + 0.5 * terms["high_frequency"]
-    torch.testing.assert_close(compute.total(terms), expected + 0.05 * terms["high_frequency_mse"])
+    total = Objective(adapted, DOMAINSTUDIO, source).total(terms)
+    torch.testing.assert_close(total, expected + 0.05 * terms["high_frequency_mse"])
 
 
 def test_the_variational_term_is_there_with_a_learned_variance_only():
     model = tiny_denoiser(learned_variance=True, prediction_type="epsilon", rescale_betas_zero_snr=False)
-    terms = objective(model, None, PLAIN)(batch_of(model))
+    terms = Objective(model, PLAIN, None)(batch_of(model))
     assert set(terms) == {"simple", "vlb"}
     assert terms["vlb"].isfinite()
 
 
 def timesteps(seed, shared, **settings):
-    batch = Batch(images(), images(), {}, {})
-    options = training_settings(**settings)
-    return noisy_batch(tiny_denoiser(), batch, options, generator(seed), generator(shared)).timesteps
+    return batch_of(tiny_denoiser(), seed, shared, **settings).timesteps
 
 
 def test_a_shared_timestep_is_shared_by_all_images_and_processes():
@@ -165,12 +155,9 @@ def test_a_perfect_prediction_gives_x0_and_noise_back(prediction_type):
     batch = batch_of(model, max_timestep=0.8)
     scheduler = model.noise_scheduler
     output = true_output(scheduler, batch.x0, batch.noise, batch.timesteps)
-    torch.testing.assert_close(
-        to_x0(scheduler, output, batch.xt, batch.timesteps), batch.x0, atol=1e-4, rtol=0
-    )
-    torch.testing.assert_close(
-        to_eps(scheduler, output, batch.xt, batch.timesteps), batch.noise, atol=1e-4, rtol=0
-    )
+    for convert, expected in ((to_x0, batch.x0), (to_eps, batch.noise)):
+        found = convert(scheduler, output, batch.xt, batch.timesteps)
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
 
 
 def test_x0_matches_diffusers_own_conversion():

@@ -16,16 +16,8 @@ from tests.models import DOMAINSTUDIO, tiny_text_denoiser, tiny_text_images, tra
 NUMBER, PRIOR = 4, 3
 TARGET = ["a red house [V]", "a small boat [V]", "the moon [V]", "a blue cup [V]"]
 SOURCE = ["a red house", "a small boat", "the moon", "a blue cup"]
-TERMS = (
-    "simple",
-    "prior",
-    "image",
-    "high_frequency",
-    "high_frequency_mse",
-    "pairwise_l2",
-    "laplacian",
-    "reconstruction",
-)
+DETAILS = ("high_frequency_mse", "laplacian", "reconstruction")
+TERMS = ("simple", "prior", "image", "high_frequency", "pairwise_l2", *DETAILS)
 NONE = dict.fromkeys((*TERMS, "vlb"), 0.0)
 
 
@@ -46,10 +38,6 @@ def batch_of(denoiser, source, dtype=torch.float32, low=0.3):
     return noisy_batch(denoiser, batch, training_settings(max_timestep=low), generator(1), generator(2))
 
 
-def objective(adapted, source, weights):
-    return Objective(adapted, weights, source)
-
-
 def models(kind="sd1", **trained):
     """Return an adapted model that has left its source, and that source."""
     adapted = tiny_text_denoiser(kind)
@@ -65,27 +53,17 @@ def gradients(module):
     return {name: p.grad for name, p in module.named_parameters() if p.grad is not None and p.grad.any()}
 
 
-@pytest.mark.parametrize("space", ["pixel", "latent"])
-@pytest.mark.parametrize("term", TERMS)
-def test_gradients_reach_the_adapted_unet_only(term, space):
-    adapted, source = models()
-    terms = objective(adapted, source, only(term, space=space))(batch_of(adapted, source))
-    assert set(terms) == {term}
-    terms[term].backward()
-    unet = adapted.pipeline.unet
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in unet.parameters())
-    assert len(gradients(unet)) == len(list(unet.parameters()))
-    for other in (adapted.pipeline.text_encoder, adapted.vae, source.network):
-        assert all(p.grad is None and not p.requires_grad for p in other.parameters())
+def assert_frozen(*modules):
+    for module in modules:
+        assert all(p.grad is None and not p.requires_grad for p in module.parameters())
 
 
 @pytest.mark.parametrize("term", TERMS)
 def test_gradients_reach_trained_text_encoders(term):
     adapted, source = models(text_encoders=True)
-    objective(adapted, source, only(term))(batch_of(adapted, source))[term].backward()
+    Objective(adapted, only(term), source)(batch_of(adapted, source))[term].backward()
     assert len(gradients(adapted.pipeline.text_encoder)) > 20
-    for other in (adapted.vae, source.network):
-        assert all(p.grad is None and not p.requires_grad for p in other.parameters())
+    assert_frozen(adapted.vae, source.network)
 
 
 @pytest.mark.parametrize("kind", ["sd1", "sd2", "sdxl"])
@@ -93,42 +71,38 @@ def test_gradients_reach_trained_text_encoders(term):
 def test_everything_that_is_trained_gets_a_gradient(kind, trained):
     """Over several processes a trained weight without a gradient is an error."""
     adapted, source = models(kind, **trained)
-    objective(adapted, source, only("simple"))(batch_of(adapted, source))["simple"].backward()
-    assert [
-        name for name, p in adapted.network.named_parameters() if p.requires_grad and p.grad is None
-    ] == []
+    Objective(adapted, only("simple"), source)(batch_of(adapted, source))["simple"].backward()
+    without = [n for n, p in adapted.network.named_parameters() if p.requires_grad and p.grad is None]
+    assert without == []
     assert any(p.requires_grad for p in adapted._unwrapped.unet.parameters()) == trained.get("unet", True)
 
 
 @pytest.mark.parametrize("space", ["pixel", "latent"])
 @pytest.mark.parametrize("term", TERMS)
-def test_gradients_are_those_of_finite_differences(term, space):
+def test_gradients_are_those_of_finite_differences_and_reach_the_adapted_unet_only(term, space):
     """In float64, along a random direction of all of the UNet's weights, through the VAE in pixel space."""
     adapted, source = models()
     for part in (adapted.network, adapted.vae, source.network):
         part.double()
     batch = batch_of(adapted, source, torch.float64)
-    compute = objective(adapted, source, only(term, space=space))
-    value = compute(batch)[term]
-    assert value.dtype == torch.float64
-    value.backward()
+    compute = Objective(adapted, only(term, space=space), source)
+    terms = compute(batch)
+    assert set(terms) == {term} and terms[term].dtype == torch.float64
+    terms[term].backward()
     parameters = list(adapted.pipeline.unet.parameters())
-    direction = [
-        torch.randn(p.shape, generator=generator(i), dtype=p.dtype) for i, p in enumerate(parameters)
-    ]
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in parameters)
+    assert len(gradients(adapted.pipeline.unet)) == len(parameters)
+    assert_frozen(adapted.pipeline.text_encoder, adapted.vae, source.network)
+    direction = [torch.randn(p.shape, generator=generator(i)).double() for i, p in enumerate(parameters)]
     expected = sum((p.grad * d).sum() for p, d in zip(parameters, direction, strict=True))
 
     def moved(size):
         with torch.no_grad():
             for p, d in zip(parameters, direction, strict=True):
                 p.add_(size * d)
-            result = compute(batch)[term]
-            for p, d in zip(parameters, direction, strict=True):
-                p.sub_(size * d)
-        return result
+            return compute(batch)[term]
 
-    size = 1e-6
-    found = (moved(size) - moved(-size)) / (2 * size)
+    found = (moved(1e-6) - moved(-2e-6)) / 2e-6
     assert expected.abs() > 1e-6
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-9)
 
@@ -139,7 +113,7 @@ def test_the_source_prediction_is_the_frozen_sources_under_the_source_prompt(spa
     """Fails where both halves come from the adapted model, as in the released code, or share a prompt."""
     adapted, source = models(text_encoders=text_encoders)
     batch = batch_of(adapted, source)
-    terms = objective(adapted, source, only("image", "high_frequency", space=space))(batch)
+    terms = Objective(adapted, only("image", "high_frequency", space=space), source)(batch)
 
     def x0(model, prompts):
         """Return x0 by the pipeline's own parts."""
@@ -183,7 +157,7 @@ def test_one_pass_with_gradients_serves_all_terms_and_the_prior():
     weights = DOMAINSTUDIO.model_copy(update={"prior": 1.0})
     batch = batch_of(adapted, source)
     with counted(adapted) as mine, counted(source) as reference:
-        terms = objective(adapted, source, weights)(batch)
+        terms = Objective(adapted, weights, source)(batch)
     assert mine == [(NUMBER + PRIOR, True)]
     assert reference == [(NUMBER, False)]
     assert set(terms) == {"simple", "prior", "image", "high_frequency", "high_frequency_mse"}
@@ -192,7 +166,7 @@ def test_one_pass_with_gradients_serves_all_terms_and_the_prior():
 def test_the_prior_is_the_error_of_its_own_images_alone():
     adapted, source = models()
     batch = batch_of(adapted, source)
-    terms = objective(adapted, source, only("simple", "prior"))(batch)
+    terms = Objective(adapted, only("simple", "prior"), source)(batch)
     with torch.no_grad():
         error = adapted.predict(batch.xt, batch.timesteps, batch.condition).output - batch.noise
     torch.testing.assert_close(terms["simple"].detach(), error[:NUMBER].square().mean())
@@ -203,7 +177,7 @@ def test_detail_terms_compare_with_the_same_training_image():
     """Fails where another image is compared with, or its reconstruction, as in the released code."""
     adapted, source = models()
     batch = batch_of(adapted, source)
-    terms = objective(adapted, source, only("high_frequency_mse", "reconstruction"))(batch)
+    terms = Objective(adapted, only("high_frequency_mse", "reconstruction"), source)(batch)
     with torch.no_grad():
         output = adapted.predict(batch.xt, batch.timesteps, batch.condition).output
         x0 = to_x0(adapted.noise_scheduler, output, batch.xt, batch.timesteps)[:NUMBER]
@@ -228,7 +202,7 @@ def test_the_frozen_source_stays_as_it_was():
     assert not any(p.requires_grad for p in source.network.parameters())
 
 
-def test_a_frozen_source_that_shares_the_text_encoders_forbids_to_train_them():
+def test_a_source_that_shares_the_text_encoders_forbids_to_train_them():
     adapted = tiny_text_denoiser()
     source = adapted.frozen_source()
     assert source._unwrapped.text_encoders[0] is adapted._unwrapped.text_encoders[0]

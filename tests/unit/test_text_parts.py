@@ -4,18 +4,18 @@ import json
 import shutil
 import subprocess
 import sys
-from pathlib import Path
+from functools import partial
 
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import AutoencoderKL, AutoencoderTiny, FlowMatchEulerDiscreteScheduler, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel
 
 from domainstudio import models
 from domainstudio.errors import CheckpointError, ConfigError
 from domainstudio.models.text_to_image import TextToImageDenoiser
 from tests.models import PROMPT_LENGTH, tiny_text_denoiser, tiny_text_pipeline
-
-ROOT = Path(__file__).parents[2]
+from tests.project import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -31,20 +31,6 @@ def folder(folders, tmp_path):
     return shutil.copytree(folders / "sd1", tmp_path / "model")
 
 
-def change(path, **values):
-    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
-
-
-PARTS = ["unet", "vae", "tokenizer", "text_encoder", "scheduler"]
-
-
-@pytest.mark.parametrize("part", PARTS)
-def test_a_missing_part_is_named(folder, part):
-    shutil.rmtree(folder / part)
-    with pytest.raises(CheckpointError, match=rf"{folder}/{part} is missing: copy the whole"):
-        models.load(folder)
-
-
 @pytest.mark.parametrize(
     ("kind", "part"), [("sd1", "vae"), ("sdxl", "text_encoder_2"), ("sdxl", "tokenizer")]
 )
@@ -55,97 +41,110 @@ def test_a_part_that_the_index_leaves_out_is_named(folders, tmp_path, kind, part
         models.load(folder)
 
 
-def test_an_empty_tokenizer_folder_is_refused(folder):
-    """Transformers would make a tokenizer of three tokens of it."""
-    for path in (folder / "tokenizer").iterdir():
+def change(path, **values):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def empty(part):
+    for path in part.iterdir():
         path.unlink()
-    with pytest.raises(CheckpointError, match=r"tokenizer has neither tokenizer.json nor vocab.json"):
-        models.load(folder)
 
 
-@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
-def test_pickled_weights_are_refused(folder, part):
-    (weights,) = (folder / part).glob("*.safetensors")
+def pickle(part):
+    (weights,) = part.glob("*.safetensors")
     weights.unlink()
-    name = "pytorch_model.bin" if part == "text_encoder" else "diffusion_pytorch_model.bin"
-    torch.save({}, folder / part / name)
-    with pytest.raises(CheckpointError, match=rf"{part} has no weights as safetensors.*safe_serialization"):
-        models.load(folder)
+    torch.save({}, part / ("pytorch_model.bin" if "text" in part.name else "diffusion_pytorch_model.bin"))
 
 
-@pytest.mark.parametrize("part", ["unet", "text_encoder"])
-def test_damaged_weights_are_refused(folder, part):
-    (weights,) = (folder / part).glob("*.safetensors")
+def cut(part):
+    (weights,) = part.glob("*.safetensors")
     weights.write_bytes(weights.read_bytes()[:-64])
-    with pytest.raises(CheckpointError, match=r"not a usable StableDiffusionPipeline.*copy the folder again"):
-        models.load(folder)
+
+
+def put(**values):
+    def configure(part):
+        change(part / ("scheduler_config.json" if part.name == "scheduler" else "config.json"), **values)
+
+    return configure
+
+
+PARTS = ("unet", "vae", "tokenizer", "text_encoder", "scheduler")
+MISSING = r"{folder}/{part} is missing: copy the whole"
+PICKLED = r"{part} has no weights as safetensors.*safe_serialization"
+CUT = r"not a usable StableDiffusionPipeline.*copy the folder again"
 
 
 @pytest.mark.parametrize(
-    ("part", "values", "message"),
+    ("damage", "part", "message"),
     [
-        ("vae", {"scaling_factor": 0}, r"vae/config.json: scaling_factor is 0; it must be the positive"),
-        ("vae", {"scaling_factor": None}, r"vae/config.json: scaling_factor is None"),
-        ("vae", {"shift_factor": 0.1}, r"vae/config.json: shift_factor is 0.1, which.*UNet's own VAE"),
-        ("unet", {"sample_size": None}, r"unet/config.json: sample_size is None; set it"),
-        ("scheduler", {"prediction_type": "sample"}, r"prediction_type 'sample' is not supported"),
+        *((shutil.rmtree, part, MISSING) for part in PARTS),
+        # Transformers would make a tokenizer of three tokens of an empty folder.
+        (empty, "tokenizer", r"tokenizer has neither tokenizer.json nor vocab.json"),
+        *((pickle, part, PICKLED) for part in ("unet", "vae", "text_encoder")),
+        *((cut, part, CUT) for part in ("unet", "text_encoder")),
+        (put(scaling_factor=0), "vae", r"{part}/config.json: scaling_factor is 0; it must be the positive"),
+        (put(scaling_factor=None), "vae", r"{part}/config.json: scaling_factor is None"),
+        (put(shift_factor=0.1), "vae", r"{part}/config.json: shift_factor is 0.1, which.*UNet's own VAE"),
+        (put(sample_size=None), "unet", r"{part}/config.json: sample_size is None; set it"),
+        (put(prediction_type="sample"), "scheduler", r"prediction_type 'sample' is not supported"),
     ],
 )
-def test_unusable_configurations_are_refused(folder, part, values, message):
-    name = "scheduler_config.json" if part == "scheduler" else "config.json"
-    change(folder / part / name, **values)
-    with pytest.raises(CheckpointError, match=message):
+def test_a_damaged_part_is_named(folder, damage, part, message):
+    damage(folder / part)
+    with pytest.raises(CheckpointError, match=message.format(folder=folder, part=part)):
         models.load(folder)
 
 
-def foreign(part):
-    """Return a part of a model of other sizes."""
-    from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel
+def text_encoder(words, width):
+    sizes = {"intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    return CLIPTextModel(CLIPTextConfig(vocab_size=words, hidden_size=width, **sizes))
 
-    if part == "wide text":
-        config = CLIPTextConfig(
-            vocab_size=400, hidden_size=24, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2
-        )
-        return {"text_encoder": CLIPTextModel(config)}
-    if part == "few words":
-        config = CLIPTextConfig(
-            vocab_size=300, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
-        )
-        return {"text_encoder": CLIPTextModel(config)}
-    if part == "eight channels":
-        return {"vae": AutoencoderKL(latent_channels=8, block_out_channels=(8,), norm_num_groups=4)}
-    if part == "tiny":
-        return {
-            "vae": AutoencoderTiny(encoder_block_out_channels=(8,) * 4, decoder_block_out_channels=(8,) * 4)
-        }
-    if part == "inpainting":
-        return {
-            "unet": UNet2DConditionModel(
-                **{**tiny_text_pipeline().unet.config, "in_channels": 9},
-            )
-        }
-    return {"scheduler": FlowMatchEulerDiscreteScheduler()}
+
+def inpainting_unet():
+    return UNet2DConditionModel(**{**tiny_text_pipeline().unet.config, "in_channels": 9})
+
+
+BLOCKS = (8,) * 4
 
 
 @pytest.mark.parametrize(
-    ("part", "message"),
+    ("name", "foreign", "message"),
     [
-        ("wide text", r"here: the UNet reads text embeddings of 16 channels and the text encoder makes 24"),
-        ("few words", r"here: tokenizer has \d+ tokens and text_encoder knows 300: the parts belong"),
-        ("eight channels", r"here: the VAE makes latents of 8 channels, the UNet reads 4 and writes 4"),
-        ("tiny", r"here/vae is a AutoencoderTiny, not a AutoencoderKL"),
-        ("inpainting", r"the UNet reads 9 and writes 4; variants such as inpainting are not supported"),
         (
-            "flow",
+            "text_encoder",
+            partial(text_encoder, 400, 24),
+            r"here: the UNet reads text embeddings of 16 channels and the text encoder makes 24",
+        ),
+        (
+            "text_encoder",
+            partial(text_encoder, 300, 16),
+            r"here: tokenizer has \d+ tokens and text_encoder knows 300: the parts belong",
+        ),
+        (
+            "vae",
+            partial(AutoencoderKL, latent_channels=8, block_out_channels=(8,), norm_num_groups=4),
+            r"here: the VAE makes latents of 8 channels, the UNet reads 4 and writes 4",
+        ),
+        (
+            "vae",
+            partial(AutoencoderTiny, encoder_block_out_channels=BLOCKS, decoder_block_out_channels=BLOCKS),
+            r"here/vae is a AutoencoderTiny, not a AutoencoderKL",
+        ),
+        (
+            "unet",
+            inpainting_unet,
+            r"the UNet reads 9 and writes 4; variants such as inpainting are not supported",
+        ),
+        (
+            "scheduler",
+            FlowMatchEulerDiscreteScheduler,
             r"here/scheduler is a FlowMatchEulerDiscreteScheduler.*flow matching or EDM are not supported",
         ),
     ],
 )
-def test_parts_of_different_models_are_refused(part, message):
+def test_parts_of_different_models_are_refused(name, foreign, message):
     pipeline = tiny_text_pipeline()
-    for name, value in foreign(part).items():
-        setattr(pipeline, name, value)
+    setattr(pipeline, name, foreign())
     with pytest.raises(CheckpointError, match=message):
         TextToImageDenoiser(pipeline, "here")
 

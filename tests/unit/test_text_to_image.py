@@ -1,14 +1,11 @@
 """Text-to-image models against plain diffusers: conditions, sampling, latents and folders."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
-from diffusers import (
-    DDIMScheduler,
-    DDPMScheduler,
-    DiffusionPipeline,
-    DPMSolverMultistepScheduler,
-)
+from diffusers import DDIMScheduler, DDPMScheduler, DiffusionPipeline, DPMSolverMultistepScheduler
 from safetensors.torch import load_file
 
 from domainstudio import models
@@ -24,10 +21,6 @@ SEEDS = [5, 6]
 
 def noisy(number=2):
     return torch.randn((number, 4, 8, 8), generator=torch.Generator().manual_seed(3))
-
-
-def images(number=2):
-    return torch.from_numpy(tiny_text_images(number)).float() / 127.5 - 1
 
 
 def drawn(pipeline, scheduler=DDIMScheduler, guidance_scale=1.0, negative=None, **options):
@@ -50,21 +43,17 @@ def difference(a, b):
 
 
 def plain_embeddings(pipeline, negative):
-    result = pipeline.encode_prompt(
-        prompt=TOLD,
-        device="cpu",
-        num_images_per_prompt=1,
-        do_classifier_free_guidance=True,
-        negative_prompt=negative,
+    options = {"device": "cpu", "num_images_per_prompt": 1, "do_classifier_free_guidance": True}
+    result = pipeline.encode_prompt(prompt=TOLD, negative_prompt=negative, **options)
+    told, nothing = (
+        dict(zip(["encoder_hidden_states", "text_embeds"], each, strict=False))
+        for each in (result[0::2], result[1::2])
     )
-    names = ["encoder_hidden_states", "text_embeds"]
-    told, nothing = result[0::2], result[1::2]
     if len(result) == 4:
-        size = pipeline._get_add_time_ids(
-            (16, 16), (0, 0), (16, 16), dtype=torch.float32, text_encoder_projection_dim=12
-        )
-        told, nothing, names = (*told, size.repeat(2, 1)), (*nothing, size.repeat(2, 1)), [*names, "time_ids"]
-    return (dict(zip(names, each, strict=False)) for each in (told, nothing))
+        side, start = (16, 16), (0, 0)
+        size = pipeline._get_add_time_ids(side, start, side, torch.float32, text_encoder_projection_dim=12)
+        told["time_ids"] = nothing["time_ids"] = size.repeat(2, 1)
+    return told, nothing
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -75,9 +64,8 @@ def test_conditions_are_the_pipelines_own(kind, negative):
     expected, nothing = plain_embeddings(pipeline, [negative] * 2 if negative else None)
     torch.testing.assert_close(denoiser.condition(TOLD), expected)
     torch.testing.assert_close(denoiser.condition([negative] * 2), nothing)
-    assert set(expected) == (
-        {"encoder_hidden_states", "text_embeds", "time_ids"} if kind == "sdxl" else {"encoder_hidden_states"}
-    )
+    more = {"text_embeds", "time_ids"} if kind == "sdxl" else set()
+    assert set(expected) == {"encoder_hidden_states", *more}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -116,23 +104,19 @@ def test_nothing_is_encoded_where_the_pipeline_has_no_zeros_for_it(kind):
         pipeline.register_to_config(force_zeros_for_empty_prompt=False)
     hidden = TextToImageDenoiser(pipeline, kind).condition([""])["encoder_hidden_states"]
     assert hidden.abs().min() > 0
-    expected = plain_embeddings(pipeline, None)
-    torch.testing.assert_close(hidden[0], list(expected)[1]["encoder_hidden_states"][0])
+    _, expected = plain_embeddings(pipeline, None)
+    torch.testing.assert_close(hidden[0], expected["encoder_hidden_states"][0])
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("guidance_scale", "negative"), [(1.0, ""), (5.0, ""), (5.0, "a blue cup")])
 def test_samples_are_those_of_plain_diffusers(kind, guidance_scale, negative):
-    denoiser = tiny_text_denoiser(kind)
-    found = sample(denoiser, SEEDS, TOLD, negative=negative, guidance_scale=guidance_scale, steps=4)
-    expected = drawn(
-        tiny_text_pipeline(kind),
-        guidance_scale=guidance_scale,
-        negative=[negative] * 2 if negative else None,
-    )
+    options = {"negative": negative, "guidance_scale": guidance_scale, "steps": 4}
+    found, other = (sample(tiny_text_denoiser(kind), SEEDS, told, **options) for told in (TOLD, TOLD[::-1]))
+    without = [negative] * 2 if negative else None
+    expected = drawn(tiny_text_pipeline(kind), guidance_scale=guidance_scale, negative=without)
     assert difference(found, expected) <= 1
     assert expected.std() > 20
-    other = sample(denoiser, SEEDS, TOLD[::-1], negative=negative, guidance_scale=guidance_scale, steps=4)
     assert difference(other, expected) > 2
 
 
@@ -152,12 +136,10 @@ def test_other_samplers_are_those_of_plain_diffusers(name, scheduler, options):
 def test_latents_are_scaled_as_the_unet_expects_them_and_back():
     """Fails where encoding or decoding forgets the scaling factor."""
     denoiser = tiny_text_denoiser()
-    vae = denoiser.vae
+    vae, images = denoiser.vae, torch.from_numpy(tiny_text_images(2)).float() / 127.5 - 1
     with torch.no_grad():
-        distribution = vae.encode(images()).latent_dist
-        noise = torch.randn(distribution.mean.shape, generator=torch.Generator().manual_seed(1))
-        latents = distribution.mean + distribution.std * noise
-        x0 = denoiser.x0(denoiser.encode(images()), torch.Generator().manual_seed(1))
+        latents = vae.encode(images).latent_dist.sample(torch.Generator().manual_seed(1))
+        x0 = denoiser.x0(denoiser.encode(images), torch.Generator().manual_seed(1))
         torch.testing.assert_close(x0, latents * 0.18215)
         torch.testing.assert_close(denoiser.decode(x0), vae.decode(latents).sample)
     assert x0.shape == (2, *denoiser.shape)
@@ -175,9 +157,11 @@ def test_saved_folders_are_read_by_plain_diffusers(tmp_path, kind, half):
     assert stored == {torch.float16 if half else torch.float32}
     assert denoiser.vae.dtype == denoiser.pipeline.unet.dtype == torch.float32
     assert type(plain.scheduler) is type(denoiser.pipeline.scheduler)
-    mine = sample(denoiser, SEEDS, TOLD, guidance_scale=3.0, steps=4)
+    loaded: Any = models.load(tmp_path)
+    assert {p.dtype for part in (loaded.network, loaded.vae) for p in part.parameters()} == {torch.float32}
+    assert not loaded.vae.training and not any(p.requires_grad for p in loaded.vae.parameters())
+    mine, again = (sample(each, SEEDS, TOLD, guidance_scale=3.0, steps=4) for each in (denoiser, loaded))
     assert difference(drawn(plain.to(torch.float32), guidance_scale=3.0), mine) <= (4 if half else 1)
-    again = sample(models.load(tmp_path), SEEDS, TOLD, guidance_scale=3.0, steps=4)
     assert difference(again, mine) <= (4 if half else 0)
 
 
@@ -198,21 +182,11 @@ def test_saved_folders_are_readable_by_older_versions_too(tmp_path, kind):
         assert all(name.startswith("text_model.") for name in names)
 
 
-def test_loading_makes_float32_of_half_precision(tmp_path):
-    tiny_text_denoiser().save(tmp_path, half=True)
-    loaded = models.load(tmp_path)
-    vae = loaded.vae
-    assert vae is not None
-    assert {p.dtype for part in (loaded.network, vae) for p in part.parameters()} == {torch.float32}
-    assert not vae.training and not any(p.requires_grad for p in vae.parameters())
-
-
 @pytest.mark.parametrize("kind", ["sd1", "sdxl"])
 def test_a_prompt_that_is_too_long_is_refused(kind):
     denoiser = tiny_text_denoiser(kind)
     fits = "7 " * (PROMPT_LENGTH - 2)
     assert denoiser.condition([fits])["encoder_hidden_states"].shape[1] == PROMPT_LENGTH
-    with pytest.raises(
-        ConfigError, match=r"the prompt '7 .* has 17 tokens and the model takes 16, begin and"
-    ):
+    too_long = r"the prompt '7 .* has 17 tokens and the model takes 16, begin and"
+    with pytest.raises(ConfigError, match=too_long):
         denoiser.condition(["a cup", fits + "7"])
