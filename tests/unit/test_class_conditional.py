@@ -2,19 +2,16 @@
 
 import json
 import shutil
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import yaml
-from diffusers import DDIMPipeline, DiffusionPipeline, UNet2DModel
+from diffusers import DDIMPipeline, DiffusionPipeline
 
 from domainstudio import models
 from domainstudio.config import LoraSettings
-from domainstudio.data import ImageSet
-from domainstudio.data.image_set import ImageRecord
 from domainstudio.demo import pretraining
 from domainstudio.errors import CheckpointError, ConfigError, DataError
 from domainstudio.models import loading, lora
@@ -30,13 +27,14 @@ from tests.models import (
     DOMAINSTUDIO,
     PLAIN,
     close,
+    image_set,
     tiny_class_denoiser,
     tiny_denoiser,
     tiny_images,
     training_settings,
 )
+from tests.project import ROOT
 
-ROOT = Path(__file__).parents[2]
 EVERY = [*CLASSES, ""]
 
 
@@ -51,28 +49,22 @@ def output(denoiser, names):
         return denoiser.predict(*tiny_batch(len(names)), denoiser.condition(names)).output
 
 
-def without_null_class(classes=CLASSES):
-    denoiser = tiny_class_denoiser(classes[:-1])
-    return ClassConditionalDenoiser(denoiser.network, denoiser.scheduler, classes=classes)
-
-
 def table(denoiser):
     return denoiser.network.class_embedding.weight.detach().clone()
 
 
 def test_names_become_rows_of_the_embedding():
-    labels = tiny_class_denoiser().condition(["person", "animal", "", "face"])["class_labels"]
+    denoiser = tiny_class_denoiser()
+    labels = denoiser.condition(["person", "animal", "", "face"])["class_labels"]
     assert labels.dtype == torch.int64
     assert labels.tolist() == [2, 0, 3, 1]
-
-
-def test_an_unknown_class_is_refused_with_the_known_ones():
     with pytest.raises(ConfigError, match="no class 'dog'; there are animal, face, person"):
-        tiny_class_denoiser().condition(["face", "dog"])
+        denoiser.condition(["face", "dog"])
 
 
 def test_without_a_null_class_guidance_and_dropout_are_refused(tmp_path):
-    denoiser = without_null_class()
+    with_null = tiny_class_denoiser(CLASSES[:-1])
+    denoiser = ClassConditionalDenoiser(with_null.network, with_null.scheduler, classes=CLASSES)
     with pytest.raises(ConfigError, match="condition dropout: guidance_scale must be 1"):
         sample(denoiser, [1], ["face"], guidance_scale=2.0, steps=2)
     examples = Examples.of(denoiser, tiny_images(2), [["face"], ["animal"]])
@@ -109,10 +101,9 @@ def test_guidance_leads_from_the_null_class_to_the_class():
 
 
 def test_without_conditions_the_null_class_is_drawn():
-    denoiser = tiny_class_denoiser()
-    images = sample(denoiser, [5], steps=2)
-    np.testing.assert_array_equal(images, sample(denoiser, [5], [""], steps=2))
-    assert not np.array_equal(images, sample(denoiser, [5], ["face"], steps=2))
+    nothing, null, face = (sample(tiny_class_denoiser(), [5], of, steps=2) for of in (None, [""], ["face"]))
+    np.testing.assert_array_equal(nothing, null)
+    assert not np.array_equal(nothing, face)
 
 
 @pytest.mark.parametrize("half", [False, True])
@@ -121,7 +112,7 @@ def test_a_saved_model_is_the_same_model_also_to_plain_diffusers(tmp_path, half)
     denoiser.save(tmp_path, half=half)
     again = models.load(tmp_path)
     assert isinstance(again, ClassConditionalDenoiser)
-    assert again.classes == ("Katze", "Hündin")
+    assert again.conditional and again.classes == ("Katze", "Hündin")
     assert {p.dtype for p in again.network.parameters()} == {torch.float32}
     pipeline = DiffusionPipeline.from_pretrained(tmp_path, use_safetensors=True)
     assert type(pipeline) is DDIMPipeline
@@ -162,12 +153,10 @@ def test_names_that_do_not_fit_are_refused(tmp_path, content, message):
 
 
 def test_the_unets_configuration_decides_the_kind(tmp_path):
-    tiny_denoiser().save(tmp_path / "unconditional")
-    (tmp_path / "unconditional/classes.json").write_text('["a"]')
-    loaded = models.load(tmp_path / "unconditional")
+    tiny_denoiser().save(tmp_path)
+    (tmp_path / "classes.json").write_text('["a"]')
+    loaded = models.load(tmp_path)
     assert isinstance(loaded, UnconditionalDenoiser) and not loaded.conditional
-    tiny_class_denoiser().save(tmp_path / "classes")
-    assert models.load(tmp_path / "classes").conditional
 
 
 def test_a_new_kind_is_a_class_and_a_line_of_the_table(tmp_path, monkeypatch):
@@ -186,14 +175,10 @@ def test_a_new_kind_is_a_class_and_a_line_of_the_table(tmp_path, monkeypatch):
 
 
 def test_other_kinds_of_class_embedding_are_refused(tmp_path):
-    network = UNet2DModel(
-        8,
-        block_out_channels=(32,),
-        down_block_types=("DownBlock2D",),
-        up_block_types=("UpBlock2D",),
-        class_embed_type="timestep",
-    )
-    DDIMPipeline(unet=network, scheduler=tiny_denoiser().scheduler).save_pretrained(tmp_path)
+    denoiser = tiny_denoiser()
+    network: Any = denoiser.network
+    network.register_to_config(class_embed_type="timestep")
+    denoiser.save(tmp_path)
     with pytest.raises(CheckpointError, match="class_embed_type 'timestep' is not supported"):
         models.load(tmp_path)
 
@@ -203,9 +188,8 @@ def test_it_starts_as_the_unconditional_model_exactly(tmp_path, older):
     """Also one from a folder that is older than class embeddings."""
     tiny_denoiser().save(tmp_path)
     path = tmp_path / "unet/config.json"
-    settings = json.loads(path.read_text())
-    kept = {name: value for name, value in settings.items() if not older or "class" not in name}
-    path.write_text(json.dumps(kept))
+    settings = json.loads(path.read_text()).items()
+    path.write_text(json.dumps({name: value for name, value in settings if not older or "class" not in name}))
     plain = models.load(tmp_path)
     denoiser = ClassConditionalDenoiser.from_unconditional(plain, CLASSES)
     assert denoiser.classes == CLASSES
@@ -238,13 +222,9 @@ def adapt(folder, denoiser, told, prior_told, weights=PLAIN, **settings):
     examples = Examples.of(denoiser, tiny_images(len(told)), [[name] for name in told])
     prior = Examples.of(denoiser, tiny_images(len(prior_told), 1), [[name] for name in prior_told])
     source = denoiser.frozen_source() if weights.pairwise else None
-    trainer = Trainer(
-        Objective(denoiser, weights.model_copy(update={"prior": 1.0}), source),
-        examples,
-        training_settings(weight_decay=0.5, learning_rate=1e-2, **settings),
-        folder,
-        prior=prior,
-    )
+    objective = Objective(denoiser, weights.model_copy(update={"prior": 1.0}), source)
+    options = training_settings(weight_decay=0.5, learning_rate=1e-2, **settings)
+    trainer = Trainer(objective, examples, options, folder, prior=prior)
     return trainer, trainer.train()
 
 
@@ -264,10 +244,8 @@ def test_classes_that_never_occur_keep_their_embedding(tmp_path, weights, settin
 
 
 def test_without_classes_all_weights_decay_alike(tmp_path):
-    settings = training_settings(weight_decay=0.5)
-    trainer = Trainer(
-        Objective(tiny_denoiser(), PLAIN), Examples.unconditional(tiny_images()), settings, tmp_path
-    )
+    settings, examples = training_settings(weight_decay=0.5), Examples.unconditional(tiny_images())
+    trainer = Trainer(Objective(tiny_denoiser(), PLAIN), examples, settings, tmp_path)
     (group,) = trainer.optimizer.param_groups
     assert group["weight_decay"] == 0.5
     assert [id(p) for p in group["params"]] == [id(p) for p in trainer.parameters]
@@ -294,14 +272,14 @@ def test_adapters_leave_the_classes_as_they_are(tmp_path):
 
 
 def test_with_classes_a_cut_training_goes_on_where_it_was(tmp_path):
-    told = ["animal", "face", "animal", "face"]
-    whole, cut = tiny_class_denoiser(), tiny_class_denoiser()
-    adapt(tmp_path / "whole", whole, told, ["person"] * 4, condition_dropout=0.2)
-    adapt(tmp_path / "cut", tiny_class_denoiser(), told, ["person"] * 4, condition_dropout=0.2)
+    def trained(folder):
+        denoiser, told = tiny_class_denoiser(), ["animal", "face", "animal", "face"]
+        adapt(folder, denoiser, told, ["person"] * 4, condition_dropout=0.2)
+        return denoiser.network.state_dict().values()
+
+    whole, _ = trained(tmp_path / "whole"), trained(tmp_path / "cut")
     shutil.rmtree(max((tmp_path / "cut").glob("step-*")))
-    adapt(tmp_path / "cut", cut, told, ["person"] * 4, condition_dropout=0.2)
-    weights = cut.network.state_dict()
-    assert all(torch.equal(weights[name], value) for name, value in whole.network.state_dict().items())
+    assert all(map(torch.equal, whole, trained(tmp_path / "cut")))
 
 
 def flat(value):
@@ -311,9 +289,8 @@ def flat(value):
 
 
 def learn(folder, denoiser, examples, steps, prior=None):
-    settings = training_settings(
-        steps=steps, learning_rate=5e-3, batch_size=8, ema_decay=0.9, checkpoint_every=1000
-    )
+    length = {"steps": steps, "checkpoint_every": steps}
+    settings = training_settings(learning_rate=5e-3, batch_size=8, ema_decay=0.9, **length)
     weights = PLAIN.model_copy(update={"prior": 1.0 if prior else 0.0})
     Trainer(Objective(denoiser, weights), examples, settings, folder, prior=prior).train()
 
@@ -336,17 +313,9 @@ def test_one_class_is_adapted_and_the_other_kept(tmp_path):
     assert brightness(denoiser, "b") < 55
 
 
-def image_set(*labels):
-    records = tuple(
-        ImageRecord(id=str(i), sha256="0", width=8, height=8, origin=f"{i}.png", label=label)
-        for i, label in enumerate(labels)
-    )
-    return ImageSet(tiny_images(len(labels)), records, "images")
-
-
 def test_an_image_without_a_label_is_named():
     with pytest.raises(DataError, match=r"images: the image 1\.png has no label"):
-        pretraining.labels_of(image_set("cat", None))
+        pretraining.labels_of(image_set(tiny_images(2), ["cat", None]))
 
 
 def test_the_stage_wants_an_unconditional_model(tmp_path):
@@ -361,7 +330,7 @@ def test_the_stage_writes_a_model_of_the_images_classes(tmp_path, monkeypatch):
     values["pretrain_class"]["training"] |= {"steps": 2, "batch_size": 4, "preview_every": 2}
     values["sample"]["steps"] = 2
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
-    image_set("person", "face", "animal", "face").save(tmp_path / "data/source")
+    image_set(tiny_images(4), ["person", "face", "animal", "face"]).save(tmp_path / "data/source")
     tiny_denoiser().save(tmp_path / "models/sources/noto")
     monkeypatch.chdir(tmp_path)
     pretrain_class.main()

@@ -8,11 +8,10 @@ import yaml
 
 from benchmarks import classes
 from domainstudio import config
-from domainstudio.data import ImageRecord, ImageSet
 from domainstudio.data.pictures import save_png
 from domainstudio.metrics.features import Features
 from domainstudio.metrics.networks import register_network
-from tests.models import Averages
+from tests.models import Averages, image_set
 from tests.project import params
 
 LABELS = ["cat", "dog"] * 6
@@ -24,13 +23,8 @@ def images(seed, colours):
     return (np.array(colours)[:, :, None, None] + noise).astype(np.uint8)
 
 
-def image_set(seed, colours, labels):
-    records = tuple(ImageRecord(str(i), "0", 8, 8, f"{i}.png", label=label) for i, label in enumerate(labels))
-    return ImageSet(images(seed, colours), records, origin="images")
-
-
 def save_samples(folder, pixels):
-    paths = [folder / "images" / f"{i}.png" for i in range(len(pixels))]
+    paths = [folder / f"images/{i}.png" for i in range(len(pixels))]
     save_png(pixels, paths)
     entries = [{"file": f"images/{p.name}", "subject": label} for p, label in zip(paths, LABELS, strict=True)]
     (folder / "manifest.json").write_text(json.dumps({"images": entries}))
@@ -43,10 +37,10 @@ def project(tmp_path, monkeypatch):
     register_network("averages", Averages)
     monkeypatch.chdir(tmp_path)
     red, blue = (200, 40, 40), (40, 40, 200)
-    cats = image_set(1, [blue] * 8, ["cat"] * 8)
+    cats = image_set(images(1, [blue] * 8), ["cat"] * 8)
     cats.save(tmp_path / "data/targets/ink/domain")
     cats.take([0, 1, 2]).save(tmp_path / "data/targets/ink/shots")
-    image_set(2, [red] * 12, LABELS).save(tmp_path / "data/source")
+    image_set(images(2, [red] * 12), LABELS).save(tmp_path / "data/source")
     before = images(3, [red] * 12)
     adapted = before.copy()
     adapted[::2] = cats.images[:6]  # three of them copies of the shots
@@ -61,9 +55,9 @@ def project(tmp_path, monkeypatch):
 def test_each_class_is_measured_against_its_own_domain(project):
     settings = config.load()
     adaptation = settings.adaptation("ink-finetune")
-    cat, dog = classes.measure_classes(project / "adapted", project / "source", adaptation, settings)
-    cat_before, dog_before = classes.measure_classes(
-        project / "source", project / "source", adaptation, settings
+    (cat, dog), (cat_before, dog_before) = (
+        classes.measure_classes(project / samples, project / "source", adaptation, settings)
+        for samples in ("adapted", "source")
     )
     assert (cat["class"], cat["adapted"], cat["number"], cat["real"]) == ("cat", True, 6, 5)
     assert (dog["class"], dog["adapted"], dog["number"], dog["real"]) == ("dog", False, 6, 6)
