@@ -17,6 +17,7 @@ from domainstudio.metrics.frechet import frechet_distance
 from domainstudio.metrics.kernel import kernel_distance
 from domainstudio.metrics.neighbours import neighbour_scores
 from domainstudio.metrics.perceptual import perceptual_rows
+from tests.reference.test_metrics_oracles import rows
 
 pytestmark = pytest.mark.filterwarnings("ignore:Metric `Kernel Inception Distance` will save:UserWarning")
 
@@ -32,12 +33,6 @@ class Rows(nn.Module):
         return images.flatten(1)[:, :SIZE]
 
 
-def rows(seed, number, shift=0.0):
-    generator = np.random.default_rng(seed)
-    mixing = generator.normal(size=(SIZE, SIZE))
-    return (generator.normal(size=(number, SIZE)) @ mixing + shift).astype(np.float32)
-
-
 def library_value(metric, samples, reference):
     for features, real in ((reference, True), (samples, False)):
         metric.update(torch.from_numpy(features)[:, :, None, None], real=real)
@@ -46,7 +41,7 @@ def library_value(metric, samples, reference):
 
 @pytest.mark.parametrize(("n", "m", "shift"), [(200, 200, 0.0), (60, 150, 0.5), (10, 40, 2.0)])
 def test_frechet_distance_is_that_of_torchmetrics(n, m, shift):
-    samples, reference = rows(0, n, shift), rows(1, m)
+    samples, reference = rows(0, n, SIZE, shift), rows(1, m, SIZE)
     metric = FrechetInceptionDistance(feature=Rows(), normalize=True).set_dtype(torch.float64)
     expected = float(library_value(metric, samples.astype(np.float64), reference.astype(np.float64)))
     assert frechet_distance(samples, reference) == pytest.approx(expected, rel=1e-5)
@@ -54,14 +49,14 @@ def test_frechet_distance_is_that_of_torchmetrics(n, m, shift):
 
 @pytest.mark.parametrize("shift", [0.0, 0.5])
 def test_kernel_distance_of_everything_is_that_of_torchmetrics(shift):
-    samples, reference = rows(0, 50, shift), rows(1, 50)
+    samples, reference = rows(0, 50, SIZE, shift), rows(1, 50, SIZE)
     metric = KernelInceptionDistance(feature=Rows(), subsets=1, subset_size=50, normalize=True)
     mean, _ = library_value(metric, samples, reference)
     assert kernel_distance(samples, reference, 50, 1).mean == pytest.approx(float(mean), rel=1e-4)
 
 
 def test_kernel_distance_over_subsets_agrees_with_torchmetrics_within_the_draws_spread():
-    samples, reference = rows(0, 120, 0.5), rows(1, 150)
+    samples, reference = rows(0, 120, SIZE, 0.5), rows(1, 150, SIZE)
     torch.manual_seed(0)
     metric = KernelInceptionDistance(feature=Rows(), subsets=200, subset_size=40, normalize=True)
     mean, std = map(float, library_value(metric, samples, reference))
@@ -73,7 +68,7 @@ def test_kernel_distance_over_subsets_agrees_with_torchmetrics_within_the_draws_
 @pytest.mark.parametrize("k", [1, 3, 5])
 @pytest.mark.parametrize("shift", [0.0, 0.5])
 def test_precision_recall_density_and_coverage_are_those_of_prdc(k, shift):
-    samples, reference = rows(0, 80, shift), rows(1, 100)
+    samples, reference = rows(0, 80, SIZE, shift), rows(1, 100, SIZE)
     expected = compute_prdc(reference, samples, nearest_k=k)
     assert neighbour_scores(samples, reference, k)._asdict() == pytest.approx(expected, rel=1e-9)
     assert 0 < expected["precision"] < 1

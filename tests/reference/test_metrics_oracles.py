@@ -78,18 +78,13 @@ def test_one_subset_of_everything_is_the_plain_estimate():
 
 
 def loop_scores(samples, reference, k):
-    def radius(points, i):
-        distances = sorted(np.linalg.norm(points[i] - p) for j, p in enumerate(points) if j != i)
-        return distances[k - 1]
+    def radius(points, centre):
+        return sorted(np.linalg.norm(centre - p) for p in points)[k]  # the first is the centre itself
 
-    real = [radius(reference, i) for i in range(len(reference))]
-    fake = [radius(samples, i) for i in range(len(samples))]
-    inside_real = [
-        [np.linalg.norm(s - r) <= d for r, d in zip(reference, real, strict=True)] for s in samples
-    ]
-    inside_fake = [
-        [np.linalg.norm(s - r) <= d for s, d in zip(samples, fake, strict=True)] for r in reference
-    ]
+    def inside(points, centres):
+        return [[np.linalg.norm(p - c) <= radius(centres, c) for c in centres] for p in points]
+
+    inside_real, inside_fake = inside(samples, reference), inside(reference, samples)
     return (
         np.mean([any(row) for row in inside_real]),
         np.mean([any(row) for row in inside_fake]),
@@ -134,14 +129,8 @@ def test_intra_distance_averages_pairs_then_clusters():
 def test_memorization_finds_the_nearest_by_loops():
     samples, training, mirrored = rows(0, 20, 6), rows(1, 4, 6), rows(2, 4, 6)
     found = memorization(samples, training, threshold=20.0, mirrored=mirrored)
-    expected = []
-    for sample in samples:
-        options = [
-            (((sample - t) ** 2).sum(), index, side)
-            for side, group in enumerate((training, mirrored))
-            for index, t in enumerate(group)
-        ]
-        expected.append(min(options))
+    sides = [(t, i, side) for side, group in enumerate((training, mirrored)) for i, t in enumerate(group)]
+    expected = [min((((sample - t) ** 2).sum(), i, side) for t, i, side in sides) for sample in samples]
     np.testing.assert_allclose(found.distances, [e[0] for e in expected], rtol=1e-5)
     assert found.training.tolist() == [e[1] for e in expected]
     assert found.mirrored.tolist() == [bool(e[2]) for e in expected]
