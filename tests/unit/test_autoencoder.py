@@ -1,5 +1,7 @@
 """Training a small VAE: resumed as if undisturbed, and latents of unit variance."""
 
+import shutil
+
 import numpy as np
 import torch
 
@@ -10,22 +12,18 @@ from tests.models import tiny_images
 SETTINGS = AutoencoderSettings(
     block_out_channels=(8, 8), norm_num_groups=4, steps=6, batch_size=4, checkpoint_every=2
 )
-CPU = torch.device("cpu")
 
 
-def weights(vae):
-    return torch.cat([p.flatten() for p in vae.parameters()])
+def trained(folder, images=None, **changes):
+    images = tiny_images() if images is None else images
+    return train_autoencoder(images, SETTINGS.model_copy(update=changes), folder, torch.device("cpu"))
 
 
 def test_a_resumed_training_ends_the_same(tmp_path):
-    whole = train_autoencoder(tiny_images(), SETTINGS, tmp_path / "a", CPU)
-    train_autoencoder(tiny_images(), SETTINGS, tmp_path / "b", CPU)
-    for state in sorted((tmp_path / "b").glob("step-*"))[-1:]:
-        for file in state.iterdir():
-            file.unlink()
-        state.rmdir()  # what a kill before the last checkpoint leaves
-    resumed = train_autoencoder(tiny_images(), SETTINGS, tmp_path / "b", CPU)
-    assert torch.equal(weights(whole), weights(resumed))
+    whole, _ = trained(tmp_path / "a"), trained(tmp_path / "b")
+    shutil.rmtree(max((tmp_path / "b").glob("step-*")))  # what a kill before the last checkpoint leaves
+    resumed = trained(tmp_path / "b")
+    assert all(map(torch.equal, whole.parameters(), resumed.parameters()))
     assert whole.config.scaling_factor == resumed.config.scaling_factor
 
 
@@ -38,12 +36,8 @@ def test_it_learns_and_its_latents_are_scaled_to_unit_variance(tmp_path):
         with torch.no_grad():
             return (vae.decode(vae.encode(x).latent_dist.mean).sample - x).abs().mean()
 
-    untrained = error(
-        train_autoencoder(images, SETTINGS.model_copy(update={"steps": 1}), tmp_path / "a", CPU)
-    )
-    longer = SETTINGS.model_copy(update={"steps": 60, "learning_rate": 5e-3, "checkpoint_every": 60})
-    vae = train_autoencoder(images, longer, tmp_path / "b", CPU)
-    assert error(vae) < untrained / 2
+    vae = trained(tmp_path / "b", images, steps=60, learning_rate=5e-3, checkpoint_every=60)
+    assert error(vae) < error(trained(tmp_path / "a", images, steps=1)) / 2
     with torch.no_grad():
         latents = vae.encode(x).latent_dist.mean * vae.config.scaling_factor
     assert abs(latents.std() - 1) < 0.01

@@ -13,6 +13,7 @@ import yaml
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
+from domainstudio import config
 from domainstudio.config import PrepareSettings
 from domainstudio.data import ImageSet
 from domainstudio.data.buckets import bucket_sizes, crop, nearest_bucket
@@ -22,8 +23,8 @@ from domainstudio.metrics.evaluation import held_out
 from domainstudio.report.reading import PackedImages, read
 from domainstudio.training.prior import PriorImages
 from stages import prepare as stage
+from tests.project import ROOT
 
-ROOT = Path(__file__).parents[2]
 SETTINGS = PrepareSettings(resolution=32)
 SIZES = {"a": (90, 60), "b": (60, 100), "c": (64, 64), "d": (70, 64), "e": (300, 100)}
 """Names and (width, height) of five pictures; their buckets as (height, width)."""
@@ -60,9 +61,8 @@ def test_buckets_are_about_as_large_as_the_square_and_never_larger(resolution: i
 
 def test_the_buckets_of_the_usual_resolutions() -> None:
     assert bucket_sizes(512) == ((640, 384), (576, 448), (512, 512), (448, 576), (384, 640))
-    wide = [size for size in bucket_sizes(1024) if size[1] > size[0]]
     sdxl = [(960, 1088), (896, 1152), (832, 1216), (768, 1344), (768, 1280), (704, 1408)]
-    assert wide == sdxl
+    assert [size for size in bucket_sizes(1024) if size[1] > size[0]] == sdxl
 
 
 @pytest.mark.parametrize(
@@ -103,10 +103,7 @@ def test_an_image_set_holds_its_squares_and_its_buckets(folder: Path, tmp_path: 
             expected = np.asarray(crop(read_back, BUCKETS[name]))
         assert (image.transpose(1, 2, 0) == expected).all()
     assert images.digest != plain.digest
-    assert held_out(plain.images, images.take([1, 3]).images) == [0, 2, 4], (
-        "metrics find the shots by squares"
-    )
-
+    assert held_out(plain.images, images.take([1, 3]).images) == [0, 2, 4], "found by their squares"
     images.save(tmp_path / "set")
     loaded = ImageSet.load(tmp_path / "set")
     assert loaded.digest == images.digest and loaded.records == images.records
@@ -121,9 +118,8 @@ def test_sets_without_buckets_have_the_files_they_had(folder: Path, tmp_path: Pa
 
 
 def test_padded_images_keep_everything_in_the_bucket(folder: Path) -> None:
-    padded = prepare(
-        str(folder), SETTINGS.model_copy(update={"crop": "pad", "background": "#ff00ff"}), buckets=True
-    )
+    settings = SETTINGS.model_copy(update={"crop": "pad", "background": "#ff00ff"})
+    padded = prepare(str(folder), settings, buckets=True)
     long = padded.bucketed[4].astype(int)
     assert long.shape == (3, 24, 40)
     assert (long[:, 0] == [[255], [0], [255]]).all() and (long[:, -1] == [[255], [0], [255]]).all()
@@ -179,18 +175,13 @@ def test_the_contact_sheet_and_the_report_show_whole_shapes(folder: Path, tmp_pa
     inside = (tile != 255).any(axis=0)  # the first picture is wide: 80 x 48, shown with 64 x 38 pixels
     assert abs(int(inside.any(axis=1).sum()) - 38) <= 1 and inside.any(axis=0).sum() == 64
     assert tile[0, 32, 0] < 16 and tile[0, 32, -1] > 239
-    shots = PackedImages(target / "shots", read_manifest(tmp_path, "shots"))
+    known = read(tmp_path, config.load(ROOT / "params.yaml")).targets["ink"]
+    assert known.shots and known.domain
+    shots = PackedImages(target / "shots", known.shots.manifest)
     assert [shots.image(i).size for i in range(5)] == [image.shape[:0:-1] for image in images.bucketed]
-    assert PackedImages(target / "domain", read_manifest(tmp_path, "domain")).image(0).size == (32, 32)
+    assert PackedImages(target / "domain", known.domain.manifest).image(0).size == (32, 32)
     with pytest.raises(DataError, match="cannot read image 5"):
         shots.image(5)
-
-
-def read_manifest(root: Path, part: str):
-    from domainstudio import config
-
-    values = config.load(ROOT / "params.yaml")
-    return getattr(read(root, values).targets["ink"], part).manifest
 
 
 def test_the_stage_packs_the_shots_in_buckets_and_the_domain_square(

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from domainstudio.training import latents
 from domainstudio.training.examples import Examples, Feed
@@ -36,9 +37,15 @@ def pictures(number=6, seed=0):
     return torch.from_numpy(tiny_text_images(number, seed))
 
 
-def encode(folder, *, images=None, mirrored=False, denoiser=None):
-    """Return encoded images, and how many the encoder saw for them."""
-    counting: Any = Counting(denoiser or tiny_text_denoiser())
+def pixels(images):
+    return ((images + 1) * 127.5).round().to(torch.uint8)
+
+
+def encode(folder, *, images=None, mirrored=False, change=None):
+    """Return encoded images, and how many the encoder of a changed model saw for them."""
+    counting: Any = Counting(tiny_text_denoiser())
+    if change:
+        change(counting)
     return encode_all(counting, pictures() if images is None else images, mirrored, folder), counting.encoded
 
 
@@ -78,17 +85,13 @@ def test_mirrored_images_are_encoded_themselves(tmp_path):
     assert (encoded[1] - encoded[0].flip(3)).abs().max() > 1e-3
 
 
-def vae_with(**config):
-    denoiser = tiny_text_denoiser()
-    denoiser.vae.register_to_config(**config)
-    return denoiser
+def configured(denoiser):
+    denoiser.vae.register_to_config(norm_num_groups=2)
 
 
-def vae_moved():
-    denoiser = tiny_text_denoiser()
+def moved(denoiser):
     with torch.no_grad():
         list(denoiser.vae.parameters())[3].view(-1)[0].add_(1e-3)
-    return denoiser
 
 
 def one_pixel_changed():
@@ -104,14 +107,12 @@ def one_pixel_changed():
         {"images": pictures(number=5)},
         {"images": pictures().flip(0)},
         {"mirrored": True},
-        {"denoiser": vae_moved},
-        {"denoiser": lambda: vae_with(norm_num_groups=2)},
+        {"change": moved},
+        {"change": configured},
     ],
 )
 def test_what_latents_depend_on_makes_them_again(tmp_path, change):
     before, _ = encode(tmp_path)
-    if "denoiser" in change:
-        change = {"denoiser": change["denoiser"]()}
     _, seen = encode(tmp_path, **change)
     assert seen > 0
     again, seen = encode(tmp_path)
@@ -119,18 +120,17 @@ def test_what_latents_depend_on_makes_them_again(tmp_path, change):
 
 
 def test_what_is_trained_does_not_make_them_again(tmp_path):
+    def trained(denoiser):
+        with torch.no_grad():
+            for parameter in denoiser.network.parameters():
+                parameter.add_(1)
+
     encode(tmp_path)
-    denoiser = tiny_text_denoiser(seed=0)
-    with torch.no_grad():
-        for parameter in denoiser.network.parameters():
-            parameter.add_(1)
-    assert encode(tmp_path, denoiser=denoiser)[1] == 0
+    assert encode(tmp_path, change=trained)[1] == 0
 
 
 @pytest.mark.parametrize("damage", ["empty", "cut", "changed", "foreign"])
 def test_a_damaged_file_is_made_again(tmp_path, damage):
-    from safetensors.torch import save_file
-
     before, _ = encode(tmp_path)
     (path,) = tmp_path.iterdir()
     content = path.read_bytes()
@@ -155,25 +155,22 @@ def test_augmentation_still_varies(tmp_path, cached):
     """Each image occurs mirrored and upright, its latent being that of the view that is drawn."""
     denoiser = tiny_text_denoiser()
     varied = feed(tmp_path if cached else None, denoiser, horizontal_flip=True)
-    upright = {image.numpy().tobytes(): i for i, image in enumerate(pictures())}
-    mirrored = {image.numpy().tobytes(): i for i, image in enumerate(pictures().flip(3))}
+    views = {"upright": pictures(), "mirrored": pictures().flip(3)}
+    known = {i.numpy().tobytes(): (view, n) for view, of in views.items() for n, i in enumerate(of)}
     seen = set()
     for seed in range(12):
         batch = draw(varied, seed)
         expected = denoiser.x0(denoiser.encode(batch.images), torch.Generator().manual_seed(seed))
         torch.testing.assert_close(batch.x0, expected)
-        for image in ((batch.images + 1) * 127.5).round().to(torch.uint8):
-            content = image.numpy().tobytes()
-            seen.add(("upright", upright[content]) if content in upright else ("mirrored", mirrored[content]))
-    assert seen == {(view, i) for view in ("upright", "mirrored") for i in range(6)}
+        seen |= {known[image.numpy().tobytes()] for image in pixels(batch.images)}
+    assert seen == set(known.values())
 
 
 def test_nothing_is_mirrored_where_that_is_not_asked_for():
     plain = feed()
     upright = {image.numpy().tobytes() for image in pictures()}
     for seed in range(6):
-        images = ((draw(plain, seed).images + 1) * 127.5).round().to(torch.uint8)
-        assert all(image.numpy().tobytes() in upright for image in images)
+        assert all(image.numpy().tobytes() in upright for image in pixels(draw(plain, seed).images))
 
 
 def test_latents_are_drawn_anew_in_every_step(tmp_path):
@@ -211,14 +208,9 @@ def test_conditions_belong_to_their_images_and_are_dropped_together():
     dropped = 0
     for seed in range(8):
         batch = draw(dropping, seed)
-        for image, told, source in zip(
-            batch.images,
-            batch.condition["encoder_hidden_states"],
-            batch.source_condition["encoder_hidden_states"],
-            strict=True,
-        ):
-            content = ((image + 1) * 127.5).round().to(torch.uint8)
-            (index,) = (pictures() == content).flatten(1).all(1).nonzero()[0].tolist()
+        parts = (each["encoder_hidden_states"] for each in (batch.condition, batch.source_condition))
+        for image, told, source in zip(pixels(batch.images), *parts, strict=True):
+            (index,) = (pictures() == image).flatten(1).all(1).nonzero()[0].tolist()
             assert torch.equal(told, source)
             if torch.equal(told, nothing):
                 dropped += 1
