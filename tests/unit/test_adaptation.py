@@ -1,21 +1,14 @@
 """From settings to a trainer: which images, which prompts, which parts are trained."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from domainstudio import models
-from domainstudio.config import (
-    Adaptation,
-    LoraSettings,
-    Method,
-    PriorSettings,
-    PromptPair,
-    PromptSettings,
-    SampleSettings,
-)
+from domainstudio import config, models
+from domainstudio.config import Adaptation, LoraSettings, Method, PriorSettings, PromptSettings
 from domainstudio.data import ImageRecord, ImageSet
 from domainstudio.errors import CheckpointError, ConfigError, DataError
 from domainstudio.models.tiny_vae import load_decoder
@@ -23,7 +16,7 @@ from domainstudio.training.prior import prior_images
 from domainstudio.training.recipe import Recipe, training_examples
 from tests.models import tiny_class_denoiser, tiny_denoiser, tiny_text_denoiser, training_settings
 
-DRAWING = SampleSettings(number=9, steps=2, batch_size=4, seed=5)
+DRAWING = config.SampleSettings(number=9, steps=2, batch_size=4, seed=5)
 
 
 def adaptation(method=None, **values):
@@ -33,11 +26,10 @@ def adaptation(method=None, **values):
     return Adaptation(training=training, weights=method or Method(), **values)
 
 
-def image_set(resolution, number=4, label="style"):
+def image_set(resolution, number=4, label="style", caption="house {}"):
     images = np.random.default_rng(0).integers(0, 256, (number, 3, resolution, resolution), dtype=np.uint8)
-    records = tuple(
-        ImageRecord(str(i), "0", 8, 8, f"{i}.png", caption=f"house {i}", label=label) for i in range(number)
-    )
+    texts = [caption and caption.format(i) for i in range(number)]
+    records = tuple(ImageRecord(str(i), "0", 8, 8, f"{i}.png", text, label) for i, text in enumerate(texts))
     return ImageSet(images, records, origin="images")
 
 
@@ -51,9 +43,8 @@ def shots(denoiser):
     return image_set(denoiser.resolution[0])
 
 
-def prior_of(denoiser, shots, settings, cache, source_images):
-    paths = {"cache": cache, "source_images": source_images}
-    return prior_images(denoiser, shots, settings, DRAWING, "0", **paths)
+def prior_of(denoiser, shots, settings, cache, source_images=Path("none")):
+    return prior_images(denoiser, shots, settings, DRAWING, "0", cache=cache, source_images=source_images)
 
 
 def told(denoiser, texts):
@@ -73,7 +64,7 @@ def test_each_model_is_told_its_own_prompt(denoiser, shots):
 
 
 def test_labels_can_have_their_own_prompts(denoiser, shots):
-    pairs = {"style": PromptPair(source="a house", target="a house in [V] style")}
+    pairs = {"style": config.PromptPair(source="a house", target="a house in [V] style")}
     settings = adaptation(prompts=PromptSettings(by_label=pairs))
     examples = training_examples(denoiser, shots, settings)
     expected = told(denoiser, ["a house in [V] style"] * 4)["encoder_hidden_states"]
@@ -81,35 +72,24 @@ def test_labels_can_have_their_own_prompts(denoiser, shots):
 
 
 def test_a_model_that_is_told_nothing_needs_no_captions():
-    plain = tiny_denoiser()
-    shots = image_set(8)
-    shots = ImageSet(
-        shots.images, tuple(ImageRecord(r.id, "0", 8, 8, r.origin) for r in shots.records), "images"
-    )
-    assert training_examples(plain, shots, adaptation()).condition == {}
+    shots = image_set(8, caption="", label=None)
+    assert training_examples(tiny_denoiser(), shots, adaptation()).condition == {}
 
 
 def test_generated_prior_images_are_drawn_once_from_the_source_prompts(
     denoiser, shots, tmp_path, monkeypatch
 ):
+    """An interrupted drawing ends the same."""
     settings = adaptation(Method(prior=1.0))
-    first = prior_of(denoiser, shots, settings, tmp_path, tmp_path / "none")
+    first = prior_of(denoiser, shots, settings, tmp_path)
     assert first.images.shape == (5, *shots.images.shape[1:])
     assert first.texts == ("house 0", "house 1", "house 2", "house 3", "house 0")
+    (folder,) = tmp_path.iterdir()
+    for file in ("manifest.json", "images/000004.png"):
+        (folder / file).unlink()
+    assert prior_of(denoiser, shots, settings, tmp_path).digest == first.digest
     monkeypatch.setattr(denoiser, "predict", None)  # drawing again would fail
-    again = prior_of(denoiser, shots, settings, tmp_path, tmp_path / "none")
-    assert again.digest == first.digest
-
-
-def test_an_interrupted_drawing_of_prior_images_ends_the_same(denoiser, shots, tmp_path):
-    settings = adaptation(Method(prior=1.0))
-    whole = prior_of(denoiser, shots, settings, tmp_path / "a", tmp_path / "none")
-    prior_of(denoiser, shots, settings, tmp_path / "b", tmp_path / "none")
-    (folder,) = (tmp_path / "b").iterdir()
-    (folder / "manifest.json").unlink()
-    (folder / "images/000004.png").unlink()
-    again = prior_of(denoiser, shots, settings, tmp_path / "b", tmp_path / "none")
-    assert again.digest == whole.digest
+    assert prior_of(denoiser, shots, settings, tmp_path).digest == first.digest
 
 
 def test_given_prior_images_have_their_own_captions(denoiser, shots, tmp_path):
@@ -118,7 +98,7 @@ def test_given_prior_images_have_their_own_captions(denoiser, shots, tmp_path):
     prior = prior_of(denoiser, shots, settings, tmp_path, tmp_path / "source")
     assert len(prior.images) == 6 and all(text.startswith("house ") for text in prior.texts)
     with pytest.raises(DataError, match="manifest"):
-        prior_of(denoiser, shots, settings, tmp_path, tmp_path / "none")
+        prior_of(denoiser, shots, settings, tmp_path)
 
 
 def test_the_prior_keeps_the_other_classes(tmp_path):
@@ -126,16 +106,14 @@ def test_the_prior_keeps_the_other_classes(tmp_path):
     denoiser = tiny_class_denoiser()
     adapted, other = denoiser.classes[0], denoiser.classes[1]
     both = image_set(8, 3, adapted), image_set(8, 3, other)
-    mixed = ImageSet(
-        np.concatenate([part.images for part in both]), both[0].records + both[1].records, origin="images"
-    )
-    mixed.save(tmp_path / "source")
+    images = np.concatenate([part.images for part in both])
+    ImageSet(images, both[0].records + both[1].records, "images").save(tmp_path / "source")
     labels = PromptSettings(source="{label}", target="{label}")
     given = adaptation(Method(prior=1.0), prompts=labels, prior=PriorSettings(images="source", number=9))
     prior = prior_of(denoiser, both[0], given, tmp_path / "a", tmp_path / "source")
     assert set(prior.texts) == {other} and len(prior.images) == 3
     drawn = adaptation(Method(prior=1.0), prompts=labels, prior=PriorSettings(number=4))
-    prior = prior_of(denoiser, both[0], drawn, tmp_path / "b", tmp_path / "none")
+    prior = prior_of(denoiser, both[0], drawn, tmp_path / "b")
     assert set(prior.texts) == set(denoiser.classes) - {adapted}
     both[0].save(tmp_path / "only")
     with pytest.raises(ConfigError, match="every source prompt is a target prompt"):
@@ -157,7 +135,7 @@ def changed(denoiser, shots, folder, settings, prior=None):
 def test_the_text_encoder_is_trained_where_asked(shots, tmp_path):
     plain = changed(tiny_text_denoiser("sd1"), shots, tmp_path / "a", adaptation())
     assert plain and all(name.startswith("unet.") for name in plain)
-    settings = adaptation(training={"train_text_encoder": True})
+    settings = adaptation(**TEXT_ENCODER)
     both = changed(tiny_text_denoiser("sd1"), shots, tmp_path / "b", settings)
     assert any(name.startswith("text_encoders.0.") for name in both)
 
@@ -165,7 +143,7 @@ def test_the_text_encoder_is_trained_where_asked(shots, tmp_path):
 def test_new_tokens_are_learned_and_saved(shots, tmp_path):
     denoiser = tiny_text_denoiser("sd1")
     table = denoiser.text_encoders[0].get_input_embeddings().weight.clone()
-    settings = adaptation(prompts=PromptSettings(new_tokens={"[V]": "house"}))
+    settings = adaptation(**token("[V]"))
     trainer = Recipe(settings, denoiser, shots).trainer(tmp_path / "run")
     added = denoiser.text_encoders[0].get_input_embeddings().added.clone()
     trainer.train()
@@ -182,32 +160,28 @@ def test_new_tokens_are_learned_and_saved(shots, tmp_path):
     torch.testing.assert_close(found, expected)
 
 
+TEXT_ENCODER = {"training": {"train_text_encoder": True}}
+ADAPTERS = Method(lora=LoraSettings(rank=2))
+
+
+def token(name):
+    return {"prompts": PromptSettings(new_tokens={name: "house"})}
+
+
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("make", "method", "values", "message"),
     [
-        (adaptation(training={"train_text_encoder": True}), "no text encoder to train"),
-        (adaptation(prompts=PromptSettings(new_tokens={"[V]": "house"})), "no text encoder to train"),
+        (tiny_denoiser, None, TEXT_ENCODER, "no text encoder to train"),
+        (tiny_denoiser, None, token("[V]"), "no text encoder to train"),
+        (tiny_text_denoiser, ADAPTERS, TEXT_ENCODER, "adapters in the UNet only"),
+        (tiny_text_denoiser, ADAPTERS, token("[V]"), "cannot be saved with adapters"),
+        (tiny_text_denoiser, None, token("a</w>"), r"knows \['a</w>'\] already"),
     ],
 )
-def test_text_cannot_be_trained_where_there_is_none(settings, message, tmp_path):
+def test_what_cannot_be_trained_is_refused(make, method, values, message, tmp_path):
+    denoiser = make()
     with pytest.raises(ConfigError, match=message):
-        Recipe(settings, tiny_denoiser(), image_set(8)).trainer(tmp_path)
-
-
-def test_what_cannot_be_trained_together_is_refused(denoiser, shots, tmp_path):
-    adapters = Method(lora=LoraSettings(rank=2))
-    text = adaptation(adapters, training={"train_text_encoder": True})
-    with pytest.raises(ConfigError, match="adapters in the UNet only"):
-        Recipe(text, denoiser, shots).trainer(tmp_path)
-    token = adaptation(adapters, prompts=PromptSettings(new_tokens={"[V]": "house"}))
-    with pytest.raises(ConfigError, match="cannot be saved with adapters"):
-        Recipe(token, denoiser, shots).trainer(tmp_path)
-
-
-def test_a_known_word_is_no_new_token(denoiser, shots, tmp_path):
-    settings = adaptation(prompts=PromptSettings(new_tokens={"a</w>": "house"}))
-    with pytest.raises(ConfigError, match=r"knows \['a</w>'\] already"):
-        Recipe(settings, denoiser, shots).trainer(tmp_path)
+        Recipe(adaptation(method, **values), denoiser, image_set(denoiser.resolution[0])).trainer(tmp_path)
 
 
 def tiny_autoencoder(folder, channels=4, levels=2):
