@@ -9,8 +9,8 @@ import torch
 
 from benchmarks import tiny_vae
 from domainstudio import models
-from domainstudio.data import ImageRecord, ImageSet
 from domainstudio.models.tiny_vae import load_decoder
+from tests.models import image_set
 from tests.project import ROOT
 
 
@@ -18,8 +18,7 @@ from tests.project import ROOT
 def test_it_learns_what_the_whole_decoder_makes_of_latents(tmp_path, monkeypatch, capsys):
     squares = np.random.default_rng(0).integers(0, 256, (8, 3, 4, 4), dtype=np.uint8)
     images = squares.repeat(8, axis=2).repeat(8, axis=3)
-    records = tuple(ImageRecord(str(i), "0", 32, 32, f"{i}.png") for i in range(len(images)))
-    ImageSet(images, records, origin="squares").save(tmp_path / "images")
+    image_set(images).save(tmp_path / "images")
     (tmp_path / "models").symlink_to(ROOT / "models")
     monkeypatch.chdir(tmp_path)
     options = "--images images --output tiny --channels 8 --steps 80 --batch-size 8"
