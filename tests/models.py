@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 from collections.abc import Sequence
 from functools import cache
 from hashlib import sha256
@@ -57,21 +56,20 @@ def tiny_images(number: int = 6, seed: int = 0, side: int = RESOLUTION) -> np.nd
     return np.random.default_rng(seed).integers(0, 256, (number, 3, side, side), dtype=np.uint8)
 
 
-def image_set(images: np.ndarray, captions: Sequence[str] | None = None, origin: str = "images") -> ImageSet:
-    """Return a set of these images, with the hashes of their pixels and, where given, captions."""
-    side, digests = images.shape[-1], (sha256(image.tobytes()).hexdigest() for image in images)
+def image_set(
+    images: np.ndarray,
+    captions: Sequence[str] | None = None,
+    origin: str = "images",
+    labels: Sequence[str | None] | None = None,
+) -> ImageSet:
+    """Return a set of these images, with the hashes of their pixels and, where given, captions and labels."""
+    number, side = len(images), images.shape[-1]
+    texts = zip(images, captions or [""] * number, labels or [None] * number, strict=True)
     records = tuple(
-        ImageRecord(str(i), digest, side, side, f"{i}.png", caption)
-        for i, (digest, caption) in enumerate(zip(digests, captions or [""] * len(images), strict=True))
+        ImageRecord(str(i), sha256(image.tobytes()).hexdigest(), side, side, f"{i}.png", caption, label)
+        for i, (image, caption, label) in enumerate(texts)
     )
     return ImageSet(images, records, origin)
-
-
-def image_set(images: np.ndarray, labels: Sequence[str | None] = (), origin: str = "images") -> ImageSet:
-    """Return an image set with records that name the images `0.png` and so on, and their labels."""
-    named = itertools.zip_longest(range(len(images)), labels)
-    records = (ImageRecord(str(i), "0", 8, 8, f"{i}.png", label=label) for i, label in named)
-    return ImageSet(images, tuple(records), origin)
 
 
 def training_settings(**changes) -> TrainingSettings:

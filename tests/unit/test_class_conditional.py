@@ -315,7 +315,7 @@ def test_one_class_is_adapted_and_the_other_kept(tmp_path):
 
 def test_an_image_without_a_label_is_named():
     with pytest.raises(DataError, match=r"images: the image 1\.png has no label"):
-        pretraining.labels_of(image_set(tiny_images(2), ["cat", None]))
+        pretraining.labels_of(image_set(tiny_images(2), labels=["cat", None]))
 
 
 def test_the_stage_wants_an_unconditional_model(tmp_path):
@@ -330,7 +330,7 @@ def test_the_stage_writes_a_model_of_the_images_classes(tmp_path, monkeypatch):
     values["pretrain_class"]["training"] |= {"steps": 2, "batch_size": 4, "preview_every": 2}
     values["sample"]["steps"] = 2
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
-    image_set(tiny_images(4), ["person", "face", "animal", "face"]).save(tmp_path / "data/source")
+    image_set(tiny_images(4), labels=["person", "face", "animal", "face"]).save(tmp_path / "data/source")
     tiny_denoiser().save(tmp_path / "models/sources/noto")
     monkeypatch.chdir(tmp_path)
     pretrain_class.main()
