@@ -12,7 +12,8 @@ import yaml
 
 from tests.project import environment, make_project, run
 
-pytestmark = pytest.mark.slow
+# The first test also makes everything that the others start from: minutes on a slow processor.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
