@@ -2,32 +2,27 @@
 
 import json
 import sys
-from pathlib import Path
 
-import numpy as np
 import pytest
 import yaml
-from PIL import Image
 
 from domainstudio import models
 from domainstudio.metrics.networks import register_network
 from stages import evaluate, finetune, prepare, report, sample
 from tests.integration.mlflow_parts import use_local_store
 from tests.models import Averages, tiny_text_denoiser
+from tests.project import params as project_params
+from tests.project import write_images
 
-PARAMS = Path(__file__).parents[2] / "params.yaml"
 NAMES = ("text-lora", "text-domainstudio")
 
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
     """A project with a tiny Stable Diffusion pipeline and nine captioned images."""
-    rng = np.random.default_rng(0)
-    (tmp_path / "images").mkdir()
+    write_images(tmp_path / "images", 9)
     for index in range(9):
-        pixels = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(tmp_path / f"images/{index}.png")
-        (tmp_path / f"images/{index}.txt").write_text(f"house {index}")
+        (tmp_path / f"images/{index:02d}.txt").write_text(f"house {index}")
     (tmp_path / "subjects.txt").write_text("house 7\nhouse 8\n")
     tiny_text_denoiser("sd1").save(tmp_path / "models/sources/tiny")
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params()))
@@ -38,11 +33,9 @@ def project(tmp_path, monkeypatch):
 
 
 def params():
-    values = yaml.safe_load(PARAMS.read_text())
-    values["prepare"] |= {"resolution": 16, "min_size": 8}
-    values["pretrain"]["images"] = "images"
+    values = project_params()
+    values["prepare"]["resolution"] = 16
     values["sources"] = {"tiny": {"subjects": "subjects.txt"}}
-    values["targets"] = {"ink": {"shots": "images", "number": 4, "seed": 0, "domain": "images"}}
     values["methods"] |= {
         "lora": {"simple": 1.0, "prior": 1.0, "lora": {"rank": 2}},
         "text": {"simple": 1.0, "image": 0.5, "high_frequency": 0.5, "high_frequency_mse": 0.05},
@@ -51,9 +44,8 @@ def params():
         "text-lora": {"source": "tiny", "target": "ink", "method": "lora", "prior": {"number": 5}},
         "text-domainstudio": {"source": "tiny", "target": "ink", "method": "text"},
     }
-    values["finetune"] |= {"steps": 4, "batch_size": 4, "checkpoint_every": 2, "preview_every": 2}
-    values["sample"] |= {"number": 6, "steps": 2, "batch_size": 3}
-    values["evaluate"] |= {"features": "averages", "neighbours": 2, "kid_subset_size": 4, "kid_subsets": 2}
+    values["finetune"] |= {"steps": 4, "preview_every": 2}
+    values["evaluate"]["features"] = "averages"
     return values
 
 
