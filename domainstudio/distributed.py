@@ -27,8 +27,11 @@ def this_process() -> PartialState:
 
 
 def _leave() -> None:
-    """Leave the other processes: one that ends without can be aborted when another has ended before it."""
-    if dist.is_initialized():
+    """Leave the other processes: one that ends without can be aborted when another has ended before it.
+
+    Only under gloo, where that was seen: with NCCL, leaving can wait for processes that have failed.
+    """
+    if dist.is_initialized() and dist.get_backend() == "gloo":
         dist.destroy_process_group()
 
 

@@ -20,7 +20,7 @@ def autocast(mixed_precision: str, device: torch.device) -> torch.autocast:
 def usable_precision(wanted: str, device: torch.device) -> str:
     """Return the autocast type to use on a device: the wanted one, or `no` where it would only cost time.
 
-    Without the processor's own instructions a convolution in bfloat16 takes twenty times as long as in
+    Without the processor's own instructions a convolution in bfloat16 takes many times as long as in
     float32, and such a processor gains no memory from it either.
 
     Args:
