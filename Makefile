@@ -6,7 +6,7 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHONWARNINGS ?= ignore
 PORT ?= 5000
-SOURCES ?= pretrain pretrain_class pretrain_text
+SOURCES ?= pretrain_latent pretrain pretrain_class pretrain_text
 WORKERS ?= 2
 # Workers side by side, each with its own servers. A file's tests stay together: they share trained models.
 pytest = python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder

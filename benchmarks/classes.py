@@ -1,8 +1,9 @@
 r"""Adapt one class of a class-conditional model: what becomes of that class, and of the others.
 
-    dvc repro --single-item prepare_source
-    python -m stages.prepare target ink-animals --params params.yaml benchmarks/class.yaml
-    python -m benchmarks.classes --params params.yaml benchmarks/class.yaml --steps 300 600 \
+    SETTINGS="params.yaml benchmarks/ink.yaml benchmarks/class.yaml"
+    python -m stages.prepare source noto-class --params $SETTINGS
+    python -m stages.prepare target ink-animals --params $SETTINGS
+    python -m benchmarks.classes --params $SETTINGS --steps 300 600 \
         --adaptations animals-finetune animals-prior animals-domainstudio --output benchmarks/results/class
 
 Trains what `benchmarks.compare` has not trained yet. Writes a record per adaptation, seed, step and class
@@ -95,7 +96,10 @@ def measure_classes(
         DataError: a folder is missing or damaged.
     """
     shots, domain = _shots(adaptation), ImageSet.load(_target(adaptation) / "domain")
-    domain, others = domain.take(held_out(domain.images, shots.images)), ImageSet.load(SOURCE_IMAGES)
+    domain, others = (
+        domain.take(held_out(domain.images, shots.images)),
+        ImageSet.load(SOURCE_IMAGES / adaptation.source),
+    )
     adapted, classes = {record.label for record in shots.records}, _classes(samples)
     images, images_before = load_samples(samples), load_samples(source)
     ours, before = _features(images, settings), _features(images_before, settings)

@@ -1,7 +1,7 @@
 r"""How well a text model draws what it was trained on: how often the real drawing of a name is nearest.
 
-    python -m benchmarks.retrieval --source noto-text --subjects demo/subjects.txt --images data/source \
-        --out benchmarks/results/retrieval.json
+    python -m benchmarks.retrieval --source noto-text --subjects demo/subjects.txt \
+        --images data/sources/noto --out benchmarks/results/retrieval.json
 
 draws one image per subject, with the subject as the prompt, and ranks the real drawings that carry it as a
 caption among all of --images. Writes the figures, and the first 64 images as a picture of the same name.

@@ -1,8 +1,9 @@
 r"""Distil a small decoder from a text model's VAE, for `methods.*.tiny_vae`.
 
-    dvc repro --single-item prepare_source prepare_target@ink
-    python -m benchmarks.tiny_vae --source noto-text --images data/source --unseen data/targets/ink/domain \
-        --output .cache/tiny-vae
+    python -m stages.prepare source noto --params params.yaml benchmarks/ink.yaml
+    python -m stages.prepare target ink --params params.yaml benchmarks/ink.yaml
+    python -m benchmarks.tiny_vae --source noto-text --images data/sources/noto \
+        --unseen data/targets/ink/domain --output .cache/tiny-vae
 
 Writes an `AutoencoderTiny` as diffusers does and prints how far its images are from the whole decoder's. Only
 its decoder is trained; the encoder is there because the class has one.

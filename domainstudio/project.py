@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
-SOURCE_IMAGES = Path("data/source")
+SOURCE_IMAGES = Path("data/sources")
+"""A folder per source of which `params.yaml` names real images."""
+
 TARGETS = Path("data/targets")
 """A folder per target, with the image sets `shots` (the few training images) and `domain` (all images)."""
 

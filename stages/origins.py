@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from domainstudio.config import Settings
+from domainstudio.config.pretraining import PretrainingImages
+from domainstudio.data import ImageSet
 from domainstudio.data.origins import Entry, Lister, Listing, listing_of
-from domainstudio.demo.emoji import list_demo
+from domainstudio.data.packing import prepare
+from domainstudio.demo.domains import list_demo
 from domainstudio.storage import s3
 
 
@@ -30,3 +34,9 @@ def list_s3(url: str) -> Listing:
 
 LISTERS: Mapping[str, Lister] = {"s3://*": list_s3, "*.yaml": list_demo, "*.yml": list_demo}
 """By the pattern of their origins."""
+
+
+def prepared(settings: Settings, section: PretrainingImages) -> ImageSet:
+    """Read, check and pack the images of a section that trains a model from scratch."""
+    preparing = settings.prepare.model_copy(update={"resolution": section.resolution})
+    return prepare(section.images, preparing, LISTERS)

@@ -1,7 +1,7 @@
-"""Read, check and pack images: `python -m stages.prepare source` or `... target <name>`.
+"""Read, check and pack images: `python -m stages.prepare source <name>` or `... target <name>`.
 
-`source` writes data/source; `target <name>` writes data/targets/<name>/shots, the few training images, and
-data/targets/<name>/domain, the whole domain they were drawn from.
+`source <name>` writes data/sources/<name>. `target <name>` writes data/targets/<name>/shots, the few training
+images, and data/targets/<name>/domain, the whole domain they were drawn from.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from domainstudio import config
 from domainstudio.data import ImageSet
 from domainstudio.data.packing import prepare
 from domainstudio.errors import ConfigError
+from domainstudio.project import SOURCE_IMAGES, TARGETS
 from domainstudio.storage.files import output_folder
 from stages.cli import run
 from stages.origins import LISTERS
@@ -22,17 +23,20 @@ def main() -> None:
     """Parse the command line and prepare what it names."""
     parser = argparse.ArgumentParser(prog="python -m stages.prepare", description=__doc__)
     parser.add_argument("what", choices=("source", "target"))
-    parser.add_argument("name", nargs="?", help="key of `targets` in params.yaml")
+    parser.add_argument("name", help="key of `source_images` or of `targets` in params.yaml")
     parser.add_argument("--params", nargs="+", default=["params.yaml"], help="settings; later files win")
     arguments = parser.parse_args()
-    if (arguments.what == "target") != (arguments.name is not None):
-        parser.error("give `source`, or `target` and a key of `targets`")
     settings = config.load(*arguments.params)
-    if arguments.what == "source":
-        images = prepare(settings.pretrain.images, settings.prepare, LISTERS)
-        _write(Path("data/source"), {".": images})
-    else:
-        _prepare_target(settings, arguments.name)
+    prepare_one = _prepare_source if arguments.what == "source" else _prepare_target
+    prepare_one(settings, arguments.name)
+
+
+def _prepare_source(settings: config.Settings, name: str) -> None:
+    if name not in settings.source_images:
+        raise ConfigError(f"source_images has no {name!r}; there are {sorted(settings.source_images)}")
+    source = settings.source_images[name]
+    images = prepare(source.images, settings.prepare, LISTERS, number=source.number, seed=source.seed)
+    _write(SOURCE_IMAGES / name, {".": images})
 
 
 def _prepare_target(settings: config.Settings, name: str) -> None:
@@ -43,7 +47,7 @@ def _prepare_target(settings: config.Settings, name: str) -> None:
     same = target.shots == target.domain and not buckets
     shots = domain if same else prepare(target.shots, settings.prepare, LISTERS, buckets)
     shots = shots.draw(target.number, target.seed)
-    _write(Path("data/targets", name), {"shots": shots, "domain": domain})
+    _write(TARGETS / name, {"shots": shots, "domain": domain})
 
 
 def _write(folder: Path, image_sets: dict[str, ImageSet]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from stages.cli import run
+from stages.origins import prepared
 
 FOLDER = Path("models/sources/noto")
 
@@ -12,10 +13,10 @@ FOLDER = Path("models/sources/noto")
 def main() -> None:
     """Train the model of params.yaml, or go on with it, and write it in half precision."""
     from domainstudio import config
-    from domainstudio.data import ImageSet
     from domainstudio.demo import pretraining
 
-    pretraining.pretrain(config.load(), ImageSet.load("data/source"), FOLDER)
+    settings = config.load()
+    pretraining.pretrain(settings, prepared(settings, settings.pretrain), FOLDER)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import yaml
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
+ADAPTATION = {"source": "noto", "target": "ink"}
 COPIED = ("domainstudio", "stages", "dvc.yaml", ".dvcignore")
 
 
@@ -55,16 +56,15 @@ def params():
     values = yaml.safe_load((ROOT / "params.yaml").read_text())
     values["prepare"]["resolution"] = 8
     values["prepare"]["min_size"] = 8
-    values["pretrain"]["images"] = "images"
+    values["pretrain"] |= {"images": "images", "resolution": 8}
     values["sources"] = {"noto": {"subjects": "subjects.txt"}}
+    values["source_images"] = {"noto": {"images": "images"}}
     values["targets"] = {"ink": {"shots": "images", "number": 5, "seed": 0, "domain": "images"}}
     values["finetune"] |= {"steps": 6, "batch_size": 4, "checkpoint_every": 2, "preview_every": 3}
     values["sample"] |= {"number": 6, "steps": 2, "batch_size": 3}
     values["evaluate"] |= {"neighbours": 2, "kid_subset_size": 4, "kid_subsets": 2}
-    chosen = ("ink-finetune", "ink-domainstudio")
-    values["adaptations"] = {name: values["adaptations"][name] for name in chosen}
-    for item in values["adaptations"].values():
-        item.pop("finetune", None)
+    methods = ("finetune", "domainstudio")
+    values["adaptations"] = {f"ink-{each}": ADAPTATION | {"method": each} for each in methods}
     return values
 
 

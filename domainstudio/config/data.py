@@ -38,6 +38,17 @@ class SourceSettings(Section):
     prompt, with the line in the place of `{caption}` and `{label}`."""
 
 
+class SourceImages(Section):
+    """Real images of a source's domain."""
+
+    images: str
+    """Their origin (see `targets.*.shots`)."""
+    number: int | None = Field(default=None, ge=1)
+    """How many, drawn at random with `seed`; `null` takes all."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of that draw."""
+
+
 class TargetSettings(Section):
     """A target domain: a few images to learn from, and the whole domain to measure against."""
 

@@ -20,11 +20,18 @@ Style = Literal["grey", "sepia", "blueprint", "negative", "pastel", "stencil"]
 """A style of `domainstudio.demo.styles`."""
 
 
-class PretrainSettings(Section):
-    """The stage `pretrain`: an unconditional source model from scratch."""
+class PretrainingImages(Section):
+    """What a source model of the demo is trained on."""
 
     images: str
-    """Origin of the source domain's images (see `targets.*.shots`)."""
+    """Origin of the training images (see `targets.*.shots`)."""
+    resolution: int = Field(ge=8, le=2048, multiple_of=8)
+    """Height and width of its images, in pixels; otherwise they are prepared as `prepare` says."""
+
+
+class PretrainSettings(PretrainingImages):
+    """The stage `pretrain`: an unconditional source model of pixels from scratch."""
+
     unet: UNetSettings
     """The network."""
     noise: NoiseSettings
@@ -33,7 +40,16 @@ class PretrainSettings(Section):
     """The training run."""
 
 
-class PretrainTextSettings(Section):
+class PretrainLatentSettings(PretrainSettings):
+    """The stage `pretrain_latent`: an unconditional source model of latents from scratch, and its VAE."""
+
+    vae_images: str
+    """Origin of the images that the VAE learns from. Styles beside the source's make it fit other domains."""
+    vae: AutoencoderSettings
+    """The autoencoder, trained first."""
+
+
+class PretrainTextSettings(PretrainingImages):
     """The stage `pretrain_text`: a small text-to-image source model from scratch."""
 
     held_out: int = Field(default=0, ge=0)
@@ -55,7 +71,7 @@ class PretrainTextSettings(Section):
     """The training run."""
 
 
-class PretrainClassSettings(Section):
+class PretrainClassSettings(PretrainingImages):
     """The stage `pretrain_class`: a class-conditional source model from an unconditional one.
 
     Its classes are the labels of the prepared source images.

@@ -12,10 +12,15 @@ from pydantic import Field, model_validator
 
 from domainstudio.config.adaptation import Adaptation, AdaptationSettings
 from domainstudio.config.base import Name, Section, merged, replaced, validated
-from domainstudio.config.data import PrepareSettings, SourceSettings, TargetSettings
+from domainstudio.config.data import PrepareSettings, SourceImages, SourceSettings, TargetSettings
 from domainstudio.config.evaluation import EvaluateSettings
 from domainstudio.config.method import Method
-from domainstudio.config.pretraining import PretrainClassSettings, PretrainSettings, PretrainTextSettings
+from domainstudio.config.pretraining import (
+    PretrainClassSettings,
+    PretrainLatentSettings,
+    PretrainSettings,
+    PretrainTextSettings,
+)
 from domainstudio.config.registry import RegistrySettings
 from domainstudio.config.sampling import SampleSettings
 from domainstudio.config.sweep import SweepSettings
@@ -29,13 +34,18 @@ class Settings(Section):
     prepare: PrepareSettings
     """How images become image sets."""
     pretrain: PretrainSettings
-    """The demo's own source model."""
+    """The demo's own source model of pixels."""
+    pretrain_latent: PretrainLatentSettings
+    """The demo's own source model of latents."""
     pretrain_text: PretrainTextSettings
     """The demo's own text-to-image source model."""
     pretrain_class: PretrainClassSettings
     """The demo's own class-conditional source model."""
     sources: dict[Name, SourceSettings]
     """Pretrained models by name."""
+    source_images: dict[Name, SourceImages] = Field(default_factory=dict)
+    """Real images of a source's domain, by the source's name, where you have some. Metrics use them, and
+    prior preservation can."""
     targets: dict[Name, TargetSettings]
     """Target domains by name."""
     methods: dict[Name, Method]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Literal, Self
@@ -35,6 +35,7 @@ class ImageRecord:
         label: Class, or None: a demo domain's group, or the folder inside the origin.
         codepoint: The emoji's code points, as in `1F9D1-200D-1F680`, or None.
         keywords: Further words for what it shows, the best first.
+        attributes: What is known of it, by the attribute's name; such as `hair`: `bob`.
     """
 
     id: str
@@ -46,11 +47,25 @@ class ImageRecord:
     label: str | None = None
     codepoint: str | None = None
     keywords: tuple[str, ...] = ()
+    attributes: Mapping[str, str] = field(default_factory=dict)
 
 
 def bucketed_name(index: int) -> str:
     """Return the name in `IMAGES` of an image in its bucket."""
     return f"bucketed.{index}"
+
+
+def draw_indices(total: int, number: int, seed: int, origin: str) -> list[int]:
+    """Draw `number` of `total` images without replacement, in their order.
+
+    Raises:
+        DataError: there are fewer.
+    """
+    if not 1 <= number <= total:
+        raise DataError(
+            f"{origin} has {total} usable images and {number} were asked for: lower `number`, or add images"
+        )
+    return sorted(np.random.default_rng(seed).choice(total, number, replace=False).tolist())
 
 
 def find_captions(records: Sequence[ImageRecord], captions: Sequence[str]) -> list[int | None]:
@@ -151,14 +166,7 @@ class ImageSet:
         """
         if number is None:
             return self
-        if not 1 <= number <= len(self):
-            raise DataError(
-                f"{self.origin} has {len(self)} usable images and {number} were asked for: "
-                "lower `number`, or add images"
-            )
-        return self.take(
-            sorted(np.random.default_rng(seed).choice(len(self), number, replace=False).tolist())
-        )
+        return self.take(draw_indices(len(self), number, seed, self.origin))
 
     def take(self, indices: Sequence[int]) -> ImageSet:
         """Return the images at `indices`, in that order, as a set of the same origin."""

@@ -43,6 +43,7 @@ class Candidate:
         label: Class, or None.
         codepoint: The emoji's code points, or None.
         keywords: Further words for what it shows.
+        attributes: Returns what is known of it, by the attribute's name.
     """
 
     id: str
@@ -53,6 +54,7 @@ class Candidate:
     label: str | None = None
     codepoint: str | None = None
     keywords: tuple[str, ...] = ()
+    attributes: Callable[[], Mapping[str, str]] = dict
 
 
 @dataclass(frozen=True)

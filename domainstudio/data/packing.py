@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
 from types import MappingProxyType
 
 import numpy as np
 from PIL import ImageColor
 
 from domainstudio.config import PrepareSettings
-from domainstudio.data.image_set import ImageRecord, ImageSet, Refusal
+from domainstudio.data.image_set import ImageRecord, ImageSet, Refusal, draw_indices
 from domainstudio.data.origins import Candidate, Lister, Listing, list_origin
 from domainstudio.data.reading import Prepared, prepare_image
 from domainstudio.errors import ConfigError, DataError
@@ -21,8 +22,11 @@ def prepare(
     settings: PrepareSettings,
     listers: Mapping[str, Lister] = MappingProxyType({}),
     buckets: bool = False,
+    *,
+    number: int | None = None,
+    seed: int = 0,
 ) -> ImageSet:
-    """Read, check and pack every image of an origin.
+    """Read, check and pack the images of an origin.
 
     Files that cannot be read faithfully are refused. So are duplicates, by their bytes or by their prepared
     pixels, unless the origin keeps them.
@@ -32,15 +36,20 @@ def prepare(
         settings: Section `prepare` of `params.yaml`.
         listers: See `list_origin`.
         buckets: Pack every image in its aspect-ratio bucket too.
+        number: How many to read, drawn from the listing; None reads all.
+        seed: Seed of that draw.
 
     Raises:
         ConfigError: `prepare.background` is no colour.
-        DataError: the origin is not usable; files were refused and `prepare.on_refusal` is `stop`; or none
-            was left.
+        DataError: the origin is not usable or has too few images; files were refused and
+            `prepare.on_refusal` is `stop`; or none was left.
         MissingExtraError: the origin needs a package that is not installed.
     """
     _check_background(settings.background)
     listing = list_origin(origin, listers)
+    if number is not None:
+        chosen = draw_indices(len(listing.candidates), number, seed, origin)
+        listing = replace(listing, candidates=tuple(listing.candidates[index] for index in chosen))
     accepted, refused = _read_all(listing, settings, buckets)
     _check_refused(origin, refused, len(accepted), settings)
     return ImageSet(
@@ -94,6 +103,7 @@ def _read(
         label=candidate.label,
         codepoint=candidate.codepoint,
         keywords=candidate.keywords,
+        attributes=candidate.attributes(),
     )
     return record, prepared
 

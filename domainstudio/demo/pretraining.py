@@ -1,4 +1,4 @@
-"""Training the demo's three source models: unconditional, class-conditional and text-to-image."""
+"""Training the demo's source models: of pixels, of latents, class-conditional and text-to-image."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from domainstudio.demo.text_encoder import train_text_encoder
 from domainstudio.demo.text_model import new_pipeline
 from domainstudio.errors import DataError
 from domainstudio.models.class_conditional import ClassConditionalDenoiser
+from domainstudio.models.latent import LatentDenoiser
 from domainstudio.models.text_to_image import TextToImageDenoiser
 from domainstudio.models.unconditional import UnconditionalDenoiser
 from domainstudio.project import CHECKPOINTS, SOURCE_MODELS
@@ -53,6 +54,28 @@ def pretrain(settings: Settings, images: ImageSet, folder: Path) -> None:
     history = _train(run, section.training, denoiser, examples, settings, folder)
     if history:
         card = source_card("Unconditional pixel-space UNet", run.params, images, history)
+        write_text(folder / "README.md", card)
+
+
+def pretrain_latent(settings: Settings, images: ImageSet, styles: ImageSet, folder: Path) -> None:
+    """Train VAE and UNet of params.yaml, or go on with them, and write the model with its card.
+
+    Args:
+        settings: all settings.
+        images: of the source domain, which the UNet learns.
+        styles: what the VAE learns from.
+        folder: where the model is written.
+    """
+    section = settings.pretrain_latent
+    inputs = {"images": images.digest, "vae_images": styles.digest}
+    run = TrainingRun("pretrain-latent", section, inputs)
+    vae = _pretrained_vae(section.vae, styles)
+    torch.manual_seed(section.training.seed)
+    denoiser = LatentDenoiser.around(vae, section.unet, section.noise, images.resolution)
+    examples = Examples.unconditional(images.images)
+    history = _train(run, section.training, denoiser, examples, settings, folder)
+    if history:
+        card = source_card("Unconditional latent diffusion model", run.params, images, history)
         write_text(folder / "README.md", card)
 
 

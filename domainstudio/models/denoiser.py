@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 
 if TYPE_CHECKING:
     import torch
-    from diffusers import AutoencoderKL, DDPMScheduler
+    from diffusers import AutoencoderKL, DDPMScheduler, VQModel
     from torch import Tensor, nn
 
     from domainstudio.models.adapters import Adapters
@@ -30,7 +30,7 @@ class Denoiser(Protocol):
     """A diffusion model of any kind. `x0` and `xt` live in its own space: pixels or latents."""
 
     kind: str
-    """The kind's name: `unconditional`, `class-conditional` or `text-to-image`."""
+    """The kind's name: `unconditional`, `latent`, `class-conditional` or `text-to-image`."""
     conditional: bool
     """Whether it takes a condition: a prompt or a class."""
     name_or_path: str
@@ -48,7 +48,7 @@ class Denoiser(Protocol):
         ...
 
     @property
-    def vae(self) -> AutoencoderKL | None:
+    def vae(self) -> AutoencoderKL | VQModel | None:
         """The frozen encoder and decoder of latents; `None` for a model of pixels."""
         ...
 

@@ -10,6 +10,7 @@ from domainstudio.models import adapter_folder
 from domainstudio.models.class_conditional import ClassConditionalDenoiser
 from domainstudio.models.denoiser import Denoiser
 from domainstudio.models.folders import INDEX, RECORD, has_adapters, local_folder, read_index
+from domainstudio.models.latent import LatentDenoiser
 from domainstudio.models.text_to_image import TextToImageDenoiser
 from domainstudio.models.unconditional import UnconditionalDenoiser
 
@@ -38,6 +39,7 @@ class Kind(Denoiser, Protocol):
 
 KINDS: tuple[type[Kind], ...] = (
     UnconditionalDenoiser,
+    LatentDenoiser,
     ClassConditionalDenoiser,
     TextToImageDenoiser,
 )

@@ -20,6 +20,7 @@ from domainstudio.models.folders import read_index, save_pipeline
 from domainstudio.models.schedule import check_prediction_type
 
 if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, VQModel
     from torch import Tensor, nn
 
     from domainstudio.config import NoiseSettings, UNetSettings
@@ -45,7 +46,7 @@ class PixelDenoiser(ABC):
     name_or_path = ""
     adapters: Adapters | None = None
     classes: tuple[str, ...] = ()
-    vae = None
+    vae: AutoencoderKL | VQModel | None = None
     text_encoders = ()
 
     def __init__(
@@ -180,21 +181,26 @@ def read_parts(folder: Path) -> Parts:
 
 
 def new_parts(
-    unet: UNetSettings, noise: NoiseSettings, resolution: int, embeddings: int | None = None
+    unet: UNetSettings,
+    noise: NoiseSettings,
+    resolution: int,
+    embeddings: int | None = None,
+    channels: int = 3,
 ) -> Parts:
     """Make the untrained parts of a model, initialised from torch's global generator.
 
     Args:
         unet: the network.
         noise: the forward diffusion.
-        resolution: height and width of the images, in pixels.
+        resolution: height and width of x0: of images in pixels, or of latents.
         embeddings: rows of the class embedding; `None` makes none.
+        channels: channels of x0.
     """
     levels = unet.attention
     network = UNet2DModel(
         sample_size=resolution,
-        in_channels=3,
-        out_channels=6 if unet.learned_variance else 3,
+        in_channels=channels,
+        out_channels=2 * channels if unet.learned_variance else channels,
         layers_per_block=unet.layers_per_block,
         block_out_channels=unet.block_out_channels,
         down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in levels),

@@ -15,6 +15,7 @@ from domainstudio.errors import CheckpointError, ConfigError, MissingExtraError
 from domainstudio.models import adapter_folder, lora
 from domainstudio.models.denoiser import Prediction
 from domainstudio.models.folders import read_index, save_pipeline
+from domainstudio.models.latents import decode_latents, draw_latents
 from domainstudio.models.new_tokens import add_tokens, merged_tokens
 from domainstudio.models.schedule import at_least_float32
 from domainstudio.models.text_parts import (
@@ -177,16 +178,11 @@ class TextToImageDenoiser:
 
     def x0(self, encoded: Tensor, generator: torch.Generator) -> Tensor:
         """Draw latents with a CPU generator, moved and scaled as the UNet expects them."""
-        mean, deviation = encoded.chunk(2, dim=1)
-        latents = mean + deviation * torch.randn(mean.shape, generator=generator).to(mean)
-        scaled: Tensor = latents * self.vae.config.scaling_factor
-        return scaled
+        return draw_latents(encoded, self.vae, generator)
 
     def decode(self, x0: Tensor) -> Tensor:
         """Return the images of scaled latents; gradients flow through the frozen VAE."""
-        latents = at_least_float32(x0) / self.vae.config.scaling_factor
-        images: Tensor = self.vae.decode(latents.to(self.vae.dtype)).sample
-        return at_least_float32(images)
+        return decode_latents(x0, self.vae)
 
     def condition(self, values: Sequence[str], size: tuple[int, int] | None = None) -> Condition:
         """Return the prompts' tokens where text encoders are trained, else their embeddings.

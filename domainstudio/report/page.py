@@ -18,7 +18,7 @@ from domainstudio.config import Settings
 from domainstudio.data.image_set import Manifest
 from domainstudio.git import State
 from domainstudio.report import curves, tables
-from domainstudio.report.reading import Content, PackedImages, read
+from domainstudio.report.reading import Content, read
 from domainstudio.report.sections import COLUMNS, comparisons, section
 
 SCATTERS = (
@@ -98,7 +98,7 @@ def _scatters(table: tables.MetricTable, slots: Mapping[str, int]) -> list[tuple
 
 
 def _image_sets(content: Content) -> list[tuple[str, Manifest]]:
-    found: list[tuple[str, PackedImages | None]] = [("source domain", content.source_images)]
+    found = [(f"{name}: source domain", images) for name, images in content.source_images.items()]
     for name, target in content.targets.items():
         found += [(f"{name}: training images", target.shots), (f"{name}: whole domain", target.domain)]
     return [(name, images.manifest) for name, images in found if images is not None]

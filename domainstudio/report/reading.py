@@ -174,7 +174,7 @@ class Content:
     """Everything that the report shows."""
 
     settings: Settings
-    source_images: PackedImages | None
+    source_images: Mapping[str, PackedImages | None]
     targets: Mapping[str, Target]
     sources: Mapping[str, Samples | None]
     results: tuple[Results, ...]
@@ -195,8 +195,9 @@ def read(root: Path, settings: Settings) -> Content:
         name: _samples(root / "samples/sources" / name)
         for name in dict.fromkeys(item.source for item in adaptations)
     }
+    source_images = {name: _packed(root / "data/sources" / name) for name in sources}
     results = tuple(_results(root, item) for item in adaptations)
-    return Content(settings, _packed(root / "data/source"), targets, sources, results)
+    return Content(settings, source_images, targets, sources, results)
 
 
 def open_image(path: Path) -> Image.Image:

@@ -86,17 +86,17 @@ def prior_images(
         sampling: sampler, guidance and batch size.
         digest: the source model's.
         cache: folder of generated images; what is there already is not drawn again.
-        source_images: folder of the prepared source images.
+        source_images: folder with a folder of prepared images for each source.
 
     Raises:
         ConfigError: a prompt cannot be filled, or every source prompt is a target prompt.
-        DataError: the source images are asked for and not prepared.
+        DataError: the source images are asked for and not there: `source_images` names them.
     """
     if adaptation.weights.prior == 0:
         return None
     adapted = frozenset(texts_of(denoiser, adaptation, "target", shots) or ())
     if adaptation.prior.images == "source":
-        return _given(denoiser, adaptation, adapted, ImageSet.load(source_images))
+        return _given(denoiser, adaptation, adapted, ImageSet.load(source_images / adaptation.source))
     texts = None
     if denoiser.conditional:
         known = denoiser.classes or texts_of(denoiser, adaptation, "source", shots) or ()

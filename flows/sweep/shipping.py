@@ -39,7 +39,7 @@ def paths(settings: Settings, adaptation: Adaptation) -> dict[str, Path]:
         "domain": target / "domain",
     }
     if adaptation.weights.prior > 0 and adaptation.prior.images == "source":
-        found["source images"] = SOURCE_IMAGES
+        found["source images"] = SOURCE_IMAGES / source
     for name, place in (("tiny_vae", adaptation.weights.tiny_vae), ("clip", settings.evaluate.clip)):
         if place is not None and Path(place).is_dir():  # else it is an id of the hub
             found[name] = Path(place)

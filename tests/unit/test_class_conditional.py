@@ -12,6 +12,7 @@ from diffusers import DDIMPipeline, DiffusionPipeline
 
 from domainstudio import models
 from domainstudio.config import LoraSettings
+from domainstudio.data.pictures import save_png
 from domainstudio.demo import pretraining
 from domainstudio.errors import CheckpointError, ConfigError, DataError
 from domainstudio.models import loading, lora
@@ -329,8 +330,10 @@ def test_the_stage_writes_a_model_of_the_images_classes(tmp_path, monkeypatch):
     values = yaml.safe_load((ROOT / "params.yaml").read_text())
     values["pretrain_class"]["training"] |= {"steps": 2, "batch_size": 4, "preview_every": 2}
     values["sample"]["steps"] = 2
+    values["pretrain_class"] |= {"images": "images", "resolution": 8}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
-    image_set(tiny_images(4), labels=["person", "face", "animal", "face"]).save(tmp_path / "data/source")
+    for index, label in enumerate(["person", "face", "animal", "face"]):
+        save_png(tiny_images(4)[index : index + 1], [tmp_path / f"images/{label}/{index}.png"])
     tiny_denoiser().save(tmp_path / "models/sources/noto")
     monkeypatch.chdir(tmp_path)
     pretrain_class.main()

@@ -12,7 +12,8 @@ import yaml
 from domainstudio.config import PrepareSettings, load
 from domainstudio.data import ImageSet
 from domainstudio.data.packing import prepare
-from domainstudio.demo import emoji
+from domainstudio.demo.domains import list_demo
+from domainstudio.demo.domains.drawing import rasterize_svg
 from domainstudio.errors import DataError, MissingExtraError
 from stages.origins import LISTERS
 from tests.modules import ROOT
@@ -110,21 +111,21 @@ def test_a_missing_package_is_named(missing: str, monkeypatch: pytest.MonkeyPatc
     if missing == "resvg_py":
         monkeypatch.setitem(sys.modules, "resvg_py", None)
         with pytest.raises(MissingExtraError, match=r'resvg-py.* pip install "domainstudio\[demo\]"'):
-            emoji.rasterize_svg(b"<svg/>", 8)
+            rasterize_svg(b"<svg/>", 8)
         return
     message = r'is not installed\. Install it: pip install "domainstudio\[demo\]"'
     with pytest.raises(MissingExtraError, match=message):
-        emoji.list_demo(ROOT / "demo/ink.yaml")
+        list_demo(ROOT / "demo/ink.yaml")
 
 
 def test_unusable_descriptions_are_named(tmp_path: Path) -> None:
     path = tmp_path / "d.yaml"
     with pytest.raises(DataError, match=r"d\.yaml cannot be read"):
-        emoji.list_demo(path)
+        list_demo(path)
     path.write_text("a: [")
     with pytest.raises(DataError, match=r"d\.yaml is not valid YAML"):
-        emoji.list_demo(path)
+        list_demo(path)
     escaping = {"package": "x", "folder": "x/../../etc", "format": "png"}
     for key, value in (("licences", "MIT"), ("count", None), ("images", escaping)):
         with pytest.raises(DataError, match=rf"does not describe a demo domain:\n  {key}"):
-            emoji.list_demo(described(path, **{key: value}))
+            list_demo(described(path, **{key: value}))

@@ -47,11 +47,11 @@ def saved():
 
 
 def test_source_and_target(project, stage):
-    assert stage("source") == (0, "data/source: 12 images from images\n", "")
+    assert stage("source", "noto") == (0, "data/sources/noto: 12 images from images\n", "")
     out = "data/targets/ink/shots: 4 images from images\ndata/targets/ink/domain: 12 images from images\n"
     assert stage("target", "ink") == (0, out, "")
     shots, domain = saved()
-    assert domain.digest == ImageSet.load("data/source").digest and domain.resolution == 8
+    assert domain.digest == ImageSet.load("data/sources/noto").digest and domain.resolution == 8
     assert shots.digest == domain.draw(4, 7).digest
     assert [path.name for path in (project / "data/targets").iterdir()] == ["ink"]
 

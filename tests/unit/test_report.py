@@ -81,7 +81,7 @@ def made(tmp_path_factory):
     """Everything that two adaptations leave behind; tests that change it take a copy, `root`."""
     folder = tmp_path_factory.mktemp("made")
     domain = tiny_images(DOMAIN, 1)
-    sets = {"source": tiny_images(5), "targets/ink/domain": domain, "targets/ink/shots": domain[:SHOTS]}
+    sets = {"sources/noto": tiny_images(5), "targets/ink/domain": domain, "targets/ink/shots": domain[:SHOTS]}
     for place, pixels in sets.items():
         named = image_set(pixels, [f"shape {i}" for i in range(len(pixels))], "shapes")
         replace(named, licence="CC0-1.0", attribution="<i>someone</i> & others").save(folder / "data" / place)
@@ -215,7 +215,7 @@ MEASURED = ("samples/adapted/plain", "evaluation/plain", "evaluation", "data sam
 
 
 @pytest.mark.parametrize(
-    "gone", ["data/source", "data/targets", "samples/sources", "training/studio", *MEASURED]
+    "gone", ["data/sources/noto", "data/targets", "samples/sources", "training/studio", *MEASURED]
 )
 def test_missing_parts_are_said(root, settings, gone):
     for name in gone.split():

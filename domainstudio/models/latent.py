@@ -1,0 +1,134 @@
+"""Unconditional models of latents (arXiv 2112.10752): `UNet2DModel` and VAE in an `LDMPipeline` folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+import diffusers
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, UNet2DModel, VQModel
+
+from domainstudio.errors import CheckpointError
+from domainstudio.models import adapter_folder
+from domainstudio.models.folders import read_index, save_pipeline
+from domainstudio.models.latents import decode_latents, draw_latents
+from domainstudio.models.pixel import new_parts, read_parts
+from domainstudio.models.schedule import at_least_float32
+from domainstudio.models.unconditional import UnconditionalDenoiser
+
+if TYPE_CHECKING:
+    from typing import TypeAlias
+
+    from torch import Tensor
+
+    from domainstudio.config import NoiseSettings, UNetSettings
+
+    Encoder: TypeAlias = AutoencoderKL | VQModel
+
+ENCODERS = {"AutoencoderKL": AutoencoderKL, "VQModel": VQModel}
+
+
+class LatentDenoiser(UnconditionalDenoiser):
+    """A UNet without conditions over scaled latents.
+
+    Args:
+        network: the UNet.
+        scheduler: the scheduler saved with the model.
+        vae: encoder and decoder, frozen: `AutoencoderKL`, or a `VQModel` as of CompVis/ldm-celebahq-256.
+    """
+
+    kind = "latent"
+    vae: Encoder
+    pipelines = frozenset({"LDMPipeline"})
+
+    def __init__(self, network: UNet2DModel, scheduler: DDPMScheduler | DDIMScheduler, vae: Encoder) -> None:
+        super().__init__(network, scheduler, "LDMPipeline")
+        self.vae = vae.requires_grad_(False).eval()
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Read a pipeline folder in float32 (see `loading.Kind`)."""
+        network, scheduler, _ = read_parts(folder)
+        return cls(network, scheduler, _read_encoder(folder))
+
+    @classmethod
+    def around(
+        cls, vae: Encoder, unet: UNetSettings, noise: NoiseSettings, resolution: int
+    ) -> LatentDenoiser:
+        """Make an untrained model of a trained VAE's latents, initialised from torch's global generator.
+
+        Args:
+            vae: the VAE, with its scaling factor.
+            unet: the network.
+            noise: the forward diffusion.
+            resolution: height and width of the images, in pixels.
+        """
+        side = resolution // _factor(vae)
+        network, scheduler, _ = new_parts(unet, noise, side, channels=vae.config.latent_channels)
+        return cls(network, scheduler, vae)
+
+    @property
+    def resolution(self) -> tuple[int, int]:
+        """Height and width of its images, in pixels."""
+        _, height, width = self.shape
+        return height * _factor(self.vae), width * _factor(self.vae)
+
+    @property
+    def multiple(self) -> int:
+        """What sides must be multiples of: the VAE divides them, then the UNet halves them."""
+        return super().multiple * _factor(self.vae)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Return mean and standard deviation of the latents, with shape (N, 2C, H, W); a VQ model's is 0."""
+        with torch.no_grad():
+            encoded = self.vae.encode(images.to(self.vae.dtype))
+        if not hasattr(encoded, "latent_dist"):
+            return at_least_float32(torch.cat([encoded.latents, torch.zeros_like(encoded.latents)], dim=1))
+        return at_least_float32(torch.cat([encoded.latent_dist.mean, encoded.latent_dist.std], dim=1))
+
+    def x0(self, encoded: Tensor, generator: torch.Generator) -> Tensor:
+        """Draw latents with a CPU generator, moved and scaled as the UNet expects them."""
+        return draw_latents(encoded, self.vae, generator)
+
+    def decode(self, x0: Tensor) -> Tensor:
+        """Return the images of scaled latents; gradients flow through the frozen VAE."""
+        return decode_latents(x0, self.vae)
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Recompute activations of the UNet and of the decoder."""
+        super().enable_gradient_checkpointing()
+        self.vae.enable_gradient_checkpointing()
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move both parts to a device."""
+        self.vae.to(device)
+        return super().to(device)
+
+    def save(self, folder: Path, *, half: bool = False) -> None:
+        """Write the pipeline folder that `diffusers.DiffusionPipeline.from_pretrained` reads, or adapters."""
+        if self.adapters is not None:
+            adapter_folder.save(self, folder, self.pipeline, half=half)
+            return
+        pipeline = diffusers.LDMPipeline(vqvae=self.vae, unet=self.network, scheduler=self.scheduler)
+        save_pipeline(pipeline, folder, half=half)
+
+
+def _factor(vae: Encoder) -> int:
+    """Return how many pixels, along a side, a latent stands for."""
+    factor: int = 2 ** (len(vae.config.block_out_channels) - 1)
+    return factor
+
+
+def _read_encoder(folder: Path) -> Encoder:
+    name = read_index(folder).get("vqvae", ["", ""])[1]
+    try:
+        encoder: Encoder = ENCODERS[name].from_pretrained(
+            folder / "vqvae", use_safetensors=True, torch_dtype=torch.float32
+        )
+    except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{folder} is not a usable latent pipeline: {error}. It needs vqvae/ with "
+            f"diffusion_pytorch_model.safetensors of {' or '.join(ENCODERS)}"
+        ) from error
+    return encoder

@@ -1,0 +1,34 @@
+"""Latents of a VAE as diffusion models see them: drawn from the encoder's distribution, and scaled."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from domainstudio.models.schedule import at_least_float32
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, VQModel
+    from torch import Tensor
+
+
+def draw_latents(encoded: Tensor, vae: AutoencoderKL | VQModel, generator: torch.Generator) -> Tensor:
+    """Draw latents, scaled to about unit variance (latent diffusion, arXiv 2112.10752, appendix G).
+
+    Args:
+        encoded: mean and standard deviation, with shape (N, 2C, H, W).
+        vae: gives the scaling factor.
+        generator: draws on the CPU.
+    """
+    mean, deviation = encoded.chunk(2, dim=1)
+    latents = mean + deviation * torch.randn(mean.shape, generator=generator).to(mean)
+    scaled: Tensor = latents * vae.config.scaling_factor
+    return scaled
+
+
+def decode_latents(x0: Tensor, vae: AutoencoderKL | VQModel) -> Tensor:
+    """Return the images of scaled latents, in about [-1, 1]; gradients flow through."""
+    latents = at_least_float32(x0) / vae.config.scaling_factor
+    images: Tensor = vae.decode(latents.to(vae.dtype)).sample
+    return at_least_float32(images)
