@@ -103,6 +103,8 @@ def samples_at(adaptation: Adaptation, seed: int, step: int) -> Path:
 def _folder(adaptation: Adaptation) -> Path:
     """Return the folder of checkpoints and samples, whatever the number of steps."""
     params = adaptation.model_dump(mode="json", exclude={"training": {"steps"}})
+    if adaptation.combine is not None:  # it decides the samples, which lie in the same folder
+        params["combine"] = adaptation.combine.model_dump(mode="json")
     digest = models.digest(SOURCE_MODELS / adaptation.source)
     return WORK / checkpoint.run_key(params, {"source": digest})
 

@@ -24,6 +24,7 @@ def main() -> None:
 
     from domainstudio import config, models
     from domainstudio.distributed import this_process
+    from domainstudio.models.stored import StoredModel, Together
     from domainstudio.sampling import sample_stored
 
     settings = config.load()
@@ -31,9 +32,11 @@ def main() -> None:
     subjects, conditions = _subjects(settings, arguments.kind, arguments.name)
     place = Path("sources" if arguments.kind == "source" else "adapted") / arguments.name
     model_folder = Path("models") / place
+    adapted = arguments.kind == "adapted"
+    model = StoredModel(model_folder, Together.of(settings.adaptation(arguments.name)) if adapted else None)
     manifest = {"model": model_folder.as_posix(), "model_digest": models.digest(model_folder)}
     partial = sample_stored(
-        model_folder, Path(".checkpoints"), "samples", settings.sample, conditions, subjects, **manifest
+        model, Path(".checkpoints"), "samples", settings.sample, conditions, subjects, **manifest
     )
     if not this_process().is_main_process:
         return

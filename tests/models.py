@@ -15,6 +15,7 @@ from domainstudio.config import LossWeights, NoiseSettings, TrainingSettings, UN
 from domainstudio.data import ImageRecord, ImageSet
 from domainstudio.metrics.features import Features
 from domainstudio.models.class_conditional import ClassConditionalDenoiser
+from domainstudio.models.latent import LatentDenoiser
 from domainstudio.models.unconditional import UnconditionalDenoiser
 
 RESOLUTION = 8
@@ -49,6 +50,14 @@ def _tiny_unet(learned_variance: bool) -> UNetSettings:
         norm_num_groups=4,
         learned_variance=learned_variance,
     )
+
+
+def tiny_latent_denoiser(seed: int = 0, **noise: Any) -> LatentDenoiser:
+    """Return an untrained UNet of the 8x8 latents of an untrained VAE, for images of 16x16 pixels."""
+    torch.manual_seed(0)
+    vae = _tiny_vae(0.5)
+    torch.manual_seed(seed)
+    return LatentDenoiser.around(vae, _tiny_unet(False), NoiseSettings(**noise), TEXT_RESOLUTION)
 
 
 def tiny_images(number: int = 6, seed: int = 0, side: int = RESOLUTION) -> np.ndarray:

@@ -11,6 +11,12 @@ from domainstudio.config.adaptation import (
     PromptSettings,
 )
 from domainstudio.config.base import Name, Section
+from domainstudio.config.combination import (
+    Combination,
+    GuideSettings,
+    InterpolateSettings,
+    SwitchSettings,
+)
 from domainstudio.config.data import PrepareSettings
 from domainstudio.config.evaluation import EvaluateSettings
 from domainstudio.config.method import MIN_PAIRED_BATCH, LoraSettings, LossWeights, Method
@@ -33,8 +39,11 @@ __all__ = [
     "Adaptation",
     "AdaptationSettings",
     "AutoencoderSettings",
+    "Combination",
     "EvaluateSettings",
     "GateSettings",
+    "GuideSettings",
+    "InterpolateSettings",
     "LaunchSettings",
     "LoraSettings",
     "LossWeights",
@@ -52,6 +61,7 @@ __all__ = [
     "Settings",
     "Style",
     "SweepSettings",
+    "SwitchSettings",
     "TextEncoderSettings",
     "TextModelSettings",
     "TrainingSettings",

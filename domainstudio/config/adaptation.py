@@ -7,6 +7,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from domainstudio.config.base import Name, Section
+from domainstudio.config.combination import Combination
 from domainstudio.config.method import MIN_PAIRED_BATCH, Method
 from domainstudio.config.training import TrainingSettings
 
@@ -65,6 +66,8 @@ class AdaptationSettings(Section):
     """Prompts or classes of the training images."""
     prior: PriorSettings = PriorSettings()
     """Images for prior preservation."""
+    combine: Combination | None = None
+    """How the source model helps to draw; `null` draws from the adapted model alone. It trains nothing."""
 
 
 class Adaptation(Section):
@@ -78,6 +81,8 @@ class Adaptation(Section):
     weights: Method
     prompts: PromptSettings
     prior: PriorSettings
+    combine: Combination | None = Field(default=None, exclude=True)
+    """Left out of dumps, which name trainings: it decides what is drawn, and nothing that is trained."""
 
     @model_validator(mode="after")
     def _paired_batch(self) -> Self:

@@ -11,7 +11,7 @@ import types
 from collections.abc import Iterator, Mapping
 from inspect import cleandoc
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
@@ -70,22 +70,35 @@ def _sections(path: str, model: type[Section]) -> Iterator[tuple[str, type[Secti
     """Yield a section and all sections inside it, with their dotted keys."""
     yield path, model
     for name, field in model.model_fields.items():
-        if (found := _nested(field)) is not None:
-            inner, is_mapping = found
+        found = _nested(field)
+        for inner, is_mapping in found:
             key = ".".join(part for part in (path, name, "<name>" if is_mapping else "") if part)
-            yield from _sections(key, inner)
+            yield from _sections(f"{key}: {_mode(inner)}" if len(found) > 1 else key, inner)
 
 
-def _nested(field: FieldInfo) -> tuple[type[Section], bool] | None:
-    """Return the section that a field holds, and whether under names; `None` for a plain value."""
-    annotation = field.annotation
-    options = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
-    for option in options:
+def _nested(field: FieldInfo) -> list[tuple[type[Section], bool]]:
+    """Return the sections that a field can hold, and whether under names; none for a plain value."""
+    found = []
+    for option in _options(field.annotation):
         if get_origin(option) is dict and _is_section(get_args(option)[1]):
-            return get_args(option)[1], True
-        if _is_section(option):
-            return option, False
-    return None
+            found.append((get_args(option)[1], True))
+        elif _is_section(option):
+            found.append((option, False))
+    return found
+
+
+def _options(annotation: Any) -> list[Any]:
+    """Return the members of a union, also of one inside it; of any other type itself."""
+    if get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
+    if get_origin(annotation) not in (Union, types.UnionType):
+        return [annotation]
+    return [option for member in get_args(annotation) for option in _options(member)]
+
+
+def _mode(section: type[Section]) -> str:
+    """Return the word by which one of several sections is chosen."""
+    return str(get_args(section.model_fields["mode"].annotation)[0])
 
 
 def _is_section(annotation: Any) -> bool:

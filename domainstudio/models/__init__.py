@@ -17,8 +17,8 @@ def load(name_or_path: str | Path) -> Denoiser:
     """Load a model from safetensors files.
 
     Args:
-        name_or_path: a folder with a pipeline (`model_index.json`) or adapters (`adapter.json`); anything
-            else of the form `owner/name` is a hub id.
+        name_or_path: a folder with a pipeline (`model_index.json`), adapters (`adapter.json`) or two models
+            that draw together (`combination.json`); anything else of the form `owner/name` is a hub id.
 
     Raises:
         CheckpointError: there is no model, or none that can be adapted.

@@ -1,4 +1,4 @@
-"""Folders of models: pipelines in diffusers' format, or adapters. Reading them needs no torch."""
+"""Folders of models: pipelines in diffusers' format, adapters, or two models. Reading them needs no torch."""
 
 from __future__ import annotations
 
@@ -15,6 +15,15 @@ INDEX = "model_index.json"
 
 RECORD = "adapter.json"
 """What adapters belong to, by which their folder is known."""
+
+
+COMBINATION = "combination.json"
+"""How two models draw together, by which a folder of both is known."""
+
+
+def is_combination(folder: Path) -> bool:
+    """Return whether a folder holds two models that draw together."""
+    return (folder / COMBINATION).is_file()
 
 
 def has_adapters(folder: Path) -> bool:

@@ -6,10 +6,18 @@ from pathlib import Path
 from typing import Protocol
 
 from domainstudio.errors import CheckpointError
-from domainstudio.models import adapter_folder
+from domainstudio.models import adapter_folder, combination_folder
 from domainstudio.models.class_conditional import ClassConditionalDenoiser
+from domainstudio.models.combined import combine
 from domainstudio.models.denoiser import Denoiser
-from domainstudio.models.folders import INDEX, RECORD, has_adapters, local_folder, read_index
+from domainstudio.models.folders import (
+    INDEX,
+    RECORD,
+    has_adapters,
+    is_combination,
+    local_folder,
+    read_index,
+)
 from domainstudio.models.latent import LatentDenoiser
 from domainstudio.models.text_to_image import TextToImageDenoiser
 from domainstudio.models.unconditional import UnconditionalDenoiser
@@ -49,6 +57,8 @@ KINDS: tuple[type[Kind], ...] = (
 def load(name_or_path: str | Path) -> Denoiser:
     """Load a model or adapters (see `models.load`)."""
     folder = Path(name_or_path)
+    if is_combination(folder):
+        return _load_combination(folder)
     if not has_adapters(folder):
         return _load_pipeline(local_folder(name_or_path), folder)
     if (folder / INDEX).is_file():
@@ -63,9 +73,17 @@ def load(name_or_path: str | Path) -> Denoiser:
 
 def kind_of(folder: Path) -> str:
     """Return the kind of the model in a folder (see `models.kind_of`)."""
+    if is_combination(folder):
+        folder = folder / combination_folder.ADAPTED
     if has_adapters(folder):
         _, folder, _ = adapter_folder.read_record(folder)
     return _kind(folder).kind
+
+
+def _load_combination(folder: Path) -> Denoiser:
+    combination, wording = combination_folder.read_record(folder)
+    source, adapted = (folder / part for part in (combination_folder.SOURCE, combination_folder.ADAPTED))
+    return combine(load(source), load(adapted), combination, wording)
 
 
 def _load_pipeline(folder: Path, name_or_path: Path) -> Denoiser:

@@ -123,18 +123,15 @@ def merged(denoiser: D) -> D:
     It shares the parts without adapters. Weights keep their precision: if a training has lowered it, load the
     model again first. The model with adapters stays as it is. A model without adapters is returned itself.
     """
-    if denoiser.adapters is None:
-        return denoiser
-    shared = [denoiser.vae, *(part for part in parts_of(denoiser.network).values() if not _layers(part))]
-    fused = copy.deepcopy(denoiser, {id(part): part for part in shared if part is not None})
-    for part in parts_of(fused.network).values():
-        for name, layer in _layers(part).items():
-            layer.merge()
-            part.set_submodule(name, layer.get_base_layer())
-        if hasattr(part, "peft_config"):
-            del part.peft_config
-    fused.adapters, fused.name_or_path = None, ""
-    return fused
+    return denoiser if denoiser.adapters is None else _plain(denoiser, fused=True)
+
+
+def without(denoiser: D) -> D:
+    """Return the source model of a model with adapters, as a model of its own like that of `merged`.
+
+    A model without adapters is returned itself.
+    """
+    return denoiser if denoiser.adapters is None else _plain(denoiser, fused=False)
 
 
 def save_merged(denoiser: Denoiser, folder: Path, *, half: bool = False) -> None:
@@ -159,6 +156,21 @@ def weights_of(name: str, part: nn.Module) -> dict[str, nn.Parameter]:
         return weights
     # transformers 5 dropped this prefix from CLIP's text model; other programs still look for it
     return {f"text_model.{key.removeprefix('text_model.')}": value for key, value in weights.items()}
+
+
+def _plain(denoiser: D, *, fused: bool) -> D:
+    """Return a copy of a model with its adapters fused into the weights, or left out."""
+    shared = [denoiser.vae, *(part for part in parts_of(denoiser.network).values() if not _layers(part))]
+    plain = copy.deepcopy(denoiser, {id(part): part for part in shared if part is not None})
+    for part in parts_of(plain.network).values():
+        for name, layer in _layers(part).items():
+            if fused:
+                layer.merge()
+            part.set_submodule(name, layer.get_base_layer())
+        if hasattr(part, "peft_config"):
+            del part.peft_config
+    plain.adapters, plain.name_or_path = None, ""
+    return plain
 
 
 def _inject(part: nn.Module, modules: Sequence[str], adapters: Adapters, draw: torch.Generator) -> None:

@@ -15,6 +15,7 @@ from domainstudio.config import Adaptation, EvaluateSettings, SampleSettings
 from domainstudio.data import prompts
 from domainstudio.errors import CheckpointError, ConfigError, DataError
 from domainstudio.metrics.measure import measure_folders
+from domainstudio.models.stored import StoredModel
 from domainstudio.project import CHECKPOINTS, SOURCE_SAMPLES, TARGETS
 from domainstudio.registry.gate import Measurement
 from domainstudio.sampling import sample_stored
@@ -91,7 +92,8 @@ def _draw(folder: Path, adaptation: Adaptation, result: Result, sampling: Sample
     """Draw the samples that are not drawn yet; return their folder."""
     subjects = [str(image.get("subject", "")) for image in result.samples["images"]]
     conditions = prompts.sample_prompts(adaptation, subjects)
-    return sample_stored(folder, CHECKPOINTS, "champion", sampling, conditions, subjects, model=title)
+    model = StoredModel(folder)
+    return sample_stored(model, CHECKPOINTS, "champion", sampling, conditions, subjects, model=title)
 
 
 def _measure(samples: Path, result: Result, evaluation: EvaluateSettings) -> Measurement:

@@ -121,7 +121,10 @@ def _comparison(
     for item in group:
         name, steps = item.adaptation.name, item.adaptation.training.steps
         tiles = _drawn(item.samples, seeds, item.memorized)
-        generated.append(Strip(name, f"{item.adaptation.method} · {steps} steps", slots[name], tiles))
+        detail = f"{item.adaptation.method} · {steps} steps"
+        if item.adaptation.combine is not None:
+            detail += f" · {item.adaptation.combine.title}"
+        generated.append(Strip(name, detail, slots[name], tiles))
     return Comparison(source, target, seeds, tuple(given), tuple(generated))
 
 

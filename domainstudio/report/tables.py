@@ -94,7 +94,7 @@ def setting_rows(
     adaptations: Sequence[Adaptation],
 ) -> tuple[list[tuple[str, list[str]]], list[tuple[str, str]]]:
     """Settings that differ between adaptations (a value each), and those that all share."""
-    flat = [_flat(item.model_dump(mode="json", exclude={"name"})) for item in adaptations]
+    flat = [_flat(_values(item)) for item in adaptations]
     differing, shared = [], []
     keys = dict.fromkeys(key for item in flat for key in item)
     for key in keys:
@@ -106,6 +106,14 @@ def setting_rows(
         else:
             shared.append((key, values[0]))
     return differing, shared
+
+
+def _values(adaptation: Adaptation) -> dict[str, Any]:
+    """Return an adaptation's settings by key, with how it is drawn where the source model takes part."""
+    values = adaptation.model_dump(mode="json", exclude={"name"})
+    if adaptation.combine is not None:
+        values["combine"] = adaptation.combine.model_dump(mode="json")
+    return values
 
 
 def text(value: float, *, decimals: int, percent: bool = False) -> str:

@@ -17,6 +17,7 @@ from domainstudio.storage.files import write_json
 if TYPE_CHECKING:
     from domainstudio.config import SampleSettings
     from domainstudio.models.denoiser import Denoiser
+    from domainstudio.models.stored import StoredModel
 
 
 def sample_to_folder(
@@ -69,7 +70,7 @@ def sample_to_folder(
 
 
 def sample_stored(
-    model_folder: Path,
+    stored: StoredModel,
     place: Path,
     name: str,
     settings: SampleSettings,
@@ -80,7 +81,7 @@ def sample_stored(
     """Draw the samples of a stored model, as `sample_to_folder` does, unless they are drawn already.
 
     Args:
-        model_folder: The model.
+        stored: The model, alone or together with its source model; the manifest says so.
         place: Where the folder of samples is made.
         name: What its name begins with; the hash of all that decides the samples follows.
         settings: Number, seed, scheduler, steps, guidance and batch size.
@@ -91,14 +92,15 @@ def sample_stored(
     Returns:
         The folder of samples.
     """
-    from domainstudio import models
     from domainstudio.distributed import this_process
     from domainstudio.storage.checkpoint import run_key
 
     params = {"sample": settings.model_dump(mode="json"), "told": conditions}
-    folder = place / f"{name}-{run_key(params, {'model': models.digest(model_folder)})}"
+    folder = place / f"{name}-{run_key(params, {'model': stored.digest})}"
     if not (folder / "manifest.json").is_file():
-        denoiser = models.load(model_folder).to(this_process().device)
+        if stored.together is not None:
+            manifest |= stored.together.facts
+        denoiser = stored.load().to(this_process().device)
         sample_to_folder(denoiser, folder, settings, conditions, subjects, **manifest)
     return folder
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from domainstudio.data import prompts
 from domainstudio.distributed import this_process
+from domainstudio.models.stored import StoredModel, Together
 from domainstudio.project import SOURCE_MODELS
 from domainstudio.sampling.folder import sample_stored, sample_to_folder
 
@@ -25,19 +26,25 @@ def sample_source(settings: Settings, source: str, work: Path) -> Path:
     """
     subjects = prompts.read_subjects(settings.sources[source].subjects)
     model = SOURCE_MODELS / source
-    return sample_stored(model, work, "source", settings.sample, subjects, subjects, model=source)
+    return sample_stored(
+        StoredModel(model), work, "source", settings.sample, subjects, subjects, model=source
+    )
 
 
 def sample_adapted(denoiser: Denoiser, adaptation: Adaptation, settings: Settings, folder: Path) -> None:
     """Draw the samples of a model that was just adapted: the subjects of its source, by its own prompts.
 
     Args:
-        denoiser: the adapted model.
+        denoiser: the adapted model. Where the adaptation interpolates weights, they are changed in place.
         adaptation: the adaptation, which has the prompts.
         settings: all settings.
         folder: where to write.
     """
     subjects = prompts.read_subjects(settings.sources[adaptation.source].subjects)
     adapted = prompts.sample_prompts(adaptation, subjects)
+    manifest: dict[str, Any] = {"model": adaptation.name}
+    if (together := Together.of(adaptation)) is not None:
+        denoiser = together.join(denoiser)
+        manifest |= together.facts
     denoiser = denoiser.to(this_process().device)
-    sample_to_folder(denoiser, folder, settings.sample, adapted, subjects, model=adaptation.name)
+    sample_to_folder(denoiser, folder, settings.sample, adapted, subjects, **manifest)

@@ -95,6 +95,7 @@ def _key(settings: Settings, adaptation: Adaptation, digests: dict[str, str]) ->
     """Return the hash of all that decides what is measured of a trial."""
     params = {
         "adaptation": adaptation.model_dump(mode="json", exclude=_OBSERVING),
+        **({"combine": adaptation.combine.model_dump(mode="json")} if adaptation.combine else {}),
         "sample": settings.sample.model_dump(mode="json"),
         "evaluate": settings.evaluate.model_dump(mode="json"),
         "version": domainstudio.__version__,

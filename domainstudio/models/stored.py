@@ -1,0 +1,147 @@
+"""A model as it is drawn: that of a folder, alone or together with its source model."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from domainstudio.config import InterpolateSettings
+from domainstudio.errors import ConfigError
+from domainstudio.models import combination_folder, digest, has_adapters
+from domainstudio.models.wording import Wording
+from domainstudio.project import SOURCE_MODELS
+from domainstudio.storage.checkpoint import run_key
+
+if TYPE_CHECKING:
+    from domainstudio.config import Adaptation, Combination
+    from domainstudio.models.denoiser import Denoiser
+
+
+@dataclass(frozen=True)
+class Together:
+    """How a source model takes part in drawing.
+
+    Attributes:
+        combination: the mode, and its weight or noise level.
+        source: the source model's folder.
+        wording: gives the source model's text for one of the adapted model.
+    """
+
+    combination: Combination
+    source: Path
+    wording: Wording
+
+    @classmethod
+    def of(cls, adaptation: Adaptation) -> Together | None:
+        """Return how an adaptation is drawn; `None` for the adapted model alone."""
+        if adaptation.combine is None:
+            return None
+        source = SOURCE_MODELS / adaptation.source
+        return cls(adaptation.combine, source, Wording.of(adaptation.prompts))
+
+    @cached_property
+    def facts(self) -> dict[str, Any]:
+        """What manifests and records say of it, and what decides the pictures beside the adapted model."""
+        return {"combine": self.combination.model_dump(mode="json"), "source_digest": digest(self.source)}
+
+    def join(self, adapted: Denoiser) -> Denoiser:
+        """Return the model that the source model and an adapted one are together (see `combined.combine`)."""
+        from domainstudio.models import combined, load
+
+        source = adapted.frozen_source() if adapted.adapters is not None else load(self.source)
+        return combined.combine(source, adapted, self.combination, self.wording)
+
+
+@dataclass(frozen=True)
+class StoredModel:
+    """A model folder, and how its source model takes part.
+
+    Attributes:
+        folder: a pipeline, adapters, or two models that were stored together.
+        together: how the source model takes part; `None` draws from the folder's model as it is.
+    """
+
+    folder: Path
+    together: Together | None = None
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of all that decides the model; without a source model taking part, that of the folder."""
+        own = digest(self.folder)
+        if self.together is None:
+            return own
+        return run_key({**self.together.facts, "wording": self.together.wording.pairs}, {"model": own})
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is one network, which diffusers can load."""
+        return self.together is None or isinstance(self.together.combination, InterpolateSettings)
+
+    def load(self) -> Denoiser:
+        """Return the model.
+
+        Raises:
+            CheckpointError: there is none, or the two do not fit each other.
+            MissingExtraError: a package that it needs is not installed.
+        """
+        from domainstudio.models import load
+
+        denoiser = load(self.folder)
+        return denoiser if self.together is None else self.together.join(denoiser)
+
+    def export(self, folder: Path, *, half: bool = False) -> None:
+        """Write it as a plain diffusers pipeline, with adapters fused and weights interpolated.
+
+        Args:
+            folder: where to write.
+            half: store float16.
+
+        Raises:
+            ConfigError: it is two models, guided or switched.
+        """
+        if not self.is_plain:
+            assert self.together is not None
+            raise ConfigError(
+                f"{self.folder} is drawn with {self.together.combination.title}: that takes two models, and "
+                "a plain pipeline holds one. Export with --both, for DomainStudio; or set the adaptation's "
+                "combine to {mode: interpolate, weight: 0.7}, or to null"
+            )
+        self.store(folder, half=half)
+
+    def store(self, folder: Path, *, half: bool = False) -> None:
+        """Write it whole: a plain pipeline, or a folder of two models (see `combination_folder`).
+
+        Models that need no change are copied as they are, cards included.
+        """
+        if self.together is not None and not self.is_plain:
+            _write(StoredModel(self.together.source), folder / combination_folder.SOURCE, half)
+            _write(StoredModel(self.folder), folder / combination_folder.ADAPTED, half)
+            combination_folder.write_record(folder, self.together.combination, self.together.wording)
+        else:
+            _write(self, folder, half)
+        if self.together is not None:
+            _note(self.folder, folder, self.together)
+
+
+def _write(model: StoredModel, folder: Path, half: bool) -> None:
+    if model.together is None and not half and not has_adapters(model.folder):
+        shutil.copytree(model.folder, folder, dirs_exist_ok=True)
+        return
+    from domainstudio.models import lora
+
+    lora.save_merged(model.load(), folder, half=half)
+
+
+def _note(adapted: Path, folder: Path, together: Together) -> None:
+    """Write the adapted model's provenance and card, where it has them, with how it is drawn."""
+    record, card = adapted / "provenance.json", adapted / "README.md"
+    if record.is_file():
+        content = {**json.loads(record.read_text(encoding="utf-8")), **together.facts}
+        (folder / record.name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    if card.is_file():
+        text = card.read_text(encoding="utf-8").rstrip() + f"\n\nDrawn with {together.combination.title}.\n"
+        (folder / card.name).write_text(text, encoding="utf-8")
