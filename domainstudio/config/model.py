@@ -88,6 +88,8 @@ class AutoencoderSettings(PartTrainingSettings):
     """Weight of the latents' divergence from a standard normal, per latent value."""
     batch_size: int = Field(default=32, ge=1)
     """Images per step."""
+    change_colours: bool = True
+    """Change the images' colours at random, down to grey and inverted, so that the VAE serves other styles."""
 
 
 class TextModelSettings(Section):
