@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import cli
-from benchmarks.compare import WORK, measure, samples_at
+from benchmarks.compare import WORK, Run
 from benchmarks.picture import draw
 from domainstudio import config
 from domainstudio.config import Adaptation, Settings
@@ -63,7 +63,9 @@ def main() -> None:
     arguments.output.with_suffix(".jsonl").write_text(lines, encoding="utf-8")
     arguments.output.with_suffix(".md").write_text(table(records), encoding="utf-8")
     seed, step = arguments.seeds[0], max(arguments.steps)
-    rows = {"source model": source} | {each.method: samples_at(each, seed, step) for each in chosen}
+    rows = {"source model": source} | {
+        each.method: Run(settings, each, seed).samples(step) for each in chosen
+    }
     _picture(rows, _shots(chosen[0])).save(arguments.output.with_suffix(".png"), optimize=True)
     print(table(records), end="")
 
@@ -71,10 +73,9 @@ def main() -> None:
 def _records(
     adaptation: Adaptation, seed: int, steps: list[int], source: Path, settings: Settings
 ) -> Iterator[dict[str, Any]]:
-    folders = {step: samples_at(adaptation, seed, step) for step in steps}
-    if not all((folder / "manifest.json").is_file() for folder in folders.values()):
-        list(measure(settings, adaptation, seed, steps))
-    for step, folder in folders.items():
+    training = Run(settings, adaptation, seed)
+    for step in steps:
+        folder = training.samples(step)
         about = {"adaptation": adaptation.name, "method": adaptation.method, "seed": seed, "step": step}
         yield from (about | found for found in measure_classes(folder, source, adaptation, settings))
 

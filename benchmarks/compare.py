@@ -1,9 +1,10 @@
-r"""Measure adaptations along their training, over seeds: one JSON record per adaptation, seed and step.
+r"""Measure adaptations along their training, over seeds and draws: a JSON record for each of their steps.
 
-    python -m benchmarks.compare --adaptations ink-finetune ink-domainstudio --seeds 0 1 2 \
-        --steps 100 200 400 800 --out benchmarks/results/ink.jsonl
+    python -m benchmarks.compare --adaptations sketches-finetune sketches-domainstudio --seeds 0 1 2 \
+        --draws 1 2 --steps 100 200 400 800 --out benchmarks/results/sketches.jsonl
 
-Needs what `dvc repro prepare_target@ink` makes. Goes on where it was interrupted; measured points are kept.
+Needs what `dvc repro prepare_target@sketches` makes. Goes on where it was interrupted: trained models and
+measured points are kept. Adaptations that differ in `combine` alone share their training.
 `python -m benchmarks.curves` draws the result.
 """
 
@@ -12,7 +13,8 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +22,14 @@ from benchmarks import cli
 from benchmarks.memory import peak_memory, reset_peak_memory
 from domainstudio import config, models
 from domainstudio.config import Adaptation, Settings
+from domainstudio.data import ImageSet
 from domainstudio.distributed import this_process
 from domainstudio.metrics.measure import measure_folders
+from domainstudio.models.stored import StoredModel, Together
 from domainstudio.project import SOURCE_MODELS, TARGETS
-from domainstudio.sampling.pairs import sample_adapted, sample_source
+from domainstudio.sampling.pairs import sample_adapted_stored, sample_source
 from domainstudio.storage import checkpoint
+from domainstudio.storage.files import output_folder, write_json
 from domainstudio.training.recipe import Recipe
 from stages.cli import run
 
@@ -35,91 +40,134 @@ def main() -> None:
     """Measure every point of the command line that the output file lacks."""
     parser = cli.settings_parser("compare", __doc__)
     parser.add_argument("--adaptations", nargs="+", required=True)
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of the training")
+    parser.add_argument(
+        "--draws", nargs="+", type=int, help="seeds of the draw of training images; by default the target's"
+    )
     parser.add_argument("--steps", nargs="+", type=int, default=[100, 200, 400, 800])
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     settings = config.load(*arguments.params)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     done = _done(arguments.out)
-    for seed in arguments.seeds:
-        for name in arguments.adaptations:
-            missing = [step for step in sorted(arguments.steps) if (name, seed, step) not in done]
-            if missing:
-                for record in measure(settings, settings.adaptation(name), seed, missing):
+    for draw in arguments.draws or [None]:
+        for seed in arguments.seeds:
+            for name in arguments.adaptations:
+                training = Run(settings, settings.adaptation(name), seed, draw)
+                missing = [step for step in arguments.steps if (name, training.drawn, seed, step) not in done]
+                for record in training.measure(sorted(missing)):
                     with arguments.out.open("a", encoding="utf-8") as file:
                         file.write(json.dumps(record) + "\n")
                     print(_line(record), flush=True)
 
 
-def measure(
-    settings: Settings, adaptation: Adaptation, seed: int, steps: list[int]
-) -> Iterator[dict[str, Any]]:
-    """Yield the record of an adaptation at each step, and the references before the first.
+@dataclass(frozen=True)
+class Run:
+    """One training of a comparison.
 
-    Args:
+    Attributes:
         settings: all settings; `sample` and `evaluate` decide how points are measured.
-        adaptation: what to train.
+        of: what is trained.
         seed: replaces the training's seed.
-        steps: where to measure, ascending.
+        draw: replaces the seed of the target's draw of training images, where it is given.
     """
-    adaptation = _with(adaptation, seed=seed, preview_every=0)
-    folder = _folder(adaptation)
-    if folder.is_dir():  # an earlier call may have trained beyond the first missing step
-        shutil.rmtree(folder)
-    source = sample_source(settings, adaptation.source, WORK)
-    for step in steps:
-        samples = _samples(folder, step)
-        scheduled = _with(adaptation, steps=step, checkpoint_every=step)
-        seconds, peak = _train(settings, scheduled, folder, samples)
-        target = TARGETS / adaptation.target
-        report, _ = measure_folders(samples, source, target, settings.evaluate)
-        paired = report.get("paired", {"samples": {}, "references": {}})
-        if step == steps[0]:
-            for name, scores in report["references"].items():
-                scores |= paired["references"].get(name, {})
-                yield {"reference": name, "target": adaptation.target, **scores}
-        yield {
-            "adaptation": adaptation.name,
-            "method": adaptation.method,
-            "seed": seed,
-            "step": step,
-            "seconds": seconds,
-            "seconds_per_step": round(seconds / step, 4),
-            "peak_memory_mib": peak,
-            "target": adaptation.target,
-            "features": report["features"],
-            "features_digest": report["features_digest"],
-            **report["samples"],
-            **paired["samples"],
-        }
 
+    settings: Settings
+    of: Adaptation
+    seed: int
+    draw: int | None = None
 
-def samples_at(adaptation: Adaptation, seed: int, step: int) -> Path:
-    """Return the folder of what `measure` drew at a step."""
-    return _samples(_folder(_with(adaptation, seed=seed, preview_every=0)), step)
+    def measure(self, steps: list[int]) -> Iterator[dict[str, Any]]:
+        """Yield the record of each step, and the references before the first.
 
+        Args:
+            steps: where to measure, ascending.
+        """
+        for step in steps:
+            cost, samples = self._trained(step), self.samples(step)
+            source = sample_source(self.settings, self.of.source, WORK)
+            report, _ = measure_folders(samples, source, self._target, self.settings.evaluate)
+            paired = report.get("paired", {"samples": {}, "references": {}})
+            if step == steps[0]:
+                for name, scores in report["references"].items():
+                    scores |= paired["references"].get(name, {})
+                    yield {"reference": name, "target": self.of.target, **scores}
+            yield {
+                "adaptation": self.of.name,
+                "method": self.of.method,
+                "draw": self.drawn,
+                "seed": self.seed,
+                "step": step,
+                **cost,
+                "target": self.of.target,
+                "features": report["features"],
+                "features_digest": report["features_digest"],
+                **report["samples"],
+                **paired["samples"],
+            }
 
-def _folder(adaptation: Adaptation) -> Path:
-    """Return the folder of checkpoints and samples, whatever the number of steps."""
-    params = adaptation.model_dump(mode="json", exclude={"training": {"steps"}})
-    if adaptation.combine is not None:  # it decides the samples, which lie in the same folder
-        params["combine"] = adaptation.combine.model_dump(mode="json")
-    digest = models.digest(SOURCE_MODELS / adaptation.source)
-    return WORK / checkpoint.run_key(params, {"source": digest})
+    def samples(self, step: int) -> Path:
+        """Return the folder of the samples at a step, drawn now if need be."""
+        self._trained(step)
+        stored = StoredModel(self._model(step), Together.of(self.of))
+        return sample_adapted_stored(stored, self.of, self.settings, self._folder)
 
+    @property
+    def drawn(self) -> int:
+        """The seed of the draw of training images."""
+        return self.settings.targets[self.of.target].seed if self.draw is None else self.draw
 
-def _samples(folder: Path, step: int) -> Path:
-    return folder / f"samples-{step:05d}"
+    @cached_property
+    def _adaptation(self) -> Adaptation:
+        return _with(self.of, seed=self.seed, preview_every=0)
 
+    @cached_property
+    def _folder(self) -> Path:
+        """The folder of states, models and samples, whatever the number of steps."""
+        params = self._adaptation.model_dump(mode="json", exclude={"training": {"steps"}, "name": True})
+        shots = ImageSet.load(self._target / "shots").digest
+        digests = {"source": models.digest(SOURCE_MODELS / self.of.source), "shots": shots}
+        return WORK / checkpoint.run_key(params, digests)
 
-def _train(settings: Settings, adaptation: Adaptation, folder: Path, samples: Path) -> tuple[float, int]:
-    """Train to the last step and draw its samples; return the seconds so far and the peak memory in MiB."""
-    recipe = Recipe.load(adaptation, settings.sample, this_process())
-    reset_peak_memory()
-    history, peak = replace(recipe, latents=None, sampling=None).trainer(folder).train(), peak_memory()
-    sample_adapted(recipe.denoiser, adaptation, settings, samples)
-    return round(history[-1]["seconds"], 3), peak
+    @cached_property
+    def _target(self) -> Path:
+        """The folder of the target, with the training images of this draw."""
+        prepared = TARGETS / self.of.target
+        if self.draw is None:
+            return prepared
+        domain = ImageSet.load(prepared / "domain")
+        shots = domain.draw(self.settings.targets[self.of.target].number, self.draw)
+        folder = WORK / "targets" / f"{self.of.target}-{self.draw}-{shots.digest[:16]}"
+        if not folder.is_dir():
+            with output_folder(folder) as partial:
+                shots.save(partial / "shots")
+                (partial / "domain").symlink_to((prepared / "domain").resolve())
+        return folder
+
+    def _model(self, step: int) -> Path:
+        return self._folder / f"model-{step:05d}"
+
+    def _trained(self, step: int) -> dict[str, Any]:
+        """Train to a step if that was not done yet, and return what it took."""
+        record = self._folder / f"cost-{step:05d}.json"
+        if not record.is_file():
+            states = self._folder / "states"
+            if any(int(path.name.rpartition("-")[2]) > step for path in states.glob("step-*")):
+                shutil.rmtree(states)  # an earlier call has trained beyond this step
+            cost = self._train(_with(self._adaptation, steps=step, checkpoint_every=step), states)
+            write_json(record, cost)
+        found: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
+        return found
+
+    def _train(self, adaptation: Adaptation, states: Path) -> dict[str, Any]:
+        recipe = Recipe.load(adaptation, self.settings.sample, this_process())
+        shots = ImageSet.load(self._target / "shots")
+        reset_peak_memory()
+        recipe = replace(recipe, shots=shots, latents=None, sampling=None)
+        history, peak = recipe.trainer(states).train(), peak_memory()
+        seconds, steps = round(history[-1]["seconds"], 3), adaptation.training.steps
+        recipe.denoiser.save(self._model(steps))
+        return {"seconds": seconds, "seconds_per_step": round(seconds / steps, 4), "peak_memory_mib": peak}
 
 
 def _with(adaptation: Adaptation, **training: Any) -> Adaptation:
@@ -127,16 +175,17 @@ def _with(adaptation: Adaptation, **training: Any) -> Adaptation:
     return adaptation.model_copy(update={"training": changed})
 
 
-def _done(path: Path) -> set[tuple[str, int, int]]:
+def _done(path: Path) -> set[tuple[str, int, int, int]]:
     if not path.is_file():
         return set()
     records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return {(r["adaptation"], r["seed"], r["step"]) for r in records if "adaptation" in r}
+    return {(r["adaptation"], r["draw"], r["seed"], r["step"]) for r in records if "adaptation" in r}
 
 
 def _line(record: dict[str, Any]) -> str:
     name = record.get("adaptation", f"({record.get('reference')})")
-    where = f"seed {record['seed']} step {record['step']:4d}" if "step" in record else ""
+    at = ("draw", "seed", "step")
+    where = " ".join(f"{key} {record[key]}" for key in at) if "step" in record else ""
     shown = (
         "frechet_distance",
         "intra_distance",

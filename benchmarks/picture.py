@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from benchmarks import cli
-from benchmarks.compare import WORK, samples_at
+from benchmarks.compare import WORK, Run
 from domainstudio import config
 from domainstudio.data import ImageSet, find_captions
 from domainstudio.project import ADAPTED_SAMPLES, SOURCE_SAMPLES, TARGETS
@@ -45,7 +45,7 @@ def main() -> None:
         adapted = [ADAPTED_SAMPLES / adaptation.name for adaptation in chosen]
     else:
         source = sample_source(settings, chosen[0].source, WORK)
-        adapted = [samples_at(adaptation, arguments.seed, arguments.step) for adaptation in chosen]
+        adapted = [Run(settings, each, arguments.seed).samples(arguments.step) for each in chosen]
     target = TARGETS / chosen[0].target
     shots = ImageSet.load(target / "shots").images
     rows = [(f"{len(shots)} training images", shots)]

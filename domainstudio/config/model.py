@@ -89,7 +89,7 @@ class AutoencoderSettings(PartTrainingSettings):
     batch_size: int = Field(default=32, ge=1)
     """Images per step."""
     change_colours: bool = True
-    """Change the images' colours at random, down to grey and inverted, so that the VAE serves other styles."""
+    """Change the images' colours at random, down to grey and inverted, so that it serves other styles."""
 
 
 class TextModelSettings(Section):

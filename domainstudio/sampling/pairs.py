@@ -40,11 +40,31 @@ def sample_adapted(denoiser: Denoiser, adaptation: Adaptation, settings: Setting
         settings: all settings.
         folder: where to write.
     """
-    subjects = prompts.read_subjects(settings.sources[adaptation.source].subjects)
-    adapted = prompts.sample_prompts(adaptation, subjects)
+    subjects, adapted = _texts(adaptation, settings)
     manifest: dict[str, Any] = {"model": adaptation.name}
     if (together := Together.of(adaptation)) is not None:
         denoiser = together.join(denoiser)
         manifest |= together.facts
     denoiser = denoiser.to(this_process().device)
     sample_to_folder(denoiser, folder, settings.sample, adapted, subjects, **manifest)
+
+
+def sample_adapted_stored(
+    stored: StoredModel, adaptation: Adaptation, settings: Settings, work: Path
+) -> Path:
+    """Draw the samples of a stored adapted model below `work`, unless they are there; return their folder.
+
+    Args:
+        stored: the model, alone or together with its source model.
+        adaptation: the adaptation, which has the prompts.
+        settings: all settings.
+        work: the folder to write into.
+    """
+    subjects, adapted = _texts(adaptation, settings)
+    return sample_stored(stored, work, "samples", settings.sample, adapted, subjects, model=adaptation.name)
+
+
+def _texts(adaptation: Adaptation, settings: Settings) -> tuple[list[str], list[str]]:
+    """Return the subjects of an adaptation's source, and the adapted model's prompt of each."""
+    subjects = prompts.read_subjects(settings.sources[adaptation.source].subjects)
+    return subjects, prompts.sample_prompts(adaptation, subjects)
