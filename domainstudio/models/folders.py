@@ -41,6 +41,11 @@ def local_folder(name_or_path: str | Path) -> Path:
     if (folder / INDEX).is_file():
         return folder
     name = str(name_or_path)
+    if name.startswith("models:/"):
+        raise CheckpointError(
+            f"{name} is in MLflow's registry: load it with domainstudio.registry.loading.load, or bring it "
+            "here with python -m stages.import_source"
+        )
     if folder.exists() or name.count("/") != 1 or name.startswith((".", "/", "models/")):
         raise CheckpointError(
             f"{folder} has no model_index.json: name a diffusers pipeline folder, or a hub id such as "

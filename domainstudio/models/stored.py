@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from domainstudio.config import InterpolateSettings
 from domainstudio.errors import ConfigError
 from domainstudio.models import combination_folder, digest, has_adapters
+from domainstudio.models.folders import is_combination
 from domainstudio.models.wording import Wording
 from domainstudio.project import SOURCE_MODELS
 from domainstudio.storage.checkpoint import run_key
@@ -137,11 +138,15 @@ def _write(model: StoredModel, folder: Path, half: bool) -> None:
 
 
 def _note(adapted: Path, folder: Path, together: Together) -> None:
-    """Write the adapted model's provenance and card, where it has them, with how it is drawn."""
+    """Write the adapted model's provenance, where it has one, and a card, with how the model is drawn."""
     record, card = adapted / "provenance.json", adapted / "README.md"
     if record.is_file():
         content = {**json.loads(record.read_text(encoding="utf-8")), **together.facts}
         (folder / record.name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    if card.is_file():
-        text = card.read_text(encoding="utf-8").rstrip() + f"\n\nDrawn with {together.combination.title}.\n"
-        (folder / card.name).write_text(text, encoding="utf-8")
+    text = f"# {adapted.name}\n"
+    if is_combination(folder):
+        text += "\nTwo models that draw together: `domainstudio.models.load` loads both from this folder.\n"
+    elif card.is_file() and not has_adapters(adapted):
+        text = card.read_text(encoding="utf-8")
+    text += f"\nDrawn with {together.combination.title}; the source model is `{together.source.name}`.\n"
+    (folder / card.name).write_text(text, encoding="utf-8")

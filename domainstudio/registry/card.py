@@ -8,6 +8,7 @@ from typing import Any
 
 from domainstudio import markdown
 from domainstudio.config import Adaptation
+from domainstudio.models.stored import StoredModel
 from domainstudio.project import ADAPTED_SAMPLES
 from domainstudio.registry.results import Result
 from domainstudio.registry.versions import ADAPTERS, MERGED
@@ -66,7 +67,8 @@ def version_card(result: Result, uri: str, verdict: str, run_id: str) -> str:
         columns=columns,
         rows=rows,
         own=own.partition("```python")[0].strip(),
-        folder=MERGED if result.lora else result.adaptation.name,
+        folder=MERGED if result.lora or result.together else result.adaptation.name,
+        two=not StoredModel(result.folder, result.together).is_plain,
         adapters=ADAPTERS,
         request=_json(request),
         example=_json(result.example),

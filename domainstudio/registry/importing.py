@@ -12,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from domainstudio.config import Name
 from domainstudio.errors import CheckpointError, ConfigError
+from domainstudio.models.folders import COMBINATION
 from domainstudio.project import SOURCE_MODELS
 from domainstudio.storage import s3
 from domainstudio.storage.files import link_or_copy, output_folder
@@ -108,6 +109,11 @@ def _from_registry(location: str, folder: Path) -> None:
             import mlflow
 
             downloaded = mlflow.artifacts.download_artifacts(artifact_uri=location, dst_path=place)
+        if next(Path(downloaded).rglob(COMBINATION), None) is not None:
+            raise CheckpointError(
+                f"{location} is two models at work together, and one is adapted at a time: download it, and "
+                "import its folder artifacts/pipeline/adapted or artifacts/pipeline/source"
+            )
         for index in sorted(Path(downloaded).rglob("model_index.json"))[:1]:
             _copy(index.parent, folder)
 

@@ -37,6 +37,7 @@ def origin(result: Result, tags: Mapping[str, str]) -> dict[str, Any]:
     return {
         "format": 1,
         "adaptation": result.adaptation.model_dump(mode="json"),
+        **(result.together.facts if result.together else {}),
         "key": result.record.key,
         "versions": result.record.versions,
         **result.tags,

@@ -18,6 +18,7 @@ from domainstudio.metrics.measure import measure_folders
 from domainstudio.models.stored import StoredModel
 from domainstudio.project import CHECKPOINTS, SOURCE_SAMPLES, TARGETS
 from domainstudio.registry.gate import Measurement
+from domainstudio.registry.loading import download
 from domainstudio.sampling import sample_stored
 from domainstudio.tracking.server import TrackingError, TrackingUnavailableError, connect
 
@@ -52,7 +53,7 @@ def reevaluate(
     try:
         with TemporaryDirectory() as place:
             with connect() as client:
-                folder = _download(name, version, Path(place))
+                folder = download(f"models:/{name}/{version}", Path(place))
                 adaptation = _adaptation(client, name, version)
             samples = _draw(folder, adaptation, result, sampling, title)
             return _measure(samples, result, evaluation)
@@ -61,19 +62,6 @@ def reevaluate(
     except (CheckpointError, ConfigError, DataError, TrackingError, OSError) as error:
         print(f"{title} cannot be measured again: {error}", file=sys.stderr)
         return None
-
-
-def _download(name: str, version: str, place: Path) -> Path:
-    """Return the version's pipeline folder, with adapters fused into it."""
-    import mlflow
-    from mlflow.models import Model
-
-    location = mlflow.artifacts.download_artifacts(f"models:/{name}/{version}", dst_path=str(place))
-    stored = Model.load(location).flavors["python_function"]["artifacts"]["pipeline"]["path"]
-    folder = Path(location, stored).resolve()
-    if not folder.is_relative_to(place.resolve()):
-        raise CheckpointError(f"MLmodel names {stored!r}, which lies outside of the model's folder")
-    return folder
 
 
 def _adaptation(client: MlflowClient, name: str, version: str) -> Adaptation:

@@ -93,6 +93,7 @@ def _entry(result: Result, alias: Alias, run_id: str, commit: str | None) -> Ent
             **card.headline(result.metrics),
             MEASUREMENT: result.measurement.to_json(),
         },
+        together=result.together,
         step=result.record.steps,
         seed=int(result.samples["images"][0]["seed"]),
         denoising_steps=int(result.samples["steps"]),

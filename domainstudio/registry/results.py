@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,17 @@ from pydantic import ValidationError
 from domainstudio.config import Adaptation
 from domainstudio.errors import CheckpointError, DataError
 from domainstudio.models import has_adapters, kind_of
-from domainstudio.project import ADAPTED_MODELS, ADAPTED_SAMPLES, EVALUATION, TARGETS, TRAINING
+from domainstudio.models.combination_folder import parse
+from domainstudio.models.stored import Together
+from domainstudio.models.wording import Wording
+from domainstudio.project import (
+    ADAPTED_MODELS,
+    ADAPTED_SAMPLES,
+    EVALUATION,
+    SOURCE_MODELS,
+    TARGETS,
+    TRAINING,
+)
 from domainstudio.registry.gate import Measurement
 from domainstudio.tracking.provenance import Provenance
 
@@ -70,6 +81,24 @@ class Result:
         """The model folder: a pipeline or adapters."""
         return ADAPTED_MODELS / self.adaptation.name
 
+    @cached_property
+    def together(self) -> Together | None:
+        """How the source model took part when the samples were drawn.
+
+        Raises:
+            DataError: the samples' manifest names an unknown way.
+        """
+        if (values := self.samples.get("combine")) is None:
+            return None
+        try:
+            combination = parse(values)
+        except ValueError as error:
+            path, name = ADAPTED_SAMPLES / self.adaptation.name, self.adaptation.name
+            raise DataError(f"{path}/manifest.json: {error}. Run `dvc repro sample@{name}`") from error
+        return Together(
+            combination, SOURCE_MODELS / self.adaptation.source, Wording.of(self.adaptation.prompts)
+        )
+
     @property
     def kind(self) -> str:
         """Whether the model takes prompts, classes or nothing."""
@@ -106,6 +135,7 @@ class Result:
             **named,
             "kind": self.kind,
             "lora": str(self.lora).lower(),
+            **({"combine": self.together.combination.title} if self.together else {}),
             **{f"input.{name}": digest for name, digest in self.record.inputs.items()},
             "input.domain": str(self.domain["digest"]),
             "licence": str(self.shots.get("licence") or "not stated"),

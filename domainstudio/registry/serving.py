@@ -11,8 +11,11 @@ import copy
 import inspect
 import io
 import json
+import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mlflow.models
@@ -29,6 +32,9 @@ MAX_NUMBER = 1000
 class ImageModel(PythonModel):  # type: ignore[misc]
     """Draws images from the diffusers pipeline that is stored as the artifact `pipeline`.
 
+    That artifact may be two pipelines, `adapted` and `source`, and `combination.json`, which says how they
+    draw together (see `Partner`).
+
     Image i of a row is the one that the pipeline draws for `torch.Generator().manual_seed(seed + i)`. Class
     conditional models are drawn by this file, because diffusers' pipelines pass no class to their network.
     """
@@ -38,12 +44,21 @@ class ImageModel(PythonModel):  # type: ignore[misc]
         import torch
         from diffusers import DiffusionPipeline
 
+        def load(folder: Path) -> Any:
+            options = {"use_safetensors": True, "local_files_only": True}
+            pipeline = DiffusionPipeline.from_pretrained(folder, **options)
+            return pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
+
         folder = Path(context.artifacts["pipeline"])
-        self.pipeline = DiffusionPipeline.from_pretrained(
-            folder, use_safetensors=True, local_files_only=True
-        ).to("cuda" if torch.cuda.is_available() else "cpu")
+        record = folder / "combination.json"
+        own = folder / "adapted" if record.is_file() else folder
+        self.pipeline = load(own)
         self.pipeline.set_progress_bar_config(disable=True)
-        self.classes = class_names(folder, self.pipeline)
+        self.classes = class_names(own, self.pipeline)
+        self.partner: Partner | None = None
+        if record.is_file():
+            content = json.loads(record.read_text(encoding="utf-8"))
+            self.partner = Partner(self.pipeline, load(folder / "source"), content, self.classes or ())
         self.takes_text = "prompt" in inspect.signature(self.pipeline.__call__).parameters
         # The prompt template of the training and an example of a prompt, for error messages.
         self.hints = dict(context.model_config or {})
@@ -84,7 +99,10 @@ class ImageModel(PythonModel):  # type: ignore[misc]
             first = int(value_of(request, "seed", params.get("seed", 0)))
             seeds = range(first, first + number)
             for start in range(0, number, BATCH):
-                rows += draw(pipeline, seeds[start : start + BATCH], steps, condition)
+                batch = seeds[start : start + BATCH]
+                if self.partner is not None:
+                    self.partner.tell(condition, len(batch))
+                rows += draw(pipeline, batch, steps, condition)
         return pd.DataFrame(rows, columns=["seed", "png"])
 
     def condition(self, request: Mapping[str, Any], guidance_scale: float) -> dict[str, Any]:
@@ -129,6 +147,97 @@ class ImageModel(PythonModel):  # type: ignore[misc]
         example, template = self.hints.get("example"), self.hints.get("template")
         such_as = f", such as {example!r}" if example else ""
         return such_as + (f". It was trained on prompts {template!r}" if template else "")
+
+
+class Partner:
+    """The source model, which takes part in the forward pass of the adapted model's UNet.
+
+    Guided: source + weight·(adapted - source), with the adapted model's variance. Switched: one of the two at
+    each timestep. DomainStudio's `models.combined` computes the same.
+
+    Args:
+        pipeline: The adapted model's; its UNet gets another `forward`.
+        source: The source model's.
+        record: The content of `combination.json`.
+        classes: Names of the classes, of class-conditional models.
+    """
+
+    def __init__(self, pipeline: Any, source: Any, record: Mapping[str, Any], classes: Sequence[str]) -> None:
+        self.source, self.classes = source, classes
+        self.combine, self.wording = record["combine"], record["wording"]
+        at, number = self.combine.get("at", 0), pipeline.scheduler.config.num_train_timesteps
+        self.first = math.ceil(round(at * number, 6))
+        self.told: dict[str, Any] = {}
+        self.own = pipeline.unet.forward
+        pipeline.unet.forward = self.forward
+
+    def tell(self, condition: Mapping[str, Any], number: int) -> None:
+        """Give the source model its own condition of the next batch.
+
+        Args:
+            condition: The adapted model's, as `draw` takes it.
+            number: Images in the batch.
+        """
+        import torch
+
+        if "row" in condition:
+            row = self.classes.index(self.text(self.classes[condition["row"]]))
+            rows = [condition["null"]] * number * (condition["guidance_scale"] != 1) + [row] * number
+            self.told = {"class_labels": torch.tensor(rows, device=self.source.unet.device)}
+        elif "prompt" in condition:
+            self.told = self.embeddings(condition, number)
+
+    def embeddings(self, condition: Mapping[str, Any], number: int) -> dict[str, Any]:
+        """Return the source's embeddings of prompts as its UNet takes them, in diffusers' order of rows."""
+        import torch
+
+        guided = condition["guidance_scale"] > 1
+        negative = condition["negative_prompt"]
+        with torch.inference_mode():
+            found = self.source.encode_prompt(
+                prompt=[self.text(condition["prompt"])] * number,
+                negative_prompt=[negative] * number if negative else None,
+                device=self.source.unet.device,
+                num_images_per_prompt=1,
+                do_classifier_free_guidance=guided,
+            )
+        pairs = [found[:2], found[2:]]  # the second, of XL, are pooled
+        joined = [torch.cat([pair[1], pair[0]]) if guided else pair[0] for pair in pairs if pair]
+        return dict(zip(("encoder_hidden_states", "text_embeds"), joined, strict=False))
+
+    def text(self, text: str) -> str:
+        """Return what the source model is told in place of a prompt or a class."""
+        for pattern, template in self.wording:
+            if match := re.fullmatch(pattern, text, re.DOTALL):
+                return str(template.format(**match.groupdict()))
+        return text
+
+    def forward(
+        self, sample: Any, timestep: Any, *args: Any, return_dict: bool = True, **conditions: Any
+    ) -> Any:
+        """Return what the adapted model's UNet would, of both models together."""
+        import torch
+
+        def adapted() -> Any:
+            return self.own(sample, timestep, *args, **conditions).sample
+
+        if self.combine["mode"] == "switch":
+            above = int(torch.as_tensor(timestep).flatten()[0]) >= self.first
+            asks_source = above == (self.combine["source"] == "above")
+            output = self.predict(sample, timestep, conditions) if asks_source else adapted()
+        else:
+            channels, second = sample.shape[1], adapted()
+            first = self.predict(sample, timestep, conditions)[:, :channels]
+            mixed = torch.lerp(first.float(), second[:, :channels].float(), self.combine["weight"])
+            output = torch.cat([mixed.to(second.dtype), second[:, channels:]], dim=1)
+        return SimpleNamespace(sample=output) if return_dict else (output,)
+
+    def predict(self, sample: Any, timestep: Any, conditions: Mapping[str, Any]) -> Any:
+        """Return the source's prediction for its own condition."""
+        own = {**conditions, **self.told}
+        if (pooled := own.pop("text_embeds", None)) is not None:
+            own["added_cond_kwargs"] = {**own["added_cond_kwargs"], "text_embeds": pooled}
+        return self.source.unet(sample, timestep, **own).sample
 
 
 def value_of(request: Mapping[str, Any], column: str, default: Any) -> Any:

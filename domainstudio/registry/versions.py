@@ -18,6 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 from domainstudio import models
 from domainstudio.errors import CheckpointError
+from domainstudio.models.combination_folder import ADAPTED
+from domainstudio.models.folders import is_combination
+from domainstudio.models.stored import StoredModel, Together
 from domainstudio.registry import audit
 from domainstudio.registry.aliases import CHALLENGER, challenge
 from domainstudio.tracking.server import connect
@@ -40,7 +43,7 @@ PENDING = "pending"
 """The verdict of a version whose registration is not finished."""
 
 MERGED, ADAPTERS = "pipeline", "lora"
-"""Folders of the artifacts of a version that was trained as adapters."""
+"""Folders of the artifacts of a version that is not its model folder as it is."""
 
 
 MAX_DESCRIPTION = 5000
@@ -63,6 +66,8 @@ class Entry:
     """One paragraph, the registered model's description."""
     tags: Mapping[str, str]
     """The version's tags."""
+    together: Together | None = None
+    """How its source model takes part in drawing; `None` if it does not."""
     step: int = 0
     """The optimiser step at which it was saved."""
     seed: int = 0
@@ -84,7 +89,7 @@ class Registered:
     name: str
     version: str
     digest: str
-    """Hash of the model folder: its weights and configurations."""
+    """Hash of the model folder, its weights and configurations, and of how its source model takes part."""
     created: bool
     """Whether this call created it; False if the same result was registered before."""
 
@@ -106,7 +111,7 @@ def register(entry: Entry) -> Registered:
             f"{entry.folder} has neither model_index.json nor adapter.json: it is no diffusers pipeline and "
             "no folder of adapters. Run finetune"
         )
-    digest = models.digest(entry.folder)
+    digest = StoredModel(entry.folder, entry.together).digest
     with connect() as client:
         if (known := find_version(client, entry.name, entry.key, digest)) is not None:
             _update_measurement(client, entry, known)
@@ -119,7 +124,8 @@ def register(entry: Entry) -> Registered:
             client.delete_model_version(entry.name, version)
             return Registered(entry.name, str(first.version), digest, created=False)
         challenge(client, entry.name, version)
-        why = f"a result of {entry.folder.name}, not judged yet"
+        drawn = f", {entry.together.combination.title}" if entry.together else ""
+        why = f"a result of {entry.folder.name}{drawn}, not judged yet"
         audit.record(client, entry.name, "registered", version, CHALLENGER, why)
         return Registered(entry.name, version, digest, created=True)
 
@@ -180,7 +186,7 @@ def _log_model(client: MlflowClient, entry: Entry, digest: str) -> str:
     for model in client.search_logged_models([experiment], f"tags.`{DIGEST}` = '{digest}'"):
         if model.source_run_id == entry.run_id and model.status == "READY":
             return str(model.model_id)
-    with stored_folders(entry.folder) as folders:
+    with stored_folders(StoredModel(entry.folder, entry.together)) as folders:
         tags = {KEY: entry.key, DIGEST: digest}
         model = client.create_logged_model(
             experiment, entry.folder.name, entry.run_id, tags=tags, model_type="diffusers"
@@ -210,26 +216,27 @@ def _pyfunc_options(entry: Entry, folders: Mapping[str, Path]) -> dict[str, Any]
 
 
 @contextmanager
-def stored_folders(folder: Path) -> Iterator[dict[str, Path]]:
+def stored_folders(model: StoredModel) -> Iterator[dict[str, Path]]:
     """Yield the folders that a version stores as `artifacts/<folder's name>`, by the names of artifacts.
 
-    `pipeline` is the model folder. For adapters it is the source model with them fused in, which exists only
-    in this block, and `lora` is the small folder itself.
+    `pipeline` is the model folder. For adapters it is the source model with them fused in, and `lora` is the
+    small folder itself. Where the source model takes part in drawing, `pipeline` is the interpolated model,
+    or both models and how they draw together. What is made for a version exists only in this block.
 
     Raises:
         CheckpointError: the source model of the adapters is missing, or another one.
         MissingExtraError: peft is not installed.
     """
-    if not models.has_adapters(folder):
-        yield {"pipeline": folder}
+    has_adapters = models.has_adapters(model.folder)
+    if not has_adapters and model.together is None:
+        yield {"pipeline": model.folder}
         return
-    from domainstudio.models import lora
-
     with TemporaryDirectory() as place:
-        merged, adapters = Path(place, MERGED), Path(place, ADAPTERS)
-        lora.save_merged(models.load(folder), merged)
-        shutil.copytree(folder, adapters)
-        yield {"pipeline": merged, "lora": adapters}
+        whole, adapters = Path(place, MERGED), Path(place, ADAPTERS)
+        model.store(whole)
+        if has_adapters:
+            shutil.copytree(model.folder, adapters)
+        yield {"pipeline": whole, **({"lora": adapters} if has_adapters else {})}
 
 
 def _signature(entry: Entry) -> ModelSignature:
@@ -266,7 +273,8 @@ def _requirements(folder: Path) -> list[str]:
     """
     from importlib.metadata import version
 
-    parts = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    own = folder / ADAPTED if is_combination(folder) else folder
+    parts = json.loads((own / "model_index.json").read_text(encoding="utf-8"))
     packages = ["mlflow", "torch", "diffusers", "safetensors", "numpy", "pandas", "pillow"]
     if "text_encoder" in parts:
         packages.append("transformers")

@@ -21,6 +21,7 @@ from domainstudio.data.image_set import ImageRecord, ImageSet
 from domainstudio.errors import CheckpointError
 from domainstudio.models import lora
 from domainstudio.models.class_conditional import ClassConditionalDenoiser
+from domainstudio.models.stored import StoredModel
 from domainstudio.registry import reevaluation, versions
 from domainstudio.registry.results import Result
 from domainstudio.sampling import sample
@@ -404,7 +405,7 @@ def test_merged_adapters_of_a_class_model_keep_its_classes(tmp_path):
     denoiser = adapted(tmp_path / "base")
     denoiser.save(tmp_path / "adapted")
     assert models.kind_of(tmp_path / "adapted") == "class-conditional"
-    with versions.stored_folders(tmp_path / "adapted") as folders:
+    with versions.stored_folders(StoredModel(tmp_path / "adapted")) as folders:
         drawn = served(folders["pipeline"])({"label": "face"}, steps=3, guidance_scale=2.0)
     expected = sample(denoiser, [0], ["face"], steps=3, guidance_scale=2.0)
     np.testing.assert_allclose(drawn, expected.transpose(0, 2, 3, 1), atol=1)
