@@ -37,6 +37,6 @@ LISTERS: Mapping[str, Lister] = {"s3://*": list_s3, "*.yaml": list_demo, "*.yml"
 
 
 def prepared(settings: Settings, section: PretrainingImages) -> ImageSet:
-    """Read, check and pack the images of a section that trains a model from scratch."""
+    """Read, check and pack the images that a section trains a model on from scratch."""
     preparing = settings.prepare.model_copy(update={"resolution": section.resolution})
-    return prepare(section.images, preparing, LISTERS)
+    return prepare(section.images, preparing, LISTERS, number=section.number, seed=section.seed)

@@ -11,14 +11,12 @@ FOLDER = Path("models/sources/avataaars")
 
 
 def main() -> None:
-    """Train VAE and model of params.yaml, or go on with them, and write them in half precision."""
+    """Train the model of params.yaml, or go on with it, and write it in half precision."""
     from domainstudio import config
     from domainstudio.demo import pretraining
 
     settings = config.load()
-    section = settings.pretrain_latent
-    styles = section.model_copy(update={"images": section.vae_images})
-    pretraining.pretrain_latent(settings, prepared(settings, section), prepared(settings, styles), FOLDER)
+    pretraining.pretrain_latent(settings, prepared(settings, settings.pretrain_latent), FOLDER)
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ class SourceImages(Section):
     """Real images of a source's domain."""
 
     images: str
-    """Their origin (see `targets.*.shots`)."""
+    """Their origin: a folder, an `s3://bucket/prefix`, or a `.yaml` that describes a demo domain."""
     number: int | None = Field(default=None, ge=1)
     """How many, drawn at random with `seed`; `null` takes all."""
     seed: int = Field(default=0, ge=0)

@@ -88,8 +88,6 @@ class AutoencoderSettings(PartTrainingSettings):
     """Weight of the latents' divergence from a standard normal, per latent value."""
     batch_size: int = Field(default=32, ge=1)
     """Images per step."""
-    change_colours: bool = True
-    """Change the images' colours at random, down to grey and inverted, so that it serves other styles."""
 
 
 class TextModelSettings(Section):

@@ -6,7 +6,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from domainstudio.config.base import Name, Section
+from domainstudio.config.base import Name
+from domainstudio.config.data import SourceImages
 from domainstudio.config.model import (
     AutoencoderSettings,
     NoiseSettings,
@@ -20,11 +21,9 @@ Style = Literal["grey", "sepia", "blueprint", "negative", "pastel", "stencil"]
 """A style of `domainstudio.demo.styles`."""
 
 
-class PretrainingImages(Section):
+class PretrainingImages(SourceImages):
     """What a source model of the demo is trained on."""
 
-    images: str
-    """Origin of the training images (see `targets.*.shots`)."""
     resolution: int = Field(ge=8, le=2048, multiple_of=8)
     """Height and width of its images, in pixels; otherwise they are prepared as `prepare` says."""
 
@@ -41,12 +40,11 @@ class PretrainSettings(PretrainingImages):
 
 
 class PretrainLatentSettings(PretrainSettings):
-    """The stage `pretrain_latent`: an unconditional source model of latents from scratch, and its VAE."""
+    """The stage `pretrain_latent`: an unconditional source model of latents from scratch."""
 
-    vae_images: str
-    """Origin of the images that the VAE learns from. Styles beside the source's make it fit other domains."""
-    vae: AutoencoderSettings
-    """The autoencoder, trained first."""
+    vae: str
+    """Folder of a trained `AutoencoderKL`, whose latents the model learns. It should know other styles too:
+    targets are encoded and decoded with it."""
 
 
 class PretrainTextSettings(PretrainingImages):

@@ -31,9 +31,9 @@ def train_autoencoder(
     """Train a VAE on an image set, from the last checkpoint if there is one.
 
     The loss is the mean absolute error and `kl_weight` times the divergence of the latents from a standard
-    normal. Images are cropped and mirrored, and by the settings change their colours, so that the VAE serves
-    domains other than the one it was trained on. Its scaling factor makes the latents of `images` of unit
-    variance.
+    normal. Images are cropped, mirrored, and change their colours, down to grey and inverted, so that the VAE
+    serves domains other than the one it was trained on. Its scaling factor makes the latents of `images`
+    of unit variance.
 
     Args:
         images: uint8, with shape (N, 3, H, W).
@@ -77,8 +77,7 @@ def _step(
     draw: torch.Generator,
 ) -> float:
     """Make one optimiser step and return the mean absolute error before it."""
-    change = augment if settings.change_colours else cropped
-    batch = change(data[torch.randint(len(data), (settings.batch_size,), generator=draw)], draw)
+    batch = augment(data[torch.randint(len(data), (settings.batch_size,), generator=draw)], draw)
     loss, error = _loss(vae, batch.to(vae.device), settings.kl_weight, draw)
     loss.backward()  # type: ignore[no-untyped-call]
     torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
@@ -89,38 +88,27 @@ def _step(
 
 def augment(images: Tensor, draw: torch.Generator) -> Tensor:
     """Return changed copies in [-1, 1] of uint8 images: cropped, mirrored, with other colours."""
-    return recoloured(cropped(images, draw), draw)
-
-
-def cropped(images: Tensor, draw: torch.Generator) -> Tensor:
-    """Return copies in [-1, 1] of uint8 images: half of them mirrored, half of them parts of the image."""
     number, _, size, _ = images.shape
     x = images.float() / 127.5 - 1
-    x = torch.where(_some(number, 0.5, draw), x.flip(3), x)
-    scale = 1 + 0.6 * torch.rand(number, generator=draw) * _some(number, 0.5, draw).view(-1)
+
+    def some(probability: float) -> Tensor:
+        return (torch.rand(number, generator=draw) < probability).view(-1, 1, 1, 1)
+
+    x = torch.where(some(0.5), x.flip(3), x)
+    scale = 1 + 0.6 * torch.rand(number, generator=draw) * some(0.5).view(-1)
     shift = (torch.rand(number, 2, generator=draw) * 2 - 1) * (1 - 1 / scale)[:, None]
     theta = torch.zeros(number, 2, 3)
     theta[:, 0, 0] = theta[:, 1, 1] = 1 / scale
     theta[:, :, 2] = shift
     grid = functional.affine_grid(theta, [number, 3, size, size], align_corners=False)
-    return functional.grid_sample(x, grid, padding_mode="border", align_corners=False)
-
-
-def recoloured(x: Tensor, draw: torch.Generator) -> Tensor:
-    """Return images in [-1, 1] with other colours: channels exchanged, grey, more contrast, or inverted."""
-    number = len(x)
+    x = functional.grid_sample(x, grid, padding_mode="border", align_corners=False)
     channels = torch.stack([torch.randperm(3, generator=draw) for _ in range(number)])
     permuted = x.gather(1, channels.view(number, 3, 1, 1).expand_as(x))
-    x = torch.where(_some(number, 0.3, draw), permuted, x)
-    x = torch.where(_some(number, 0.2, draw), x.mean(1, keepdim=True).expand_as(x), x)
-    contrast = 1 + _some(number, 0.3, draw) * (torch.rand(number, 1, 1, 1, generator=draw) * 2)
+    x = torch.where(some(0.3), permuted, x)
+    x = torch.where(some(0.2), x.mean(1, keepdim=True).expand_as(x), x)
+    contrast = 1 + some(0.3) * (torch.rand(number, 1, 1, 1, generator=draw) * 2)
     x = (x * contrast).clamp(-1, 1)
-    return torch.where(_some(number, 0.1, draw), -x, x)
-
-
-def _some(number: int, probability: float, draw: torch.Generator) -> Tensor:
-    """Return which of the images change, with shape (N, 1, 1, 1)."""
-    return (torch.rand(number, generator=draw) < probability).view(-1, 1, 1, 1)
+    return torch.where(some(0.1), -x, x)
 
 
 def _loss(vae: AutoencoderKL, batch: Tensor, kl_weight: float, draw: torch.Generator) -> tuple[Tensor, float]:

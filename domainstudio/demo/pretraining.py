@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from diffusers import AutoencoderKL
 
 from domainstudio import models
 from domainstudio.config import LossWeights
@@ -17,7 +18,7 @@ from domainstudio.demo.text_encoder import train_text_encoder
 from domainstudio.demo.text_model import new_pipeline
 from domainstudio.errors import DataError
 from domainstudio.models.class_conditional import ClassConditionalDenoiser
-from domainstudio.models.latent import LatentDenoiser
+from domainstudio.models.latent import LatentDenoiser, read_encoder
 from domainstudio.models.text_to_image import TextToImageDenoiser
 from domainstudio.models.unconditional import UnconditionalDenoiser
 from domainstudio.project import CHECKPOINTS, SOURCE_MODELS
@@ -33,8 +34,6 @@ from domainstudio.training.run import TrainingRun
 from domainstudio.training.trainer import Trainer
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKL
-
     from domainstudio.config import AutoencoderSettings, Settings, TrainingSettings
     from domainstudio.data import ImageSet
     from domainstudio.models.denoiser import Denoiser
@@ -57,26 +56,23 @@ def pretrain(settings: Settings, images: ImageSet, folder: Path) -> None:
         write_text(folder / "README.md", card)
 
 
-def pretrain_latent(settings: Settings, images: ImageSet, styles: ImageSet, folder: Path) -> None:
-    """Train VAE and UNet of params.yaml, or go on with them, and write the model with its card.
+def pretrain_latent(settings: Settings, images: ImageSet, folder: Path) -> None:
+    """Train the latent model of params.yaml, or go on with it, and write it with its card.
 
-    Args:
-        settings: all settings.
-        images: of the source domain, which the UNet learns.
-        styles: what the VAE learns from.
-        folder: where the model is written.
+    Raises:
+        CheckpointError: there is no VAE.
     """
     section = settings.pretrain_latent
-    inputs = {"images": images.digest, "vae_images": styles.digest}
+    inputs = {"images": images.digest, "vae": models.digest(section.vae)}
     run = TrainingRun("pretrain-latent", section, inputs)
-    vae = _pretrained_vae(section.vae, styles)
+    vae = read_encoder(Path(section.vae), AutoencoderKL)
     torch.manual_seed(section.training.seed)
     denoiser = LatentDenoiser.around(vae, section.unet, section.noise, images.resolution)
     examples = Examples.unconditional(images.images)
     history = _train(run, section.training, denoiser, examples, settings, folder)
     if history:
-        card = source_card("Unconditional latent diffusion model", run.params, images, history)
-        write_text(folder / "README.md", card)
+        kind = f"Unconditional diffusion model of the latents of `{section.vae}`, for images"
+        write_text(folder / "README.md", source_card(kind, run.params, images, history))
 
 
 def pretrain_class(settings: Settings, images: ImageSet, folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
     Encoder: TypeAlias = AutoencoderKL | VQModel
 
-ENCODERS = {"AutoencoderKL": AutoencoderKL, "VQModel": VQModel}
+ENCODERS: Mapping[str, type[Encoder]] = {"AutoencoderKL": AutoencoderKL, "VQModel": VQModel}
 
 
 class LatentDenoiser(UnconditionalDenoiser):
@@ -50,7 +51,7 @@ class LatentDenoiser(UnconditionalDenoiser):
     def load(cls, folder: Path) -> Self:
         """Read a pipeline folder in float32 (see `loading.Kind`)."""
         network, scheduler, _ = read_parts(folder)
-        return cls(network, scheduler, _read_encoder(folder))
+        return cls(network, scheduler, read_encoder(folder / "vqvae", _encoder_kind(folder)))
 
     @classmethod
     def around(
@@ -120,15 +121,28 @@ def _factor(vae: Encoder) -> int:
     return factor
 
 
-def _read_encoder(folder: Path) -> Encoder:
-    name = read_index(folder).get("vqvae", ["", ""])[1]
+def read_encoder(folder: Path, kind: type[Encoder]) -> Encoder:
+    """Read an encoder and decoder in float32.
+
+    Args:
+        folder: with `config.json` and weights as safetensors.
+        kind: its class.
+
+    Raises:
+        CheckpointError: it is missing, damaged, not safetensors, or of another kind.
+    """
     try:
-        encoder: Encoder = ENCODERS[name].from_pretrained(
-            folder / "vqvae", use_safetensors=True, torch_dtype=torch.float32
-        )
-    except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        encoder: Encoder = kind.from_pretrained(folder, use_safetensors=True, torch_dtype=torch.float32)
+    except (OSError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(
-            f"{folder} is not a usable latent pipeline: {error}. It needs vqvae/ with "
-            f"diffusion_pytorch_model.safetensors of {' or '.join(ENCODERS)}"
+            f"{folder} is not a usable {kind.__name__}: {error}. It needs config.json and "
+            "diffusion_pytorch_model.safetensors"
         ) from error
     return encoder
+
+
+def _encoder_kind(folder: Path) -> type[Encoder]:
+    name = read_index(folder).get("vqvae", ["", ""])[1]
+    if name not in ENCODERS:
+        raise CheckpointError(f"{folder} encodes with {name!r}; these are known: {', '.join(ENCODERS)}")
+    return ENCODERS[name]
