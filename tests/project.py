@@ -62,7 +62,7 @@ def params():
     values["targets"] = {"ink": {"shots": "images", "number": 5, "seed": 0, "domain": "images"}}
     values["finetune"] |= {"steps": 6, "batch_size": 4, "checkpoint_every": 2, "preview_every": 3}
     values["sample"] |= {"number": 6, "steps": 2, "batch_size": 3}
-    values["evaluate"] |= {"neighbours": 2, "kid_subset_size": 4, "kid_subsets": 2}
+    values["evaluate"] |= {"neighbours": 2, "resamples": 4}
     methods = ("finetune", "domainstudio")
     values["adaptations"] = {f"ink-{each}": ADAPTATION | {"method": each} for each in methods}
     return values

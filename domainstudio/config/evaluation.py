@@ -17,10 +17,9 @@ class EvaluateSettings(Section):
     """Images per forward pass of that network."""
     neighbours: int = Field(default=3, ge=1)
     """k of precision, recall, density and coverage."""
-    kid_subset_size: int = Field(default=100, ge=2)
-    """Images per subset of the kernel distance; a smaller set of images makes smaller subsets."""
-    kid_subsets: int = Field(default=50, ge=1)
-    """Number of those subsets; metrics.json holds their mean and standard deviation."""
+    resamples: int = Field(default=200, ge=0)
+    """Random halves of the samples from which the figures' intervals come; 0 leaves intervals out. Metrics
+    that take long use fewer."""
     memorized_below: float = Field(ge=0)
     """A sample nearer than this to a training image (perceptual distance) counts as memorised. To choose a
     value, see `references.domain.memorized_share` in metrics.json: the share of unseen real images that are
@@ -29,4 +28,4 @@ class EvaluateSettings(Section):
     """CLIP model for the CLIP score and Intra-CLIP: a folder in transformers' layout, or a hub id; `null`
     measures neither. DVC does not watch that folder, but metrics.json holds the hash of its weights."""
     seed: int = Field(default=0, ge=0)
-    """Seed of the draw of subsets."""
+    """Seed of all draws: of the real images that stand for samples, and of halves."""

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from domainstudio.errors import DataError
 from domainstudio.metrics.distances import Floats, nearest
-from domainstudio.metrics.metric import Figure, Measured, Metric, Scores
+from domainstudio.metrics.metric import Figure, Indices, Measured, Metric, Scores, Statistic
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,9 @@ class IntraDistance:
         return sum(distance is not None for distance in self.distances)
 
 
-def intra_distance(samples: Floats, training: Floats) -> IntraDistance:
+def intra_distance(
+    samples: Floats, training: Floats, assigned: NDArray[np.intp] | None = None
+) -> IntraDistance:
     """Average the pairwise perceptual distances of the samples nearest to the same training image.
 
     The definition of Intra-LPIPS (Ojha et al., arXiv 2104.06820, section 4.2): assign each sample to the
@@ -50,13 +52,15 @@ def intra_distance(samples: Floats, training: Floats) -> IntraDistance:
     Args:
         samples: Perceptual features with shape (M, P).
         training: Perceptual features of the training images, with shape (N, P), N ≥ 1.
+        assigned: Each sample's nearest training image, where it is known, with shape (M,).
 
     Raises:
         DataError: there is no training image.
     """
     if not len(training):
         raise DataError("an intra-cluster distance needs at least one training image")
-    assigned, _ = nearest(samples, training)
+    if assigned is None:
+        assigned, _ = nearest(samples, training)
     distances = tuple(_mean_pairwise(samples, assigned == cluster) for cluster in range(len(training)))
     used = [distance for distance in distances if distance is not None]
     sizes = np.bincount(assigned, minlength=len(training))
@@ -71,16 +75,22 @@ def _mean_pairwise(rows: Floats, chosen: NDArray[np.bool_]) -> float | None:
     return 2 / (len(members) - 1) * sum(float(((row - centre) ** 2).sum()) for row in members)
 
 
-def _scores(measured: Measured) -> Scores:
-    rows = np.repeat(measured.images.perceptual, 2 if measured.copies else 1, axis=0)
-    found = intra_distance(rows, measured.shots.perceptual)
-    mean: Scores = {} if found.mean is None else {"intra_distance": found.mean}
-    sizes: Scores = {} if measured.copies else {"intra_sizes": found.sizes}
-    return {**mean, "intra_clusters": found.clusters, **sizes}
+def _prepare(measured: Measured) -> Statistic:
+    samples, training = measured.images.perceptual, measured.shots.perceptual
+    assigned, _ = nearest(samples, training)
+
+    def scores(chosen: Indices) -> Scores:
+        rows = np.repeat(chosen, 2) if measured.copies else chosen
+        found = intra_distance(samples[rows], training, assigned[rows])
+        mean: Scores = {} if found.mean is None else {"intra_distance": found.mean}
+        sizes: Scores = {} if measured.copies else {"intra_sizes": found.sizes}
+        return {**mean, "intra_clusters": found.clusters, **sizes}
+
+    return scores
 
 
 METRIC = Metric(
-    _scores,
+    _prepare,
     (
         Figure(
             "intra_distance",

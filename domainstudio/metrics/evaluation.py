@@ -13,6 +13,7 @@ from domainstudio.config import EvaluateSettings
 from domainstudio.errors import DataError
 from domainstudio.metrics.catalogue import METRICS
 from domainstudio.metrics.features import Features
+from domainstudio.metrics.intervals import intervals
 from domainstudio.metrics.memorization import Memorization, memorization_of
 from domainstudio.metrics.metric import Measured, Scores
 
@@ -126,7 +127,7 @@ def evaluate(
         features_digest=samples.digest,
         domain_number=len(measured.reference),
         domain_is_shots=domain is None,
-        samples=_scores(measured),
+        samples=_scores(measured, settings.resamples),
         references={name: _scores(item) for name, item in _references(measured, domain, source).items()},
         nearest=memorization_of(measured),
     )
@@ -138,7 +139,8 @@ def _references(measured: Measured, domain: Features | None, source: Features | 
         found["source"] = replace(measured, images=source)
     if domain is not None and len(domain) >= 2:
         drawn, rest = split_domain(len(domain), len(measured.images), measured.settings.seed)
-        found["domain"] = replace(measured, images=domain.take(drawn), reference=domain.take(rest))
+        apart = domain.take(rest)
+        found["domain"] = replace(measured, images=domain.take(drawn), reference=apart, memo={})
     return found
 
 
@@ -149,11 +151,16 @@ def split_domain(domain: int, samples: int, seed: int) -> tuple[NDArray[np.intp]
     return order[:number], order[number:]
 
 
-def _scores(measured: Measured) -> Scores:
-    scores: dict[str, Any] = {"number": len(measured.images)}
+def _scores(measured: Measured, resamples: int = 0) -> Scores:
+    """Return all figures of a set of images, and their intervals where `resamples` is at least 2."""
+    number, seed = len(measured.images), measured.settings.seed
+    scores: dict[str, Any] = {"number": number}
+    bounds: dict[str, tuple[float, float]] = {}
     for metric in METRICS:
-        scores |= metric.scores(measured)
-    return scores
+        statistic = metric.prepare(measured)
+        scores |= statistic(np.arange(number))
+        bounds |= intervals(metric, statistic, number, resamples, seed)
+    return {**scores, "intervals": bounds} if bounds else scores
 
 
 def _check_networks(*features: Features | None) -> None:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from domainstudio.errors import DataError
 from domainstudio.metrics.distances import Float64s, Floats, nearest
-from domainstudio.metrics.metric import Figure, Measured, Metric, Scores
+from domainstudio.metrics.metric import Figure, Indices, Measured, Metric, Scores, Statistic
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +37,11 @@ class Memorization:
     def median(self) -> float:
         """Median distance to the nearest training image."""
         return float(np.median(self.distances))
+
+    def take(self, chosen: Indices) -> Memorization:
+        """Return those of the samples at `chosen`."""
+        rows = self.training[chosen], self.distances[chosen], self.mirrored[chosen]
+        return Memorization(*rows, self.threshold)
 
 
 def memorization(
@@ -75,13 +80,18 @@ def memorization_of(measured: Measured) -> Memorization:
     return memorization(*rows, measured.settings.memorized_below, mirrored)
 
 
-def _scores(measured: Measured) -> Scores:
+def _prepare(measured: Measured) -> Statistic:
     found = memorization_of(measured)
-    return {"memorized_share": found.share, "nearest_distance_median": found.median}
+
+    def scores(chosen: Indices) -> Scores:
+        part = found.take(chosen)
+        return {"memorized_share": part.share, "nearest_distance_median": part.median}
+
+    return scores
 
 
 METRIC = Metric(
-    _scores,
+    _prepare,
     (
         Figure(
             "memorized_share",

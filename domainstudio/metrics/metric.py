@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from domainstudio.config import EvaluateSettings
 from domainstudio.metrics.features import Features
@@ -12,6 +15,12 @@ from domainstudio.metrics.features import Features
 Better = Literal["lower", "higher", None]
 Scores = Mapping[str, Any]
 """Numbers, or lists of them, by their keys in metrics.json; one that is not defined is left out."""
+
+Indices = NDArray[np.intp]
+Statistic = Callable[[Indices], Scores]
+"""The figures of those images that the indices name."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -54,6 +63,8 @@ class Measured:
         mirrored: Features of the training images mirrored left to right, or None to disregard them.
         settings: Neighbours, subsets, threshold and seed.
         copies: Whether the images stand for two copies of each, as for a model that only copies.
+        source: Features of images of the source's domain, or None where there are none.
+        memo: What `once` has computed. It must be a new one for another reference, source or training images.
     """
 
     images: Features
@@ -62,6 +73,19 @@ class Measured:
     mirrored: Features | None
     settings: EvaluateSettings
     copies: bool = False
+    source: Features | None = None
+    memo: dict[Any, Any] = field(default_factory=dict, repr=False)
+
+    def once(self, compute: Callable[[Measured], T]) -> T:
+        """Return `compute(self)`, computed once for all sets of images that share the memo.
+
+        Args:
+            compute: A function of all but `images` and `copies`.
+        """
+        if compute not in self.memo:
+            self.memo[compute] = compute(self)
+        found: T = self.memo[compute]
+        return found
 
     @property
     def fewest(self) -> int:
@@ -71,7 +95,20 @@ class Measured:
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric: `scores` returns its figures, or nothing where too few images leave them undefined."""
+    """A metric.
 
-    scores: Callable[[Measured], Scores]
+    Attributes:
+        prepare: Computes what does not depend on which of the images count. The function that it returns
+            gives their figures, or none where too few images leave them undefined.
+        figures: What the figures say.
+        resamples: Most resamples of its intervals, where one takes long.
+    """
+
+    prepare: Callable[[Measured], Statistic]
     figures: tuple[Figure, ...]
+    resamples: int | None = None
+
+
+def undefined(chosen: Indices) -> Scores:
+    """The statistic of a metric that is not defined."""
+    return {}

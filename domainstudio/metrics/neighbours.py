@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from domainstudio.errors import DataError
 from domainstudio.metrics.distances import Float64s, Floats, squared_distance_blocks
-from domainstudio.metrics.metric import Figure, Measured, Metric, Scores
+from domainstudio.metrics.metric import Figure, Indices, Measured, Metric, Scores, Statistic, undefined
 
 
 class NeighbourScores(NamedTuple):
@@ -55,22 +57,58 @@ def neighbour_scores(samples: Floats, reference: Floats, k: int = 3) -> Neighbou
         DataError: a set has no more than k rows.
     """
     _check_numbers(len(samples), len(reference), k)
-    reference_radii, sample_radii = squared_radii(reference, k), squared_radii(samples, k)
-    covered = np.zeros(len(reference), dtype=bool)
-    recalled = np.zeros(len(reference), dtype=bool)
-    precise = balls = 0
-    for block, squared in squared_distance_blocks(samples, reference):
-        inside = squared <= reference_radii
-        balls += int(inside.sum())
-        precise += int(inside.any(axis=1).sum())
-        covered |= inside.any(axis=0)
-        recalled |= (squared <= sample_radii[block, None]).any(axis=0)
-    return NeighbourScores(
-        precision=precise / len(samples),
-        recall=float(recalled.mean()),
-        density=balls / (k * len(samples)),
-        coverage=float(covered.mean()),
-    )
+    return Balls.of(samples, reference, squared_radii(reference, k), k).scores(np.arange(len(samples)))
+
+
+@dataclass(frozen=True, eq=False)
+class Balls:
+    """Distances that tell which images are in whose ball, for any of the samples.
+
+    Squared distances are rounded to float32. Rounding keeps their order, and equal ones stay equal.
+
+    Attributes:
+        within: Squared distances of the samples, infinite on the diagonal; float32 with shape (M, M).
+        across: Squared distances of samples and reference, float32 with shape (M, N).
+        inside: Whether each sample is in each ball of the reference, with shape (M, N).
+        k: Which neighbour ends a ball.
+    """
+
+    within: NDArray[np.float32]
+    across: NDArray[np.float32]
+    inside: NDArray[np.bool_]
+    k: int
+
+    @classmethod
+    def of(cls, samples: Floats, reference: Floats, radii: Float64s, k: int) -> Balls:
+        """Compute the distances.
+
+        Args:
+            samples: Rows with shape (M, D).
+            reference: Rows with shape (N, D).
+            radii: The reference's `squared_radii`.
+            k: Which neighbour ends a ball.
+        """
+        across = np.empty((len(samples), len(reference)), dtype=np.float32)
+        inside = np.empty(across.shape, dtype=bool)
+        for block, squared in squared_distance_blocks(samples, reference):
+            across[block], inside[block] = squared, squared <= radii
+        within = np.empty((len(samples), len(samples)), dtype=np.float32)
+        for block, squared in squared_distance_blocks(samples, samples):
+            within[block] = squared
+        np.fill_diagonal(within, np.inf)
+        return cls(within, across, inside, k)
+
+    def scores(self, chosen: Indices) -> NeighbourScores:
+        """Return the scores of the samples at `chosen`, more than k."""
+        inside = self.inside[chosen]
+        radii = np.partition(self.within[np.ix_(chosen, chosen)], self.k - 1, axis=1)[:, self.k - 1]
+        recalled = (self.across[chosen] <= radii[:, None]).any(axis=0)
+        return NeighbourScores(
+            precision=float(inside.any(axis=1).mean()),
+            recall=float(recalled.mean()),
+            density=float(inside.sum()) / (self.k * len(chosen)),
+            coverage=float(inside.any(axis=0).mean()),
+        )
 
 
 def _check_numbers(samples: int, reference: int, k: int) -> None:
@@ -81,15 +119,25 @@ def _check_numbers(samples: int, reference: int, k: int) -> None:
         )
 
 
-def _scores(measured: Measured) -> Scores:
+def _radii(measured: Measured) -> Float64s:
+    return squared_radii(measured.reference.pooled, measured.settings.neighbours)
+
+
+def _prepare(measured: Measured) -> Statistic:
     k = measured.settings.neighbours
     if measured.fewest <= k:
-        return {}
-    return neighbour_scores(measured.images.pooled, measured.reference.pooled, k)._asdict()
+        return undefined
+    rows = measured.images.pooled, measured.reference.pooled
+    balls = Balls.of(*rows, measured.once(_radii), k)
+
+    def scores(chosen: Indices) -> Scores:
+        return balls.scores(chosen)._asdict() if len(chosen) > k else {}
+
+    return scores
 
 
 METRIC = Metric(
-    _scores,
+    _prepare,
     (
         Figure(
             "precision",
@@ -120,4 +168,5 @@ METRIC = Metric(
             percent=True,
         ),
     ),
+    resamples=100,
 )

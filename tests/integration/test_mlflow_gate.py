@@ -214,7 +214,7 @@ def make_result(monkeypatch: Patch, seed: int, shots: int) -> None:
 def test_a_champion_of_other_training_images_is_drawn_and_measured_again(database, monkeypatch, capsys):
     values = yaml.safe_load(Path("params.yaml").read_text())
     values["sample"] |= {"number": 8, "batch_size": 8, "steps": 2}
-    values["evaluate"] |= {"kid_subset_size": 4, "kid_subsets": 2, "memorized_below": 0.0}
+    values["evaluate"] |= {"memorized_below": 0.0}
     values["sources"]["noto"]["subjects"] = "subjects.txt"
     Path("subjects.txt").write_text("a house\n")
     Path("params.yaml").write_text(yaml.safe_dump(values))

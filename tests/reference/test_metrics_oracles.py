@@ -6,10 +6,19 @@ import numpy as np
 import pytest
 from scipy.linalg import sqrtm
 
+from domainstudio.metrics import kernel
 from domainstudio.metrics.diversity import intra_distance
-from domainstudio.metrics.frechet import Gaussian, frechet_distance, frechet_distance_of, gaussian
-from domainstudio.metrics.kernel import kernel_distance, squared_mmd
+from domainstudio.metrics.frechet import (
+    Gaussian,
+    frechet_distance,
+    frechet_distance_infinity,
+    frechet_distance_of,
+    gaussian,
+)
+from domainstudio.metrics.intervals import intervals
+from domainstudio.metrics.kernel import squared_mmd
 from domainstudio.metrics.memorization import memorization
+from domainstudio.metrics.metric import Figure, Metric, undefined
 from domainstudio.metrics.neighbours import neighbour_scores
 
 
@@ -51,30 +60,65 @@ def test_the_gaussian_has_the_unbiased_covariance(n, size):
 def test_squared_mmd_is_the_unbiased_estimate():
     a, b = rows(0, 7, 4).astype(np.float64), rows(1, 9, 4, shift=0.3).astype(np.float64)
 
-    def kernel(x, y):
+    def cubic(x, y):
         return (sum(p * q for p, q in zip(x, y, strict=True)) / 4 + 1) ** 3
 
-    within_a = np.mean([kernel(x, y) for x, y in itertools.permutations(a, 2)])
-    within_b = np.mean([kernel(x, y) for x, y in itertools.permutations(b, 2)])
-    between = np.mean([kernel(x, y) for x in a for y in b])
+    within_a = np.mean([cubic(x, y) for x, y in itertools.permutations(a, 2)])
+    within_b = np.mean([cubic(x, y) for x, y in itertools.permutations(b, 2)])
+    between = np.mean([cubic(x, y) for x in a for y in b])
     assert squared_mmd(a, b) == pytest.approx(within_a + within_b - 2 * between, rel=1e-9)
 
 
 def test_kernel_distance_is_about_zero_for_one_distribution_and_not_for_two():
     generator = np.random.default_rng(0)
     a, b = generator.normal(size=(400, 8)), generator.normal(size=(300, 8))
-    same, other = kernel_distance(a, b, subset_size=100), kernel_distance(a, b + 1, subset_size=100)
-    assert abs(same.mean) < 0.2 < other.mean
-    assert same.std > 0
-    assert kernel_distance(a, b, 100, seed=1) != same
-    assert kernel_distance(a, b, 100, seed=0) == same
+    assert abs(squared_mmd(a, b)) < 0.2 < squared_mmd(a, b + 1)
 
 
-def test_one_subset_of_everything_is_the_plain_estimate():
-    a, b = rows(0, 20, 3), rows(1, 20, 3)
-    distance = kernel_distance(a, b, subset_size=1000, subsets=1)
-    assert distance.mean == pytest.approx(squared_mmd(a, b), rel=1e-9)
-    assert distance.std == 0
+def test_the_reference_is_compared_in_blocks(monkeypatch):
+    a, b = rows(0, 20, 3), rows(1, 31, 3)
+    whole = squared_mmd(a, b)
+    monkeypatch.setattr(kernel, "BLOCK", 7)
+    assert squared_mmd(a, b) == pytest.approx(whole, rel=1e-9)
+
+
+def test_the_extrapolated_distance_is_that_of_the_papers_regression():
+    """15 sizes, a regression on 1/n (arXiv 1911.07023), against the exact distribution of the reference."""
+    generator, size = np.random.default_rng(0), 12
+    scales = 1 / np.arange(1, size + 1)
+    samples, reference = generator.normal(size=(2, 3000, size))
+    samples = samples * scales + 0.1
+    sizes = np.linspace(300, 3000, 15).astype(int)
+    chosen = [[generator.choice(3000, n, replace=False) for _ in range(2)] for n in sizes]
+    distances = [frechet_distance(samples[i], reference[j]) for i, j in chosen]
+    _, intercept = np.polyfit(1 / sizes, distances, 1)
+    exact = size * 0.1**2 + ((1 - scales) ** 2).sum()
+    found = frechet_distance_infinity(samples, reference)
+    assert found == pytest.approx(intercept, abs=0.15)
+    assert found == pytest.approx(exact, abs=0.15)
+
+
+def test_the_extrapolated_distance_takes_halves_of_both_sets():
+    generator = np.random.default_rng(0)
+    samples, reference = generator.normal(size=(40, 6)), generator.normal(size=(30, 6)) + 1
+    split = np.array_split(np.random.default_rng(0).permutation(30), 2)
+    halving = np.random.default_rng(40)
+    halves = []
+    for _ in range(3):
+        for own, other in zip(np.array_split(halving.permutation(40), 2), split, strict=True):
+            halves.append(frechet_distance(samples[own], reference[other]))
+    expected = 2 * frechet_distance(samples, reference) - np.mean(halves)
+    assert frechet_distance_infinity(samples, reference) == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_interval_of_a_mean_is_that_of_its_standard_error():
+    values = np.random.default_rng(0).normal(size=401)
+    metric = Metric(lambda measured: undefined, (Figure("mean", "Mean", None, ""),))
+    found = intervals(metric, lambda chosen: {"mean": float(values[chosen].mean())}, 401, 2000, seed=0)
+    half_width = 1.96 * values.std() / np.sqrt(401)
+    low, high = found["mean"]
+    assert (low + high) / 2 == pytest.approx(values.mean())
+    assert (high - low) / 2 == pytest.approx(half_width, rel=0.05)
 
 
 def loop_scores(samples, reference, k):

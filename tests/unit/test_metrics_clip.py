@@ -203,7 +203,7 @@ def test_it_is_a_feature_network_with_name_and_hash(network, folder):
     assert load_clip(str(folder)) is load_clip(str(folder))
 
 
-SETTINGS = EvaluateSettings(features="averages", memorized_below=0.15, kid_subsets=2)
+SETTINGS = EvaluateSettings(features="averages", memorized_below=0.15, resamples=2)
 
 
 SUBJECTS = (*PROMPTS, *PROMPTS[:2])

@@ -149,7 +149,7 @@ def test_what_a_manifest_does_not_say_was_not_told():
     assert told.prompts == ("", "dog in [V] style", "")
 
 
-SETTINGS = EvaluateSettings(features="averages", memorized_below=0.15, kid_subsets=2)
+SETTINGS = EvaluateSettings(features="averages", memorized_below=0.15, resamples=2)
 
 
 def measured(cache, texts, samples=None):
