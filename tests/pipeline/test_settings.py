@@ -79,7 +79,7 @@ def test_params_name_every_section_that_a_stage_reads(stages, name):
     declared = {param.split(".")[0] for param in stages[name]["params"]}
     both = {  # one script, two stages
         "prepare_source": {"targets"},
-        "prepare_target": {"pretrain"},
+        "prepare_target": {"source_images"},
         "sample_source": {"adaptations"},
         "sample": {"sources"},
     }
@@ -100,5 +100,5 @@ def test_every_setting_is_described():
 
 def test_the_projects_own_params_are_valid():
     settings = config.load(ROOT / "params.yaml")
-    assert {"ink-finetune", "ink-domainstudio"} <= set(settings.resolved)
-    assert not settings.adaptation("ink-finetune").weights.pairwise
+    assert {"sketches-finetune", "sketches-domainstudio"} <= set(settings.resolved)
+    assert not settings.adaptation("sketches-finetune").weights.pairwise

@@ -93,11 +93,11 @@ def test_generated_prior_images_are_drawn_once_from_the_source_prompts(
 
 
 def test_given_prior_images_have_their_own_captions(denoiser, shots, tmp_path):
-    image_set(denoiser.resolution[0], 9).save(tmp_path / "source")
+    image_set(denoiser.resolution[0], 9).save(tmp_path / "tiny")
     settings = adaptation(Method(prior=1.0), prior=PriorSettings(images="source", number=6))
-    prior = prior_of(denoiser, shots, settings, tmp_path, tmp_path / "source")
+    prior = prior_of(denoiser, shots, settings, tmp_path, tmp_path)
     assert len(prior.images) == 6 and all(text.startswith("house ") for text in prior.texts)
-    with pytest.raises(DataError, match="manifest"):
+    with pytest.raises(DataError, match=r"none/tiny.*manifest"):
         prior_of(denoiser, shots, settings, tmp_path)
 
 
@@ -107,15 +107,15 @@ def test_the_prior_keeps_the_other_classes(tmp_path):
     adapted, other = denoiser.classes[0], denoiser.classes[1]
     both = image_set(8, 3, adapted), image_set(8, 3, other)
     images = np.concatenate([part.images for part in both])
-    ImageSet(images, both[0].records + both[1].records, "images").save(tmp_path / "source")
+    ImageSet(images, both[0].records + both[1].records, "images").save(tmp_path / "tiny")
     labels = PromptSettings(source="{label}", target="{label}")
     given = adaptation(Method(prior=1.0), prompts=labels, prior=PriorSettings(images="source", number=9))
-    prior = prior_of(denoiser, both[0], given, tmp_path / "a", tmp_path / "source")
+    prior = prior_of(denoiser, both[0], given, tmp_path / "a", tmp_path)
     assert set(prior.texts) == {other} and len(prior.images) == 3
     drawn = adaptation(Method(prior=1.0), prompts=labels, prior=PriorSettings(number=4))
     prior = prior_of(denoiser, both[0], drawn, tmp_path / "b")
     assert set(prior.texts) == set(denoiser.classes) - {adapted}
-    both[0].save(tmp_path / "only")
+    both[0].save(tmp_path / "only/tiny")
     with pytest.raises(ConfigError, match="every source prompt is a target prompt"):
         prior_of(denoiser, both[0], given, tmp_path / "a", tmp_path / "only")
 

@@ -23,7 +23,7 @@ from domainstudio.metrics.evaluation import held_out
 from domainstudio.report.reading import PackedImages, read
 from domainstudio.training.prior import PriorImages
 from stages import prepare as stage
-from tests.project import ROOT
+from tests.project import ROOT, params
 
 SETTINGS = PrepareSettings(resolution=32)
 SIZES = {"a": (90, 60), "b": (60, 100), "c": (64, 64), "d": (70, 64), "e": (300, 100)}
@@ -167,7 +167,7 @@ def test_as_many_buckets_as_images(folder: Path) -> None:
 
 def test_the_contact_sheet_and_the_report_show_whole_shapes(folder: Path, tmp_path: Path) -> None:
     images = prepare(str(folder), SETTINGS.model_copy(update={"resolution": 64}), buckets=True)
-    target = tmp_path / "data/targets/ink"
+    target = tmp_path / "data/targets/sketches"
     images.save(target / "shots")
     prepare(str(folder), SETTINGS).save(target / "domain")
     with Image.open(target / "shots/contact_sheet.png") as sheet:
@@ -175,7 +175,7 @@ def test_the_contact_sheet_and_the_report_show_whole_shapes(folder: Path, tmp_pa
     inside = (tile != 255).any(axis=0)  # the first picture is wide: 80 x 48, shown with 64 x 38 pixels
     assert abs(int(inside.any(axis=1).sum()) - 38) <= 1 and inside.any(axis=0).sum() == 64
     assert tile[0, 32, 0] < 16 and tile[0, 32, -1] > 239
-    known = read(tmp_path, config.load(ROOT / "params.yaml")).targets["ink"]
+    known = read(tmp_path, config.load(ROOT / "params.yaml")).targets["sketches"]
     assert known.shots and known.domain
     shots = PackedImages(target / "shots", known.shots.manifest)
     assert [shots.image(i).size for i in range(5)] == [image.shape[:0:-1] for image in images.bucketed]
@@ -187,11 +187,11 @@ def test_the_contact_sheet_and_the_report_show_whole_shapes(folder: Path, tmp_pa
 def test_the_stage_packs_the_shots_in_buckets_and_the_domain_square(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    params = yaml.safe_load((ROOT / "params.yaml").read_text())
-    assert params["prepare"]["aspect_buckets"] is False
-    params["prepare"]["aspect_buckets"] = True
-    params["targets"] = {"ink": {"shots": "images", "number": 4, "seed": 0, "domain": "images"}}
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    values = params()
+    assert values["prepare"]["aspect_buckets"] is False
+    values["prepare"] |= {"aspect_buckets": True, "resolution": 32}
+    values["targets"]["ink"]["number"] = 4
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["prepare", "target", "ink"])
     stage.main()

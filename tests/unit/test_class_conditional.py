@@ -331,6 +331,7 @@ def test_the_stage_writes_a_model_of_the_images_classes(tmp_path, monkeypatch):
     values["pretrain_class"]["training"] |= {"steps": 2, "batch_size": 4, "preview_every": 2}
     values["sample"]["steps"] = 2
     values["pretrain_class"] |= {"images": "images", "resolution": 8}
+    values["prepare"]["min_size"] = 8
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
     for index, label in enumerate(["person", "face", "animal", "face"]):
         save_png(tiny_images(4)[index : index + 1], [tmp_path / f"images/{label}/{index}.png"])

@@ -40,7 +40,7 @@ def project(tmp_path, monkeypatch):
     cats = image_set(images(1, [blue] * 8), labels=["cat"] * 8)
     cats.save(tmp_path / "data/targets/ink/domain")
     cats.take([0, 1, 2]).save(tmp_path / "data/targets/ink/shots")
-    image_set(images(2, [red] * 12), labels=LABELS).save(tmp_path / "data/source")
+    image_set(images(2, [red] * 12), labels=LABELS).save(tmp_path / "data/sources/noto")
     before = images(3, [red] * 12)
     adapted = before.copy()
     adapted[::2] = cats.images[:6]  # three of them copies of the shots

@@ -71,19 +71,17 @@ def test_ink_is_black_on_white_and_the_others_are_not(domains: dict[str, ImageSe
     assert np.median(corners) == 255 and (corners == 255).mean() > 0.95
 
 
-def test_the_demo_shots_hold_distinct_faces_people_and_animals(domains: dict[str, ImageSet]) -> None:
-    for name, target in load(ROOT / "params.yaml").targets.items():
-        domain = domains[Path(target.shots).stem]
-        shots = domain.draw(target.number, target.seed)
-        assert len({image.tobytes() for image in shots.images}) == target.number, name
-        assert {record.label for record in shots.records} == {"face", "person", "animal"}, name
+def test_the_shots_of_ink_hold_distinct_faces_people_and_animals(domains: dict[str, ImageSet]) -> None:
+    target = load(ROOT / "params.yaml", ROOT / "benchmarks/ink.yaml").targets["ink"]
+    shots = domains[Path(target.shots).stem].draw(target.number, target.seed)
+    assert len({image.tobytes() for image in shots.images}) == target.number
+    assert {record.label for record in shots.records} == {"face", "person", "animal"}
 
 
 def test_all_files_share_one_selection() -> None:
     files = [yaml.safe_load((ROOT / f"demo/{name}.yaml").read_text()) for name in LICENCES]
     for key in ("groups", "shared_with", "count"):
         assert all(file[key] == files[0][key] for file in files), key
-    assert {path.stem for path in (ROOT / "demo").glob("*.yaml")} == set(LICENCES)
 
 
 def described(path, **changes):

@@ -69,7 +69,12 @@ def write_training(root, name):
 @pytest.fixture(scope="module")
 def settings():
     values = config.load(ROOT / "params.yaml").model_dump(mode="json")
-    kept = {part: {name: values[part][name]} for part, name in (("sources", "noto"), ("targets", "ink"))}
+    domain = {"shots": "images", "domain": "images"}
+    kept = {
+        "sources": {"noto": {"subjects": "subjects.txt"}},
+        "source_images": {},
+        "targets": {"ink": domain},
+    }
     methods = {"plain": "finetune", "studio": "domainstudio"}
     pair = {"source": "noto", "target": "ink"}
     adaptations = {name: {**pair, "method": method} for name, method in methods.items()}

@@ -19,7 +19,7 @@ from flows.sweep.ranking import Outcome
 from flows.sweep.search import Trial
 
 PARAMS = Path(__file__).parents[2] / "params.yaml"
-NAME = "ink-domainstudio"
+NAME = "sketches-domainstudio"
 
 
 def sweep(**values):
