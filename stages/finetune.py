@@ -1,4 +1,7 @@
-"""Stage `finetune`: adapt a source model to the few images of a target domain."""
+"""Stage `finetune`: adapt a source model to the few images of a target domain.
+
+With `finetune.candidate_every` the model is the best of the states along the training (section `choose`).
+"""
 
 from __future__ import annotations
 
@@ -29,6 +32,8 @@ def main() -> None:
     adaptation = settings.adaptation(name)
 
     from domainstudio.distributed import this_process
+    from domainstudio.project import CHECKPOINTS
+    from domainstudio.selection.training import TrainingChoice
     from domainstudio.tracking.provenance import Provenance
     from domainstudio.tracking.tracker import run_for
     from domainstudio.training.recipe import Recipe
@@ -38,11 +43,21 @@ def main() -> None:
     recipe = Recipe.load(adaptation, settings.sample, process)
     training = TrainingRun(name, adaptation, recipe.digests, process.num_processes)
     key, inputs = training.key, training.inputs
+    choice = TrainingChoice.of(recipe, settings, CHECKPOINTS / key)
     tracker = run_for(name, key, adaptation, inputs, experiment=settings.registry.experiment)
     trainer = training.train(recipe.trainer, tracker)
+    selection = Path("training") / name / "selection"
+    if process.is_main_process:
+        shutil.rmtree(selection, ignore_errors=True)
+    chosen = choice.choose(trainer.denoiser, selection) if choice is not None else None
     if process.is_main_process:
         record = Provenance(
-            adaptation=name, key=key, params=training.params, inputs=inputs, steps=len(trainer.history)
+            adaptation=name,
+            key=key,
+            params=training.params,
+            inputs=inputs,
+            steps=len(trainer.history),
+            chosen=None if chosen is None else chosen.origin,
         )
         _write(trainer, record, recipe.shots)
 
@@ -54,7 +69,8 @@ def _write(trainer: Trainer, record: Provenance, shots: ImageSet) -> None:
 
     training = Path("training") / record.adaptation
     provenance.write_history(training, trainer.history)
-    (training / "previews").mkdir(exist_ok=True)
+    for folder in ("previews", "selection"):  # outputs of the stage, also where nothing is in them
+        (training / folder).mkdir(exist_ok=True)
     if (trainer.checkpoints / "previews").is_dir():  # preview_every 0 makes none
         shutil.copytree(trainer.checkpoints / "previews", training / "previews", dirs_exist_ok=True)
     folder = Path("models/adapted") / record.adaptation

@@ -61,6 +61,8 @@ def params():
     values["source_images"] = {"noto": {"images": "images"}}
     values["targets"] = {"ink": {"shots": "images", "number": 5, "seed": 0, "domain": "images"}}
     values["finetune"] |= {"steps": 6, "batch_size": 4, "checkpoint_every": 2, "preview_every": 3}
+    values["finetune"]["candidate_every"] = 0
+    values["choose"] |= {"number": 8, "steps": 2}
     values["sample"] |= {"number": 6, "steps": 2, "batch_size": 3}
     values["evaluate"] |= {"neighbours": 2, "resamples": 4}
     methods = ("finetune", "domainstudio")

@@ -11,6 +11,7 @@ from domainstudio.config.adaptation import (
     PromptSettings,
 )
 from domainstudio.config.base import Name, Section
+from domainstudio.config.choosing import ChooseSettings
 from domainstudio.config.combination import (
     Combination,
     GuideSettings,
@@ -39,6 +40,7 @@ __all__ = [
     "Adaptation",
     "AdaptationSettings",
     "AutoencoderSettings",
+    "ChooseSettings",
     "Combination",
     "EvaluateSettings",
     "GateSettings",

@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 
 from domainstudio.config.adaptation import Adaptation, AdaptationSettings
 from domainstudio.config.base import Name, Section, merged, replaced, validated
+from domainstudio.config.choosing import ChooseSettings
 from domainstudio.config.data import PrepareSettings, SourceImages, SourceSettings, TargetSettings
 from domainstudio.config.evaluation import EvaluateSettings
 from domainstudio.config.method import Method
@@ -52,6 +53,8 @@ class Settings(Section):
     """Loss weights, and what is trained, by name."""
     finetune: TrainingSettings
     """Defaults of every adaptation's training."""
+    choose: ChooseSettings = ChooseSettings()
+    """Which state along training becomes the model."""
     adaptations: dict[Name, AdaptationSettings]
     """Adaptations by name; each makes one adapted model."""
     sample: SampleSettings

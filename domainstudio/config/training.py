@@ -57,6 +57,8 @@ class TrainingSettings(Section):
     """Steps between resumable checkpoints; trackers see the losses when a checkpoint is written."""
     preview_every: int = Field(default=0, ge=0)
     """Steps between preview grids from fixed noise; 0 makes none."""
+    candidate_every: int = Field(default=0, ge=0)
+    """Steps between the candidates that the section `choose` chooses among; 0 takes the last step."""
 
     @model_validator(mode="after")
     def _frozen_precision(self) -> Self:

@@ -94,7 +94,7 @@ def _entry(result: Result, alias: Alias, run_id: str, commit: str | None) -> Ent
             MEASUREMENT: result.measurement.to_json(),
         },
         together=result.together,
-        step=result.record.steps,
+        step=result.record.step,
         seed=int(result.samples["images"][0]["seed"]),
         denoising_steps=int(result.samples["steps"]),
         guidance_scale=result.guidance_scale,
@@ -141,7 +141,7 @@ def _log_results(client: MlflowClient, run_id: str, result: Result) -> None:
     """Log metrics, lineage, images and files of a result. Logging them again changes nothing."""
     from mlflow.entities import RunTag
 
-    log_evaluation(client, run_id, result.metrics, result.record.steps)
+    log_evaluation(client, run_id, result.metrics, result.record.step)
     client.log_batch(run_id, tags=[RunTag(*tag) for tag in result.tags.items()], synchronous=True)
     client.log_dict(run_id, origin(result, client.get_run(run_id).data.tags), "lineage.json")
     log_inputs(client, run_id, result.adaptation)

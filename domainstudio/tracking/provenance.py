@@ -42,7 +42,15 @@ class Provenance(BaseModel):
     inputs: Mapping[str, str]
     """Content hashes of the source model and of the training images."""
     steps: int
+    """Steps of the training."""
+    chosen: Mapping[str, Any] | None = None
+    """Which `step` of it the model is, and the `reason`, where one of several was chosen."""
     versions: dict[str, str] = Field(default_factory=versions)
+
+    @property
+    def step(self) -> int:
+        """The step of the training that the model is."""
+        return self.steps if self.chosen is None else int(self.chosen["step"])
 
     @property
     def settings(self) -> Adaptation:

@@ -24,7 +24,7 @@ from domainstudio.errors import TrainingError
 from domainstudio.models.condition import concatenate
 from domainstudio.precision import usable_precision
 from domainstudio.seeding import generator
-from domainstudio.storage import checkpoint
+from domainstudio.storage import candidates, checkpoint
 from domainstudio.training.examples import Examples, Feed
 from domainstudio.training.objective import noisy_batch
 from domainstudio.training.optimizer import lower_frozen, make_lr_scheduler, make_optimizer
@@ -163,6 +163,8 @@ class Trainer:
                     progress.set_postfix({name: f"{value:.4f}" for name, value in losses})
                 if settings.preview_every and self._due(settings.preview_every):
                     self._log_preview()
+                if settings.candidate_every and self._due(settings.candidate_every):
+                    self._keep_candidate()
                 if self._due(settings.checkpoint_every):
                     self._checkpoint()
         self._use_average()
@@ -275,6 +277,13 @@ class Trainer:
                 self.tracker.log_history(self.history[self._logged :])
             self._logged = self.step
         self.accelerator.wait_for_everyone()
+
+    def _keep_candidate(self) -> None:
+        """Keep the averaged weights of what is trained, before a state of this step can be resumed from."""
+        averages = self.ema.shadow_params if self.ema is not None else self.parameters
+        weights = whole(dict(zip(self._trained(self._network), averages, strict=True)))
+        if self.accelerator.is_main_process:
+            candidates.save(self.checkpoints, self.step, weights)
 
     def _resume(self) -> None:
         found = checkpoint.latest(self.checkpoints)

@@ -73,7 +73,8 @@ def test_params_name_every_section_that_a_stage_reads(stages, name):
     module = stages[name]["cmd"].split()[2]
     # All that is given the whole of the settings, or an adaptation.
     registry = (f"domainstudio/registry/{module}.py" for module in ("aliases", "registration"))
-    readers = ("stages/", "domainstudio/report/", "domainstudio/training/recipe.py", *registry)
+    choice = "domainstudio/selection/training.py"
+    readers = ("stages/", "domainstudio/report/", "domainstudio/training/recipe.py", choice, *registry)
     files = {path for path in reachable(module) if path.startswith(readers)}
     read = set().union(*(sections_read(ROOT / path) for path in files)) - SAME_RESULT.get(name, set())
     declared = {param.split(".")[0] for param in stages[name]["params"]}

@@ -16,7 +16,7 @@ LAYERS = (
     ("models",),
     ("sampling",),
     ("metrics", "training"),
-    ("demo", "registry", "report"),
+    ("demo", "registry", "report", "selection"),
     ("stages", "services"),
     ("benchmarks", "flows"),
 )

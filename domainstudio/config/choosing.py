@@ -1,0 +1,33 @@
+"""The choice of a checkpoint, at the end of the stage `finetune`."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from domainstudio.config.base import Section
+
+
+class ChooseSettings(Section):
+    """Which state along training becomes the model, by a few samples of each.
+
+    `finetune.candidate_every` says how far apart the states are; 0 switches the choice off, and the last step
+    is taken. No image but the training images is looked at, and none of the training's time is spent again.
+    """
+
+    number: int = Field(default=64, ge=8)
+    """Samples of each candidate, all from the same noise."""
+    steps: int = Field(default=8, ge=1)
+    """Denoising steps of these samples. The rest is as in the section `sample`."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of the first sample; away from `sample.seed`, so that figures are of noise that chose nothing."""
+    copy_distance: float = Field(default=0.4, gt=0)
+    """A sample is a copy where its distance to a training image is below this share of the distance from a
+    training image to the nearest other one (the median of them)."""
+    max_copies: float = Field(default=0.05, ge=0, le=1)
+    """Candidates count up to the first one with a larger share of copies."""
+    gain_per_loss: float = Field(default=0.5, ge=0)
+    """The least gain in fidelity that a loss of diversity must bring, both as shares of what lies between the
+    source model and the domain. Where less is gained, training has gone on too long. Larger: stop earlier."""
+    keep: bool = True
+    """Keep the candidates beside the training states, so that another rule needs no training. False deletes
+    all but the chosen one."""
