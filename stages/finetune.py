@@ -69,8 +69,8 @@ def _write(trainer: Trainer, record: Provenance, shots: ImageSet) -> None:
 
     training = Path("training") / record.adaptation
     provenance.write_history(training, trainer.history)
-    for folder in ("previews", "selection"):  # outputs of the stage, also where nothing is in them
-        (training / folder).mkdir(exist_ok=True)
+    for output in ("previews", "selection"):  # the stage has them also where nothing is in them
+        (training / output).mkdir(exist_ok=True)
     if (trainer.checkpoints / "previews").is_dir():  # preview_every 0 makes none
         shutil.copytree(trainer.checkpoints / "previews", training / "previews", dirs_exist_ok=True)
     folder = Path("models/adapted") / record.adaptation

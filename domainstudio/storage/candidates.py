@@ -77,9 +77,10 @@ def read(path: Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     try:
-        return load_file(path)
+        weights: dict[str, Tensor] = load_file(path)
     except (OSError, SafetensorError) as error:
         raise _unreadable(path, error) from error
+    return weights
 
 
 def _unreadable(path: Path, error: Exception) -> CheckpointError:
