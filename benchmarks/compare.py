@@ -26,7 +26,7 @@ from domainstudio.data import ImageSet
 from domainstudio.distributed import this_process
 from domainstudio.metrics.measure import measure_folders
 from domainstudio.models.stored import StoredModel, Together
-from domainstudio.project import SOURCE_MODELS, TARGETS
+from domainstudio.project import SOURCE_IMAGES, SOURCE_MODELS, TARGETS
 from domainstudio.sampling.pairs import sample_adapted_stored, sample_source
 from domainstudio.storage import checkpoint
 from domainstudio.storage.files import output_folder, write_json
@@ -86,8 +86,11 @@ class Run:
         for step in steps:
             cost, samples = self._trained(step), self.samples(step)
             source = sample_source(self.settings, self.of.source, WORK)
-            report, _ = measure_folders(samples, source, self._target, self.settings.evaluate)
+            report, _ = measure_folders(
+                samples, source, self._target, self.settings.evaluate, source_images=self._source_images
+            )
             paired = report.get("paired", {"samples": {}, "references": {}})
+            kept = report.get("attributes", {"samples": {}})["samples"]
             if step == steps[0]:
                 for name, scores in report["references"].items():
                     scores |= paired["references"].get(name, {})
@@ -104,6 +107,7 @@ class Run:
                 "features_digest": report["features_digest"],
                 **report["samples"],
                 **paired["samples"],
+                **{key: value for key, value in kept.items() if key.startswith("attributes_")},
             }
 
     def samples(self, step: int) -> Path:
@@ -143,6 +147,10 @@ class Run:
                 shots.save(partial / "shots")
                 (partial / "domain").symlink_to((prepared / "domain").resolve())
         return folder
+
+    @property
+    def _source_images(self) -> Path:
+        return SOURCE_IMAGES / self.of.source
 
     def _model(self, step: int) -> Path:
         return self._folder / f"model-{step:05d}"
@@ -187,12 +195,14 @@ def _line(record: dict[str, Any]) -> str:
     at = ("draw", "seed", "step")
     where = " ".join(f"{key} {record[key]}" for key in at) if "step" in record else ""
     shown = (
-        "frechet_distance",
-        "intra_distance",
-        "precision",
+        "frechet_distance_infinity",
+        "kid",
+        "intra_distance_in_domain",
+        "in_domain_share",
         "recall",
         "coverage",
         "memorized_share",
+        "attributes_kept",
         "top_1",
         "top_5",
     )

@@ -1,7 +1,7 @@
 """Measure an adaptation's samples: `python -m stages.evaluate <adaptation>`.
 
-Reads its samples, its source model's samples and its target's image sets; writes
-evaluation/<adaptation>/metrics.json and nearest.json.
+Reads its samples, its source model's samples, its target's image sets, and real images of its source's
+domain where there are some. Writes evaluation/<adaptation>/metrics.json and nearest.json.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ def main() -> None:
 
     from domainstudio.distributed import this_process
     from domainstudio.metrics.measure import measure_folders
+    from domainstudio.project import SOURCE_IMAGES
 
     process = this_process()  # before a network chooses its device
     metrics, nearest = measure_folders(
@@ -34,6 +35,7 @@ def main() -> None:
         Path("samples/sources", adaptation.source),
         Path("data/targets", adaptation.target),
         settings.evaluate,
+        source_images=SOURCE_IMAGES / adaptation.source,
     )
     if not process.is_main_process:
         return
@@ -45,11 +47,11 @@ def main() -> None:
 
 def _summary(metrics: dict[str, Any]) -> str:
     scores = dict(metrics["samples"])
-    for part in ("paired", "clip"):
+    for part in ("attributes", "paired", "clip"):
         scores |= metrics.get(part, {}).get("samples", {})
     shown = (
-        *("frechet_distance", "kid", "precision", "recall", "intra_distance", "memorized_share"),
-        *("top_1", "top_5", "clip_score", "intra_clip"),
+        *("frechet_distance_infinity", "kid", "intra_distance_in_domain", "in_domain_share"),
+        *("recall", "memorized_share", "attributes_kept", "top_1", "top_5", "clip_score", "intra_clip"),
     )
     values = ", ".join(f"{key} {scores[key]:.4g}" for key in shown if key in scores)
     return f"{metrics['number']} samples by {metrics['features']}: {values}"

@@ -20,10 +20,14 @@ class EvaluateSettings(Section):
     resamples: int = Field(default=200, ge=0)
     """Random halves of the samples from which the figures' intervals come; 0 leaves intervals out. Metrics
     that take long use fewer."""
+    memorized_false_alarms: float | None = Field(default=0.01, gt=0, lt=1)
+    """A sample counts as memorised where it is nearer to a training image than this share of unseen real
+    images of the domain are. It needs at least 2 / share of them, 200 for 0.01. With fewer, and with `null`,
+    `memorized_below` is taken."""
     memorized_below: float = Field(ge=0)
-    """A sample nearer than this to a training image (perceptual distance) counts as memorised. To choose a
-    value, see `references.domain.memorized_share` in metrics.json: the share of unseen real images that are
-    as near."""
+    """Perceptual distance to a training image below which a sample counts as memorised, where it is not
+    derived from real images. metrics.json says what share of unseen real images is as near:
+    `memorized_false_alarms`."""
     clip: str | None = None
     """CLIP model for the CLIP score and Intra-CLIP: a folder in transformers' layout, or a hub id; `null`
     measures neither. DVC does not watch that folder, but metrics.json holds the hash of its weights."""

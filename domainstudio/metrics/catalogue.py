@@ -4,20 +4,32 @@ from __future__ import annotations
 
 from dataclasses import fields
 
-from domainstudio.metrics import clip, diversity, frechet, kernel, memorization, neighbours, pairing
+from domainstudio.metrics import (
+    attributes,
+    clip,
+    diversity,
+    frechet,
+    in_domain,
+    kernel,
+    memorization,
+    neighbours,
+    pairing,
+)
 from domainstudio.metrics.metric import Figure, Metric
 
 METRICS: tuple[Metric, ...] = (
     frechet.METRIC,
     kernel.METRIC,
+    in_domain.METRIC,
+    memorization.METRIC,
     neighbours.METRIC,
     diversity.METRIC,
-    memorization.METRIC,
 )
 """Metrics of a set of images, in the order of their figures in metrics.json."""
 
 FIGURES: tuple[Figure, ...] = (
     *(figure for metric in METRICS for figure in metric.figures),
+    *attributes.FIGURES,
     *pairing.FIGURES,
     *clip.FIGURES,
 )

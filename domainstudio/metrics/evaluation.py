@@ -13,8 +13,15 @@ from domainstudio.config import EvaluateSettings
 from domainstudio.errors import DataError
 from domainstudio.metrics.catalogue import METRICS
 from domainstudio.metrics.features import Features
+from domainstudio.metrics.in_domain import describe, in_domain
 from domainstudio.metrics.intervals import intervals
-from domainstudio.metrics.memorization import Memorization, memorization_of
+from domainstudio.metrics.memorization import (
+    Memorization,
+    Threshold,
+    memorization,
+    memorization_of,
+    threshold_of,
+)
 from domainstudio.metrics.metric import Measured, Scores
 
 Images = NDArray[np.uint8]
@@ -32,6 +39,8 @@ class MetricReport:
         samples: Scores of the adapted model's samples, and their `number`.
         references: The same of other sets of images, by name.
         nearest: The samples' nearest training images.
+        in_domain: Whether each sample is in the domain, or None where that cannot be told.
+        probe: What the probe between the domains learnt from, and its accuracy; empty without one.
         parts: Further parts of metrics.json by name, each with `samples` and `references` of its own.
     """
 
@@ -42,6 +51,8 @@ class MetricReport:
     samples: Scores
     references: Mapping[str, Scores]
     nearest: Memorization = field(repr=False)
+    in_domain: NDArray[np.bool_] | None = field(default=None, repr=False)
+    probe: Mapping[str, Any] = field(default_factory=dict)
     parts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def metrics(self) -> dict[str, Any]:
@@ -52,6 +63,7 @@ class MetricReport:
             "number": self.samples["number"],
             "domain_number": self.domain_number,
             "domain_is_shots": self.domain_is_shots,
+            **({"probe": self.probe} if self.probe else {}),
             "samples": self.samples,
             "references": self.references,
             **self.parts,
@@ -94,6 +106,7 @@ def evaluate(
     source: Features | None,
     settings: EvaluateSettings,
     mirrored: Features | None = None,
+    source_domain: Features | None = None,
 ) -> MetricReport:
     """Measure samples, and the same way three references.
 
@@ -116,12 +129,24 @@ def evaluate(
         settings: Neighbours, subsets, threshold and seed.
         mirrored: Features of the training images mirrored left to right; with them a mirrored copy counts
             as memorised too.
+        source_domain: Features of real images of the source's domain. Without them the samples of the source
+            model teach the probe between the domains.
 
     Raises:
         DataError: features come from different networks, or a set is empty.
     """
-    _check_networks(samples, shots, domain, source, mirrored)
-    measured = Measured(samples, shots if domain is None else domain, shots, mirrored, settings)
+    _check_networks(samples, shots, domain, source, mirrored, source_domain)
+    threshold = _threshold(domain, shots, mirrored, settings)
+    measured = Measured(
+        samples,
+        shots if domain is None else domain,
+        shots,
+        mirrored,
+        settings,
+        source=source if source_domain is None else source_domain,
+        memorized_below=threshold.below,
+        false_alarms=threshold.false_alarms,
+    )
     return MetricReport(
         features=samples.network,
         features_digest=samples.digest,
@@ -130,7 +155,19 @@ def evaluate(
         samples=_scores(measured, settings.resamples),
         references={name: _scores(item) for name, item in _references(measured, domain, source).items()},
         nearest=memorization_of(measured),
+        in_domain=in_domain(measured),
+        probe=describe(measured, real_source=source_domain is not None),
     )
+
+
+def _threshold(
+    domain: Features | None, shots: Features, mirrored: Features | None, settings: EvaluateSettings
+) -> Threshold:
+    """Derive the distance of copies from all real images that are no training images."""
+    flipped = None if mirrored is None else mirrored.perceptual
+    rows = None if domain is None else domain.perceptual
+    distances = None if rows is None else memorization(rows, shots.perceptual, 0.0, flipped).distances
+    return threshold_of(distances, settings.memorized_below, settings.memorized_false_alarms)
 
 
 def _references(measured: Measured, domain: Features | None, source: Features | None) -> dict[str, Measured]:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from domainstudio.config import EvaluateSettings
 from domainstudio.data import ImageSet
 from domainstudio.metrics import clip, pairing
+from domainstudio.metrics.attributes import Attributes, Labelled, attributes_kept
+from domainstudio.metrics.attributes import summary as attributes_summary
 from domainstudio.metrics.evaluation import Images, MetricReport, evaluate, held_out, split_domain
 from domainstudio.metrics.features import FEATURES, FeatureNetwork, Features, extract
 from domainstudio.metrics.networks import load_network
@@ -22,7 +25,12 @@ from domainstudio.sampling import load_samples
 
 
 def measure_folders(
-    samples: Path, source: Path, target: Path, settings: EvaluateSettings, cache: Path = FEATURES
+    samples: Path,
+    source: Path,
+    target: Path,
+    settings: EvaluateSettings,
+    cache: Path = FEATURES,
+    source_images: Path | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the contents of metrics.json and nearest.json.
 
@@ -32,17 +40,44 @@ def measure_folders(
         target: folder with the image sets `shots` and `domain`.
         settings: how to measure.
         cache: folder that keeps features.
+        source_images: folder with real images of the source's domain; it need not be there.
 
     Raises:
         DataError: a folder is missing or damaged.
     """
+    known_source = None
+    if source_images is not None and source_images.is_dir():
+        known_source = ImageSet.load(source_images)
     shots, domain = (ImageSet.load(target / part) for part in ("shots", "domain"))
     images = (load_samples(samples), load_samples(source), shots.images, domain.images)
     drawn, drawn_source = (_entries(folder) for folder in (samples, source))
     captions = (tuple(record.caption for record in part.records) for part in (shots, domain))
-    texts = Texts(SampleTexts.read(drawn), SampleTexts.read(drawn_source), *captions)
-    report = measure_images(*images, settings, cache, texts=texts, progress=True)
+    known = Known(
+        texts=Texts(SampleTexts.read(drawn), SampleTexts.read(drawn_source), *captions),
+        source_domain=known_source,
+        domain_attributes=tuple(record.attributes for record in domain.records),
+        pairs=_pairs(drawn, drawn_source),
+    )
+    report = measure_images(*images, settings, cache, known=known, progress=True)
     return report.metrics(), report.nearest_pairs([image["seed"] for image in drawn])
+
+
+@dataclass(frozen=True, eq=False)
+class Known:
+    """What is known of the images of one evaluation beside their pixels.
+
+    Attributes:
+        texts: Captions of the images, and the samples' subjects and prompts: subjects for the paired measure,
+            prompts for the CLIP score.
+        source_domain: Real images of the source's domain, and their attributes.
+        domain_attributes: Attributes of each image of the target domain.
+        pairs: Positions of a sample and of the source's sample from the same noise.
+    """
+
+    texts: Texts | None = None
+    source_domain: ImageSet | None = None
+    domain_attributes: Attributes = ()
+    pairs: Sequence[tuple[int, int]] = ()
 
 
 def measure_images(
@@ -53,7 +88,7 @@ def measure_images(
     settings: EvaluateSettings,
     cache: Path,
     *,
-    texts: Texts | None = None,
+    known: Known | None = None,
     progress: bool = False,
 ) -> MetricReport:
     """Measure samples against the domain's held-out images and the training images.
@@ -66,19 +101,30 @@ def measure_images(
         domain: the whole target domain; images that are training images are left out.
         settings: feature network, CLIP model and how to measure.
         cache: folder that keeps features.
-        texts: captions of the images, and the samples' subjects and prompts: subjects for the paired
-            measure, prompts for the CLIP score.
+        known: what else is known of the images.
         progress: show a bar per set.
     """
-    rest = held_out(domain, shots)
+    known = Known() if known is None else known
+    texts, rest = known.texts, held_out(domain, shots)
     sets = {"samples": samples, "source": source, "shots": shots, "domain": domain[rest]}
     encode = partial(_encode, settings=settings, cache=cache, progress=progress)
-    encoded = encode(sets | {"mirrored shots": shots[..., ::-1]}, load_network(settings.features), "encode")
+    further = {"mirrored shots": shots[..., ::-1]}
+    if known.source_domain is not None:
+        further["source domain"] = known.source_domain.images
+    encoded = encode(sets | further, load_network(settings.features), "encode")
     domain_features, mirrored = encoded.get("domain"), encoded["mirrored shots"]
     report = evaluate(
-        encoded["samples"], encoded["shots"], domain_features, encoded["source"], settings, mirrored
+        encoded["samples"],
+        encoded["shots"],
+        domain_features,
+        encoded["source"],
+        settings,
+        mirrored,
+        encoded.get("source domain"),
     )
     parts = {}
+    if kept := _attributes(encoded, known, rest, report.in_domain, settings):
+        parts["attributes"] = kept
     if texts is not None and any(texts.samples.subjects):
         names = pairing.drawing_names([*shots, *domain], [*texts.shots, *texts.domain])
         of_shots, of_domain = names[: len(shots)], names[len(shots) :]
@@ -88,6 +134,40 @@ def measure_images(
         captions = () if texts is None else tuple(texts.domain[index] for index in rest)
         parts["clip"] = _clip(encode(sets, network, "CLIP of"), texts, captions, network, settings)
     return replace(report, parts=parts)
+
+
+def _pairs(
+    samples: Sequence[Mapping[str, Any]], source: Sequence[Mapping[str, Any]]
+) -> list[tuple[int, int]]:
+    """Return positions of samples and of the source's samples with the same seed."""
+    position = {entry["seed"]: index for index, entry in enumerate(source)}
+    return [(i, position[entry["seed"]]) for i, entry in enumerate(samples) if entry["seed"] in position]
+
+
+def _attributes(
+    encoded: Mapping[str, Features],
+    known: Known,
+    rest: Sequence[int],
+    inside: NDArray[np.bool_] | None,
+    settings: EvaluateSettings,
+) -> dict[str, Any]:
+    """Return the attributes kept by samples in the domain; empty where none are known, or no such sample."""
+    pairs = [pair for pair in known.pairs if inside is None or inside[pair[0]]]
+    if known.source_domain is None or not pairs:
+        return {}
+    own, other = np.array(pairs).T
+    attributes = tuple(record.attributes for record in known.source_domain.records)
+    source = Labelled(encoded["source domain"].pooled, attributes)
+    target = None
+    if known.domain_attributes and "domain" in encoded:
+        named = tuple(known.domain_attributes[index] for index in rest)
+        target = Labelled(encoded["domain"].pooled, named)
+    rows = encoded["samples"].pooled[own], encoded["source"].pooled[other]
+    kept = attributes_kept(*rows, source, target)
+    if not kept:
+        return {}
+    found = attributes_summary(kept, settings.resamples, settings.seed)
+    return {"samples": found, "references": {}}
 
 
 def _entries(folder: Path) -> list[dict[str, Any]]:

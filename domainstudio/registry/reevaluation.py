@@ -16,7 +16,7 @@ from domainstudio.data import prompts
 from domainstudio.errors import CheckpointError, ConfigError, DataError
 from domainstudio.metrics.measure import measure_folders
 from domainstudio.models.stored import StoredModel
-from domainstudio.project import CHECKPOINTS, SOURCE_SAMPLES, TARGETS
+from domainstudio.project import CHECKPOINTS, SOURCE_IMAGES, SOURCE_SAMPLES, TARGETS
 from domainstudio.registry.gate import Measurement
 from domainstudio.registry.loading import download
 from domainstudio.sampling import sample_stored
@@ -87,7 +87,8 @@ def _draw(folder: Path, adaptation: Adaptation, result: Result, sampling: Sample
 def _measure(samples: Path, result: Result, evaluation: EvaluateSettings) -> Measurement:
     """Measure samples against the result's images, and delete the samples."""
     source, target = SOURCE_SAMPLES / result.adaptation.source, TARGETS / result.adaptation.target
-    metrics, nearest = measure_folders(samples, source, target, evaluation)
+    known = SOURCE_IMAGES / result.adaptation.source
+    metrics, nearest = measure_folders(samples, source, target, evaluation, source_images=known)
     drawn = json.loads((samples / "manifest.json").read_text(encoding="utf-8"))
     shutil.rmtree(samples)
     return Measurement.of(

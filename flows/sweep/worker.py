@@ -85,7 +85,7 @@ def _train_and_measure(
 
     from domainstudio.distributed import this_process
     from domainstudio.metrics.measure import measure_folders
-    from domainstudio.project import TARGETS
+    from domainstudio.project import SOURCE_IMAGES, TARGETS
     from domainstudio.sampling.pairs import sample_adapted, sample_source
     from domainstudio.training.recipe import Recipe
     from domainstudio.training.run import TrainingRun
@@ -100,5 +100,7 @@ def _train_and_measure(
     trainer = training.train(recipe.trainer, nullcontext(tracker), place / "states")
     samples, target = place / "samples", TARGETS / adaptation.target
     sample_adapted(recipe.denoiser, adaptation, settings, samples)
-    metrics, _ = measure_folders(samples, source, target, settings.evaluate)
+    metrics, _ = measure_folders(
+        samples, source, target, settings.evaluate, source_images=SOURCE_IMAGES / adaptation.source
+    )
     return trainer.history, metrics

@@ -129,22 +129,17 @@ def test_features_must_be_finite_float32_rows():
 def test_the_report_has_every_score_and_reference():
     content = evaluated(source=60).metrics()
     keys = {
-        *(
-            "number",
-            "frechet_distance",
-            "frechet_distance_infinity",
-            "kid",
-            "precision",
-            "recall",
-            "density",
-            "coverage",
-        ),
-        *("intra_distance", "intra_clusters", "intra_sizes", "memorized_share", "nearest_distance_median"),
+        *("number", "frechet_distance", "frechet_distance_infinity", "kid", "precision", "recall"),
+        *("density", "coverage", "intra_distance", "intra_clusters", "intra_sizes", "memorized_share"),
+        *("memorized_false_alarms", "nearest_distance_median"),
     }
-    assert set(content["samples"]) == keys | {"intervals"}
-    assert {figure.key for metric in METRICS for figure in metric.figures} <= keys
+    probed = {"in_domain_share", "intra_distance_in_domain"}
+    assert set(content["samples"]) == keys | probed | {"intervals"}
+    assert {figure.key for metric in METRICS for figure in metric.figures} <= keys | probed
     assert set(content["references"]) == {"shots", "source", "domain"}
-    assert set(content["references"]["source"]) == set(content["references"]["domain"]) == keys
+    assert set(content["references"]["source"]) == keys
+    assert set(content["references"]["domain"]) == keys | probed
+    assert content["probe"]["source"] == "samples"
     assert (content["features"], content["features_digest"], content["number"]) == ("net", "digest", 60)
     assert content["references"]["domain"]["number"] == 20
     expected = frechet_distance(features(0, 60).pooled, features(2, 40).pooled)

@@ -21,7 +21,7 @@ from domainstudio.metrics.clip import ClipNetwork, clip_score, load_clip
 from domainstudio.metrics.clip_preprocessing import Preprocessing
 from domainstudio.metrics.diversity import intra_distance
 from domainstudio.metrics.features import FeatureNetwork, Features, extract
-from domainstudio.metrics.measure import measure_images
+from domainstudio.metrics.measure import Known, measure_images
 from domainstudio.metrics.networks import register_network
 from domainstudio.metrics.pairing import SampleTexts, Texts
 from tests.models import PROMPTS, Averages, tiny_images
@@ -218,7 +218,9 @@ def measured(folder, cache, samples=None, prompts="{} in [V] style"):
     settings = SETTINGS.model_copy(update={"clip": None if folder is None else str(folder)})
     samples = tiny_images(8, seed=1) if samples is None else samples
     source = tiny_images(8, seed=2)
-    return measure_images(samples, source, domain[:4], domain, settings, cache, texts=texts).metrics()
+    return measure_images(
+        samples, source, domain[:4], domain, settings, cache, known=Known(texts=texts)
+    ).metrics()
 
 
 def test_the_metrics_have_a_clip_section_where_a_model_is_named(folder, network, tmp_path):

@@ -15,7 +15,7 @@ from domainstudio.config import EvaluateSettings
 from domainstudio.data import ImageSet
 from domainstudio.errors import ConfigError, DataError
 from domainstudio.metrics import distances, pairing
-from domainstudio.metrics.measure import measure_folders, measure_images
+from domainstudio.metrics.measure import Known, measure_folders, measure_images
 from domainstudio.metrics.networks import register_network
 from domainstudio.metrics.pairing import Drawings, SampleTexts, Texts, drawing_names, retrieval
 from domainstudio.report.reading import read
@@ -156,7 +156,9 @@ def measured(cache, texts, samples=None):
     register_network("averages", Averages)
     domain = tiny_images(40)
     samples = domain[20:32] if samples is None else samples
-    return measure_images(samples, tiny_images(12, 2), domain[:5], domain, SETTINGS, cache, texts=texts)
+    return measure_images(
+        samples, tiny_images(12, 2), domain[:5], domain, SETTINGS, cache, known=Known(texts=texts)
+    )
 
 
 def subjects(*numbers):
