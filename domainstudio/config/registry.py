@@ -10,12 +10,18 @@ from domainstudio.config.base import Section
 class ToleranceSettings(Section):
     """How much worse than the champion's a figure may be, as a share of the champion's. `null`: no limit."""
 
-    frechet_distance: float = Field(default=0.05, ge=0)
-    """For the Fréchet distance, which measures nearness to the domain."""
+    frechet_distance_infinity: float | None = Field(default=0.05, ge=0)
+    """For the extrapolated Fréchet distance, which measures nearness to the domain."""
+    frechet_distance: float | None = Field(default=0.05, ge=0)
+    """For the Fréchet distance as it is, where one of the models lacks the extrapolated one."""
     kid: float | None = Field(default=None, ge=0)
     """For the kernel distance. Near 0 its own spread is larger than any share of it."""
-    intra_distance: float = Field(default=0.05, ge=0)
-    """For the intra distance, which measures diversity."""
+    intra_distance_in_domain: float | None = Field(default=0.05, ge=0)
+    """For the intra distance of the samples in the domain, which measures diversity."""
+    intra_distance: float | None = Field(default=0.05, ge=0)
+    """For the intra distance of all samples, where one of the models lacks the other."""
+    attributes_kept: float | None = Field(default=None, ge=0)
+    """For the share of attributes that samples keep, in domains whose attributes are known."""
     top_1: float | None = Field(default=None, ge=0)
     """For the share of samples that keep their subject, in models that draw subjects."""
 

@@ -95,10 +95,11 @@ METRIC = Metric(
         Figure(
             "intra_distance",
             "Intra distance",
-            "higher",
+            None,
             "Samples are grouped by their nearest training image; this is the mean distance inside a group. "
-            "Exact copies give 0, but garbage gives much: read it beside precision.",
+            "Exact copies give 0, but leftovers of the source and garbage give much.",
             capped=True,
+            detail=True,
         ),
         Figure(
             "intra_clusters",
@@ -106,6 +107,7 @@ METRIC = Metric(
             None,
             "How many training images have at least two samples grouped around them.",
             count=True,
+            detail=True,
         ),
     ),
 )

@@ -241,6 +241,7 @@ METRIC = Metric(
             None,
             "The same of these images as they are. Too few images push it up, and varied ones more than "
             "alike ones: compare the row before.",
+            detail=True,
         ),
     ),
     resamples=30,

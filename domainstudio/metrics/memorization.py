@@ -141,6 +141,7 @@ METRIC = Metric(
             "Nearest distance",
             None,
             "Median distance of a sample to its nearest training image.",
+            detail=True,
         ),
     ),
 )

@@ -37,6 +37,7 @@ class Figure:
         spread: Key of its standard deviation, if it has one.
         chance: Key of the figure that chance alone would give, if there is one.
         capped: Whether more than real images have is no merit.
+        detail: Whether it stands among the further figures, below the main ones.
         part: The part of metrics.json that holds its `samples` and `references`; None is the whole.
     """
 
@@ -49,6 +50,7 @@ class Figure:
     spread: str | None = None
     chance: str | None = None
     capped: bool = False
+    detail: bool = False
     part: str | None = None
 
 

@@ -145,6 +145,7 @@ METRIC = Metric(
             "higher",
             "Share of the samples that look like some real image of the domain.",
             percent=True,
+            detail=True,
         ),
         Figure(
             "recall",
@@ -159,6 +160,7 @@ METRIC = Metric(
             "higher",
             "Like precision, but counts how many real images a sample is close to; outliers weigh less, and "
             "it can exceed 1.",
+            detail=True,
         ),
         Figure(
             "coverage",

@@ -13,11 +13,19 @@ from domainstudio.project import ADAPTED_SAMPLES
 from domainstudio.registry.results import Result
 from domainstudio.registry.versions import ADAPTERS, MERGED
 
-HEADLINE = ("frechet_distance", "kid", "intra_distance", "memorized_share")
+HEADLINE = ("frechet_distance_infinity", "kid", "intra_distance_in_domain", "memorized_share")
 """Metrics that are shown first, if they were measured."""
 
-CONDITIONAL = ("top_1", "top_5", "clip_score", "intra_clip")
-"""Metrics of models with prompts or classes; they follow in the table."""
+FURTHER = (
+    "frechet_distance",
+    "in_domain_share",
+    "attributes_kept",
+    "top_1",
+    "top_5",
+    "clip_score",
+    "intra_clip",
+)
+"""Further metrics, which follow in the table. Some need prompts or classes, or known attributes."""
 
 
 def summary(adaptation: Adaptation, alias: str) -> str:
@@ -84,12 +92,12 @@ def _without_header(readme: str) -> str:
 def _table(metrics: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Return titles of columns, and rows of text: a metric's name, then its value in each column."""
     columns: dict[str, dict[str, Any]] = {"this model": {}}
-    for part in (metrics, metrics.get("paired") or {}, metrics.get("clip") or {}):
+    for part in (metrics, *(metrics.get(name) or {} for name in ("attributes", "paired", "clip"))):
         for title, values in {"this model": part.get("samples", {}), **part.get("references", {})}.items():
             columns.setdefault(title, {}).update(values)
     rows = [
         [_words(name), *(f"{c[name]:.4g}" if _is_number(c.get(name)) else "–" for c in columns.values())]
-        for name in (*HEADLINE, *CONDITIONAL)
+        for name in (*HEADLINE, *FURTHER)
         if any(_is_number(values.get(name)) for values in columns.values())
     ]
     return list(columns), rows

@@ -12,9 +12,12 @@ from typing import Any, Literal, Self
 from domainstudio.config import GateSettings
 
 TITLES = {
+    "frechet_distance_infinity": "Fréchet distance ∞",
     "frechet_distance": "Fréchet distance",
     "kid": "kernel distance",
+    "intra_distance_in_domain": "intra distance in the domain",
     "intra_distance": "intra distance",
+    "attributes_kept": "attributes kept",
     "top_1": "subject kept",
     "memorized_share": "memorised",
 }
@@ -23,8 +26,17 @@ TITLES = {
 
 Outcome = Literal["promoted", "refused", "not comparable"]
 
-HIGHER_IS_BETTER = frozenset({"intra_distance", "top_1"})
-SHARES = frozenset({"top_1", "memorized_share"})
+HIGHER_IS_BETTER = frozenset({"intra_distance_in_domain", "intra_distance", "attributes_kept", "top_1"})
+SHARES = frozenset({"attributes_kept", "top_1", "memorized_share"})
+
+INSTEAD = {
+    "frechet_distance": "frechet_distance_infinity",
+    "intra_distance": "intra_distance_in_domain",
+}
+"""Figures that count only where a model lacks the sounder one, as models of older versions do."""
+
+OPTIONAL = frozenset({"attributes_kept", "top_1"})
+"""Figures that only some models have."""
 
 REMEDY = ". Promote by hand, or register again where the champion can be drawn and measured in the same way"
 
@@ -66,7 +78,8 @@ class Measurement:
         Raises:
             KeyError: the files lack a value.
         """
-        measured = {**metrics["samples"], **metrics.get("paired", {}).get("samples", {})}
+        parts = (metrics, metrics.get("attributes", {}), metrics.get("paired", {}))
+        measured = {key: value for part in parts for key, value in part.get("samples", {}).items()}
         images = samples["images"]
         conditions = {
             "feature network": f"{metrics['features']} {metrics['features_digest'][:12]}",
@@ -252,14 +265,20 @@ def _relative(
 
 
 def _tolerances(candidate: Measurement, champion: Measurement | None, gate: GateSettings) -> dict[str, float]:
-    """Return the tolerance of each compared figure; `top_1` only if one of the models has it."""
+    """Return the tolerance of each compared figure.
+
+    A figure of `OPTIONAL` counts if one of the models has it. Of a pair in `INSTEAD` the sounder one counts
+    if it has a tolerance and all models have it, otherwise the other one.
+    """
     measurements = [candidate] if champion is None else [candidate, champion]
-    has_subjects = any(item.figure("top_1") is not None for item in measurements)
-    return {
-        name: value
-        for name, value in gate.tolerance.model_dump().items()
-        if value is not None and (name != "top_1" or has_subjects)
+    tolerances = {name: value for name, value in gate.tolerance.model_dump().items() if value is not None}
+    unused = {
+        name for name in OPTIONAL if all(measurement.figure(name) is None for measurement in measurements)
     }
+    for older, sounder in INSTEAD.items():
+        known = all(measurement.figure(sounder) is not None for measurement in measurements)
+        unused.add(older if known and sounder in tolerances else sounder)
+    return {name: value for name, value in tolerances.items() if name not in unused}
 
 
 def _percent(share: float) -> str:

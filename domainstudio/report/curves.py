@@ -137,7 +137,8 @@ def scatter(points: Sequence[Point], x_label: str, y_label: str) -> Markup | Non
     width, height = 520, 320
     xs, ys = [point.x for point in points], [point.y for point in points]
     spread_x, spread_y = (max(v) - min(v) or abs(max(v)) or 1.0 for v in (xs, ys))
-    x = Axis(max(0.0, min(xs) - 0.1 * spread_x), max(xs) + 0.1 * spread_x, 52, width - 12)
+    left = min(xs) - 0.1 * spread_x
+    x = Axis(left if min(xs) < 0 else max(0.0, left), max(xs) + 0.1 * spread_x, 52, width - 12)
     y = Axis(max(0.0, min(ys) - 0.15 * spread_y), max(ys) + 0.15 * spread_y, height - 42, 12)
     parts = [_frame(x, y, width, height, left=52, bottom=42)]
     parts += [

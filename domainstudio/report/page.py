@@ -23,13 +23,13 @@ from domainstudio.report.sections import COLUMNS, comparisons, section
 
 SCATTERS = (
     (
-        ("frechet_distance", "Fréchet distance (← closer to the domain)"),
-        ("intra_distance", "intra distance (more varied →)"),
+        ("frechet_distance_infinity", "Fréchet distance ∞ (← closer to the domain)"),
+        ("intra_distance_in_domain", "intra distance in the domain (more varied →)"),
         "Closeness against variety.",
         "Up and to the left is better, but only as high as real images go.",
     ),
     (
-        ("precision", "precision (more faithful →)"),
+        ("in_domain_share", "in the domain (more faithful →)"),
         ("recall", "recall (more of the domain →)"),
         "Faithfulness against reach.",
         "Up and to the right is better.",

@@ -23,7 +23,7 @@ TOO_VARIED = "more varied than real images: look for garbage"
 
 @dataclass(frozen=True)
 class Cell:
-    """A figure as text, its standard deviation or what chance gives, and what to beware of."""
+    """A figure as text, its interval or standard deviation and what chance gives, and what to beware of."""
 
     text: str
     spread: str | None = None
@@ -48,6 +48,8 @@ class MetricTable:
     features: str
     digest: str
     number: int | None
+    steps: tuple[int, ...]
+    """Denoising steps of the samples."""
     domain_number: int | None
     domain_is_shots: bool
     results: tuple[Results, ...]
@@ -137,12 +139,14 @@ def decimals(values: Sequence[float]) -> int:
 def _table(key: tuple[Any, ...], group: list[Results]) -> MetricTable:
     target, features, digest, count, domain_number, domain_is_shots, clip, clip_digest = key
     beside = references(group)
-    rows = [row for figure in FIGURES if (row := _row(figure, group, list(beside))) is not None]
+    ordered = sorted(FIGURES, key=lambda figure: figure.detail)
+    rows = [row for figure in ordered if (row := _row(figure, group, list(beside))) is not None]
     return MetricTable(
         target=target,
         features=str(features),
         digest=str(digest),
         number=count,
+        steps=tuple(sorted({steps for item in group if (steps := _steps(item)) is not None})),
         domain_number=domain_number,
         domain_is_shots=bool(domain_is_shots),
         results=tuple(group),
@@ -150,6 +154,10 @@ def _table(key: tuple[Any, ...], group: list[Results]) -> MetricTable:
         rows=tuple(rows),
         clip=(str(clip), str(clip_digest)) if clip is not None else None,
     )
+
+
+def _steps(results: Results) -> int | None:
+    return None if results.samples is None else results.samples.manifest.get("steps")
 
 
 def _row(figure: Figure, group: Sequence[Results], names: Sequence[str]) -> Row | None:
@@ -165,7 +173,7 @@ def _row(figure: Figure, group: Sequence[Results], names: Sequence[str]) -> Row 
     # More varied than the real domain is no merit, so such a lead is not marked.
     ceiling = number(beside.get("real images"), figure.key) if figure.capped else None
     beyond = {i for i, v in enumerate(values) if v is not None and ceiling is not None and v > ceiling}
-    best = _best(figure, values, [number(part, figure.spread) for part in parts], places)
+    best = _best(figure, values, [_uncertainty(part, figure) for part in parts], places)
     best = set() if best & beyond else best
     cells = (
         replace(_cell(part, figure, places), best=i in best, note=TOO_VARIED if i in beyond else None)
@@ -181,7 +189,8 @@ def _best(
     """Return the positions of the best value.
 
     There is none when nothing is compared, when all read the same, or when the lead over the next one is
-    within the standard deviation of either.
+    within the uncertainty of either or of their difference: of independent values, it is the root of the sum
+    of squares.
     """
     known = {index: value for index, value in enumerate(values) if value is not None}
     if figure.better is None or len(known) < 2:
@@ -193,7 +202,7 @@ def _best(
     if len(best) == len(known):
         return set()
     follower = next(i for i in order if i not in best)
-    spread = max((spreads[i] or 0.0) for i in (order[0], follower))
+    spread = math.hypot(*(spreads[i] or 0.0 for i in (order[0], follower)))
     return best if abs(known[follower] - known[order[0]]) > spread else set()
 
 
@@ -202,9 +211,26 @@ def _cell(values: Any, figure: Figure, places: int) -> Cell:
     if value is None:
         return Cell("–")
     spread = None if error is None else f"± {text(error, decimals=places)}"
+    if (bounds := _interval(values, figure.key)) is not None:
+        low, high = (text(bound, decimals=places, percent=figure.percent) for bound in bounds)
+        spread = f"{low} … {high}"
     if chance is not None:
-        spread = f"chance {text(chance, decimals=places, percent=figure.percent)}"
+        by_chance = f"chance {text(chance, decimals=places, percent=figure.percent)}"
+        spread = f"{spread}, {by_chance}" if spread else by_chance
     return Cell(text(value, decimals=places, percent=figure.percent), spread)
+
+
+def _interval(values: Any, key: str) -> tuple[float, float] | None:
+    """The interval of a figure of a part of `metrics.json`, or `None`."""
+    found = values.get("intervals") if isinstance(values, Mapping) else None
+    bounds = found.get(key) if isinstance(found, Mapping) else None
+    return None if bounds is None else (float(bounds[0]), float(bounds[1]))
+
+
+def _uncertainty(values: Any, figure: Figure) -> float | None:
+    """Half of a figure's interval, or its standard deviation where it has no interval."""
+    bounds = _interval(values, figure.key)
+    return number(values, figure.spread) if bounds is None else (bounds[1] - bounds[0]) / 2
 
 
 def number(values: Any, key: str | None) -> float | None:

@@ -24,8 +24,9 @@ whichever run a process starts first."""
 METRICS_PER_REQUEST, PARAMS_PER_REQUEST = 1000, 100
 """MLflow's limits."""
 
-METRIC_SECTIONS = ("samples", "references", "paired", "clip")
-"""Sections of metrics.json that are logged. `paired` needs models with a condition, `clip` needs CLIP."""
+METRIC_SECTIONS = ("samples", "references", "probe", "attributes", "paired", "clip")
+"""Sections of metrics.json that are logged. `attributes` needs images with known ones, `paired` models with a
+condition, `clip` needs CLIP."""
 
 
 @dataclass(frozen=True)
@@ -200,7 +201,10 @@ def finite_numbers(values: Mapping[str, Any]) -> dict[str, float]:
 
 def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in values.items():
-        if isinstance(value, Mapping):
+        if name == "intervals":
+            for key, (low, high) in value.items():
+                yield from ((f"{prefix}{key}.low", low), (f"{prefix}{key}.high", high))
+        elif isinstance(value, Mapping):
             yield from _leaves(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value

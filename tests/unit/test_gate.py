@@ -11,7 +11,7 @@ from domainstudio.registry.gate import TITLES, Measurement, decide, span
 from tests.modules import ROOT
 from tests.project import changed_params
 
-FIGURES = dict(zip(TITLES, (200.0, 0.2, 0.5, None, 0.02), strict=True))
+FIGURES = dict(zip(TITLES, (None, 200.0, 0.2, None, 0.5, None, None, 0.02), strict=True))
 CONDITIONS = {"number of samples": "200", "scheduler": "ddim"}
 GATE = GateSettings(max_memorized_share=0.05, margin=0.05)
 ALL = GateSettings.model_validate({"tolerance": dict.fromkeys(list(TITLES)[:-1], 0.05)})
@@ -49,6 +49,21 @@ def test_each_figure_has_a_tolerance_and_a_margin(name, allowed, too_bad, better
     titles = "Fréchet distance or kernel distance or intra distance or subject kept"
     near = judged({**champion, name: too_near}, champion, ALL)[:2]
     assert near == ("refused", f"not better by 5% in {titles}")
+
+
+SOUND = {"frechet_distance_infinity": 150.0, "intra_distance_in_domain": 0.4}
+
+
+def test_extrapolated_distance_and_diversity_in_the_domain_replace_the_plain_ones_where_both_have_them():
+    better = {**SOUND, "frechet_distance_infinity": 140.0}
+    worse_otherwise = {"frechet_distance": 400.0, "intra_distance": 0.1}
+    assert judged({**better, **worse_otherwise}, SOUND)[:2] == ("promoted", "better Fréchet distance ∞")
+    worse = {**SOUND, "intra_distance_in_domain": 0.3, "frechet_distance": 100.0}
+    assert judged(worse, SOUND)[:2] == ("refused", "worse intra distance in the domain")
+    assert judged({**better, **worse_otherwise})[:2] == (
+        "refused",
+        "worse Fréchet distance, worse intra distance",
+    ), "a champion of an older version is compared by what it has"
 
 
 NO_MARGIN = GateSettings(margin=0.0)
@@ -174,7 +189,7 @@ def measurement(shots="a" * 64, domain="b" * 64, threshold=0.15, samples=SAMPLES
 
 def test_a_measurement_reads_what_the_stages_write():
     found = measurement()
-    assert found.figures == dict(zip(TITLES, (9.0, None, None, 0.5, 0.0), strict=True))
+    assert found.figures == dict(zip(TITLES, (None, 9.0, None, None, None, None, 0.5, 0.0), strict=True))
     assert found.conditions["seeds"] == "4-6"
     assert Measurement.from_json(found.to_json()) == found
     json.dumps(decide(found, found, GATE).to_json(), allow_nan=False)

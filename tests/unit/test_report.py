@@ -33,12 +33,13 @@ VOID = {"meta", "img", "br", "link", "input", "hr", "base", "source", "track", "
 
 
 def figures(frechet, intra=0.4, **other):
-    return {"frechet_distance": frechet, "kid": 0.01, "kid_std": 0.001, "intra_distance": intra, **other}
+    known = {"frechet_distance_infinity": frechet, "kid": 0.01, "intra_distance_in_domain": intra}
+    return {**known, **other}
 
 
 def write_evaluation(root, name, values, features="tiny-net", domain_is_shots=False):
-    real = {"frechet_distance": 5.0, "intra_distance": 0.5}
-    shots = {"frechet_distance": 90.0, "intra_distance": None}
+    real = {"frechet_distance_infinity": 5.0, "intra_distance_in_domain": 0.5}
+    shots = {"frechet_distance_infinity": 90.0, "intra_distance_in_domain": None}
     metrics = {
         "features": features,
         "features_digest": "f00d" * 16,
@@ -302,11 +303,11 @@ def test_domain_pictures_leave_out_the_training_images(made, settings):
 @pytest.mark.parametrize(
     ("key", "values", "spreads", "best"),
     [
-        ("frechet_distance", [3.0, 2.0], [None] * 2, {1}),
-        ("frechet_distance", [2.0, 2.0], [None] * 2, set()),
-        ("frechet_distance", [2.0, 2.0, 5.0], [None] * 3, {0, 1}),
-        ("frechet_distance", [2.0, None], [None] * 2, set()),
-        ("frechet_distance", [None, 4.0, 3.0], [None] * 3, {2}),
+        ("frechet_distance_infinity", [3.0, 2.0], [None] * 2, {1}),
+        ("frechet_distance_infinity", [2.0, 2.0], [None] * 2, set()),
+        ("frechet_distance_infinity", [2.0, 2.0, 5.0], [None] * 3, {0, 1}),
+        ("frechet_distance_infinity", [2.0, None], [None] * 2, set()),
+        ("frechet_distance_infinity", [None, 4.0, 3.0], [None] * 3, {2}),
         ("kid", [0.010, 0.012], [0.003, 0.001], set()),
         ("kid", [0.010, 0.012], [0.001, 0.001], {0}),
     ],
@@ -316,10 +317,25 @@ def test_the_lowest_is_best_where_it_leads_by_more_than_the_spread(key, values, 
     assert report_tables._best(metric, values, spreads, 4 if key == "kid" else 1) == best
 
 
+def test_an_interval_stands_below_its_figure_and_marks_no_lead_within_it(root, settings):
+    def row(width):
+        for name, value in (("plain", 44.0), ("studio", 50.0)):
+            known = {"frechet_distance_infinity": (value - width, value + width)}
+            write_evaluation(root, name, figures(value, intervals=known, frechet_distance=99.0))
+        table = report_tables.metric_tables(read(root, settings).results)[0]
+        assert [item.figure.key for item in table.rows if item.figure.detail] == ["frechet_distance"]
+        return table.rows[0]
+
+    assert [cell.spread for cell in row(5.0).cells] == ["39.0 … 49.0", "45.0 … 55.0"]
+    assert [cell.best for cell in row(5.0).cells] == [False, False]
+    assert [cell.best for cell in row(4.0).cells] == [True, False]
+    assert "Further figures" in Page(report.render(root, settings)).words
+
+
 def test_more_varied_than_real_images_is_a_warning_not_a_win(root, settings):
     write_evaluation(root, "studio", figures(70.0, intra=0.9))
     table = report_tables.metric_tables(read(root, settings).results)[0]
-    row = next(row for row in table.rows if row.figure.key == "intra_distance")
+    row = next(row for row in table.rows if row.figure.key == "intra_distance_in_domain")
     assert [cell.best for cell in row.cells] == [False, False]
     assert [cell.note is not None for cell in row.cells] == [False, True]
 
