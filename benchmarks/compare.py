@@ -45,6 +45,9 @@ def main() -> None:
         "--draws", nargs="+", type=int, help="seeds of the draw of training images; by default the target's"
     )
     parser.add_argument("--steps", nargs="+", type=int, default=[100, 200, 400, 800])
+    parser.add_argument(
+        "--null", metavar="ADAPTATION", help="measure it at half the learning rate too, after twice the steps"
+    )
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     settings = config.load(*arguments.params)
@@ -52,13 +55,27 @@ def main() -> None:
     done = _done(arguments.out)
     for draw in arguments.draws or [None]:
         for seed in arguments.seeds:
-            for name in arguments.adaptations:
-                training = Run(settings, settings.adaptation(name), seed, draw)
-                missing = [step for step in arguments.steps if (name, training.drawn, seed, step) not in done]
+            for adaptation, null_of in _compared(settings, arguments.adaptations, arguments.null):
+                training = Run(settings, adaptation, seed, draw, null_of)
+                steps = [step if null_of is None else 2 * step for step in arguments.steps]
+                at = (adaptation.name, training.drawn, seed)
+                missing = [step for step in steps if (*at, step) not in done]
                 for record in training.measure(sorted(missing)):
                     with arguments.out.open("a", encoding="utf-8") as file:
                         file.write(json.dumps(record) + "\n")
                     print(_line(record), flush=True)
+
+
+def _compared(
+    settings: Settings, names: list[str], null: str | None
+) -> Iterator[tuple[Adaptation, str | None]]:
+    """Yield what is trained, and of which adaptation it is a repetition at half the learning rate."""
+    for name in names:
+        yield settings.adaptation(name), None
+    if null is not None:
+        of = settings.adaptation(null)
+        slow = _with(of, learning_rate=of.training.learning_rate / 2)
+        yield slow.model_copy(update={"name": f"{null}-half-speed"}), null
 
 
 @dataclass(frozen=True)
@@ -70,12 +87,14 @@ class Run:
         of: what is trained.
         seed: replaces the training's seed.
         draw: replaces the seed of the target's draw of training images, where it is given.
+        null_of: the adaptation that this one repeats at another speed, if it does.
     """
 
     settings: Settings
     of: Adaptation
     seed: int
     draw: int | None = None
+    null_of: str | None = None
 
     def measure(self, steps: list[int]) -> Iterator[dict[str, Any]]:
         """Yield the record of each step, and the references before the first.
@@ -101,6 +120,7 @@ class Run:
                 "draw": self.drawn,
                 "seed": self.seed,
                 "step": step,
+                **({} if self.null_of is None else {"null_of": self.null_of}),
                 **cost,
                 "target": self.of.target,
                 "features": report["features"],

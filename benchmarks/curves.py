@@ -3,20 +3,38 @@
     python -m benchmarks.curves benchmarks/results/*.jsonl --output benchmarks/results/curves
 
 writes `<output>.png`, `.svg` and `.md`, and `<output>-difference.png`, `.svg`. A model that trains longer
-moves along its curve. So adaptations are compared at equal Fréchet distance, never at an equal step alone.
+moves along its curve. So adaptations are compared at equal nearness to the domain, and each at its own best
+step, never at an equal step alone. Beside each comparison stands what it makes of the baseline against
+itself. A method wins by a figure where the interval of the paired difference excludes 0.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks import cli
 from benchmarks import curves_figures as figures
-from benchmarks.records import METRICS, Difference, Records, difference, find_baseline, read
+from benchmarks.records import (
+    METRICS,
+    Difference,
+    Records,
+    difference,
+    find_baseline,
+    null_difference,
+    read,
+)
+from benchmarks.verdicts import next_seeds, null, verdicts
+from benchmarks.verdicts import table as verdict_table
 from stages.cli import run
+
+NULL = "the same with the next seed"
+VERDICTS = (
+    "Each at its own best step, minus the baseline's. A method wins where the interval over draws and seeds "
+    "excludes 0 and every draw is on its side. In italics: the baseline against itself, which is chance."
+)
 
 
 def main() -> None:
@@ -30,31 +48,47 @@ def main() -> None:
     arguments = parser.parse_args()
     records = read(arguments.records)
     baseline = find_baseline(records, arguments.baseline)
-    found = {name: difference(records, name, baseline) for name in records.names if name != baseline}
+    others = [name for name in records.names if name != baseline]
+    found = {name: difference(records, name, baseline) for name in others}
     differences = {name: item for name, item in found.items() if item is not None}
     output: Path = arguments.output
     output.parent.mkdir(parents=True, exist_ok=True)
     figures.save(figures.overview(records), output)
     text = f"{records.network}\n\n{table(records)}"
+    text += _judgements(records, others, baseline)
     if differences:
         shown = figures.differences(differences, baseline, records.names)
         figures.save(shown, output.with_name(f"{output.name}-difference"))
-        title = "Intra distance at equal Fréchet distance, minus the baseline's (above 0: more varied):"
-        text += f"\n{title}\n\n{difference_table(differences, baseline)}"
+        nearness, diversity = (key.replace("_", " ") for key in records.axes)
+        title = f"The {diversity} at equal {nearness}, minus the baseline's (above 0: more varied):"
+        again = null_difference(records, baseline, next_seeds(records.runs(baseline)))
+        beside = differences if again is None else {**differences, NULL: again}
+        text += f"\n{title}\n\n{difference_table(beside, baseline)}"
     output.with_name(f"{output.name}.md").write_text(text, encoding="utf-8")
     print(text, end="")
 
 
+def _judgements(records: Records, others: Sequence[str], baseline: str) -> str:
+    """Verdicts of all adaptations at their best steps, those of the baseline against itself last."""
+    nulls = records.nulls(baseline)
+    order = [name for name in others if name not in nulls] + nulls
+    found = {f"*{name}*" if name in nulls else name: verdicts(records, name, baseline) for name in order}
+    found[f"*{NULL}*"] = null(records, baseline)
+    if not any(found.values()):
+        return ""
+    return f"\n{VERDICTS}\n\n{verdict_table(found, baseline)}"
+
+
 def table(records: Records) -> str:
-    """Mean ± standard deviation over seeds of every figure, adaptation and step, as Markdown."""
+    """Mean ± standard deviation over runs of every figure, adaptation and step, as Markdown."""
     metrics = [m for m in METRICS if any(m in item.values for item in records.measurements)]
-    lines = ["| | step | seeds | " + " | ".join(m.replace("_", " ") for m in metrics) + " |"]
+    lines = ["| | step | runs | " + " | ".join(m.replace("_", " ") for m in metrics) + " |"]
     lines.append("|---|---:|---:|" + "---:|" * len(metrics))
     for adaptation in records.names:
         for step in records.steps(adaptation):
-            seeds = sum((item.name, item.step) == (adaptation, step) for item in records.measurements)
-            cells = [_spread(records.over_seeds(adaptation, step, metric)) for metric in metrics]
-            lines.append(f"| {adaptation} | {step} | {seeds} | " + " | ".join(cells) + " |")
+            runs = sum((item.name, item.step) == (adaptation, step) for item in records.measurements)
+            cells = [_spread(records.over_runs(adaptation, step, metric)) for metric in metrics]
+            lines.append(f"| {adaptation} | {step} | {runs} | " + " | ".join(cells) + " |")
     for name, values in records.references.items():
         cells = [_spread(np.array([values[m]] if m in values else [])) for m in metrics]
         lines.append(f"| *{name}* | – | – | " + " | ".join(cells) + " |")
@@ -62,12 +96,15 @@ def table(records: Records) -> str:
 
 
 def difference_table(differences: Mapping[str, Difference], baseline: str) -> str:
-    """Difference of intra distance at equal Fréchet distance, per adaptation, as Markdown."""
-    lines = [f"| against {baseline} | seeds | mean ± std over seeds | each seed |", "|---|---:|---:|---|"]
+    """Difference of diversity at equal nearness, per adaptation, as Markdown."""
+    lines = [f"| against {baseline} | runs | mean ± std over runs | each run |", "|---|---:|---:|---|"]
     for adaptation, found in differences.items():
-        each = ", ".join(f"{seed}: {mean:+.4f}" for seed, mean in zip(found.seeds, found.means, strict=True))
-        spread = f" ± {found.means.std(ddof=1):.4f}" if len(found.seeds) > 1 else ""
-        lines.append(f"| {adaptation} | {len(found.seeds)} | {found.means.mean():+.4f}{spread} | {each} |")
+        each = ", ".join(
+            f"{'.'.join(map(str, run))}: {mean:+.4f}"
+            for run, mean in zip(found.runs, found.means, strict=True)
+        )
+        spread = f" ± {found.means.std(ddof=1):.4f}" if len(found.runs) > 1 else ""
+        lines.append(f"| {adaptation} | {len(found.runs)} | {found.means.mean():+.4f}{spread} | {each} |")
     return "\n".join(lines) + "\n"
 
 

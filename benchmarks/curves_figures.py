@@ -42,10 +42,11 @@ def overview(records: Records) -> Figure:
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(16, 5.4), layout="constrained")
         first, second, third = figure.subplots(1, 3, width_ratios=(1.25, 1, 1))
-        _draw(first, records, "frechet_distance", "intra_distance", annotate=True)
-        _draw_references(first, records, "frechet_distance", "intra_distance")
-        first.set(title="Closeness against variety", xlabel="Fréchet distance  (← closer to the domain)")
-        first.set_ylabel("intra distance  (more varied →)")
+        _draw(first, records, *records.axes, annotate=True)
+        _draw_references(first, records, *records.axes)
+        nearness, diversity = (key.replace("_", " ") for key in records.axes)
+        first.set(title="Closeness against variety", xlabel=f"{nearness}  (← closer to the domain)")
+        first.set_ylabel(f"{diversity}  (more varied →)")
         _draw(second, records, x, y)
         _draw_references(second, records, x, y)
         second.set(title="Faithfulness against reach", xlabel=f"{x}  (more faithful →)")
@@ -62,7 +63,7 @@ def overview(records: Records) -> Figure:
 
 
 def differences(found: Mapping[str, Difference], baseline: str, names: Sequence[str]) -> Figure:
-    """Intra distance minus the baseline's over the Fréchet distance, and the mean of each seed."""
+    """Diversity minus the baseline's over nearness, and the mean of each run."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(11, 4.6), layout="constrained")
         left, right = figure.subplots(1, 2, width_ratios=(2, 1), sharey=True)
@@ -75,10 +76,10 @@ def differences(found: Mapping[str, Difference], baseline: str, names: Sequence[
             right.errorbar(position + 0.18, mean, yerr=error, **look)
         for axes in (left, right):
             axes.axhline(0, color="#1c1b19", lw=1)
-        left.set(title=f"Intra distance minus that of {baseline}", xlabel="at equal Fréchet distance")
+        left.set(title=f"Diversity minus that of {baseline}", xlabel="at equal distance from the domain")
         left.set_ylabel("difference  (above 0: more varied)")
         left.legend(loc="upper right")
-        right.set(title="Mean of each seed", xticks=range(len(found)), xticklabels=list(found))
+        right.set(title="Mean of each run", xticks=range(len(found)), xticklabels=list(found))
         right.set_xlim(-0.6, len(found) - 0.4)
         right.grid(visible=False, axis="x")
         return figure
@@ -104,10 +105,10 @@ def _memorised(axes: Axes, records: Records) -> None:
 
 
 def _draw_difference(axes: Axes, item: Difference, name: str, colour: str) -> None:
-    for row in item.by_seed:
+    for row in item.by_run:
         axes.plot(item.levels, row, color=colour, alpha=0.25, lw=1)
-    reached = np.isfinite(item.by_seed).all(axis=0)
-    levels, rows = item.levels[reached], item.by_seed[:, reached]
+    reached = np.isfinite(item.by_run).all(axis=0)
+    levels, rows = item.levels[reached], item.by_run[:, reached]
     mean = rows.mean(axis=0)
     axes.plot(levels, mean, color=colour, lw=2.4, label=name)
     if len(rows) > 1:
@@ -116,7 +117,7 @@ def _draw_difference(axes: Axes, item: Difference, name: str, colour: str) -> No
 
 
 def _draw(axes: Axes, records: Records, x: str, y: str, *, annotate: bool = False) -> None:
-    """Draw one figure over another: thin lines are seeds, thick ones their means and deviations."""
+    """Draw one figure over another: thin lines are runs, thick ones their means and deviations."""
     for index, adaptation in enumerate(records.names):
         colour = COLOURS[index % len(COLOURS)]
         for run in records.runs(adaptation).values():
@@ -134,15 +135,15 @@ def _draw_references(axes: Axes, records: Records, x: str, y: str) -> None:
     look: dict[str, Any] = {"color": GREY, "mfc": "white", "ms": 9, "mew": 1.6, "ls": ""}
     for name, values in records.references.items():
         # Copies have intra distance 0 by definition: drawn, it would only squeeze the curves.
-        if x in values and y in values and (name, y) != ("shots", "intra_distance"):
+        if x in values and y in values and (name, y) != ("shots", records.axes[1]):
             label, marker = REFERENCES.get(name, (name, "D"))
             axes.plot(values[x], values[y], marker=marker, label=label, **look)
 
 
 def _moments(records: Records, adaptation: str, x: str, y: str) -> tuple[list[int], np.ndarray, np.ndarray]:
-    """Return the steps where two figures are known, and means and deviations over seeds, `(steps, 2)`."""
+    """Return the steps where two figures are known, and means and deviations over runs, `(steps, 2)`."""
     found = {
-        step: [records.over_seeds(adaptation, step, key) for key in (x, y)]
+        step: [records.over_runs(adaptation, step, key) for key in (x, y)]
         for step in records.steps(adaptation)
     }
     known = {step: pair for step, pair in found.items() if all(map(len, pair))}

@@ -4,9 +4,11 @@ import json
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from benchmarks import curves
 from benchmarks.records import difference, find_baseline, read
+from benchmarks.verdicts import null, verdict, verdicts
 from domainstudio.errors import DataError
 
 
@@ -36,10 +38,10 @@ def test_difference_at_equal_frechet_distance_is_the_offset_whatever_the_steps(r
     theirs = straight("b", 0, 0.2) + straight("b", 1, 0.2)
     found = difference(recorded(ours + theirs), "a", "b")
     assert found is not None
-    assert found.seeds == (0, 1)
+    assert found.runs == ((0, 0), (0, 1))
     assert found.means == pytest.approx([0.05, 0.15])
-    assert np.isnan(found.by_seed[1][found.levels > 80.5]).all()
-    assert np.isfinite(found.by_seed[0][found.levels > 80.5]).all()
+    assert np.isnan(found.by_run[1][found.levels > 80.5]).all()
+    assert np.isfinite(found.by_run[0][found.levels > 80.5]).all()
 
 
 def test_steps_after_the_best_are_left_out_and_curves_that_do_not_meet_have_no_difference(recorded):
@@ -54,6 +56,62 @@ def test_steps_after_the_best_are_left_out_and_curves_that_do_not_meet_have_no_d
 def test_a_later_record_replaces_an_earlier_one(recorded):
     found = recorded([record("a", 0, 10, 50.0, 0.1), record("a", 0, 10, 40.0, 0.2)])
     assert [item.values["frechet_distance"] for item in found.measurements] == [40.0]
+
+
+def sound(name, run, step, frechet, intra=0.5, **other):
+    known = {"frechet_distance_infinity": frechet, "intra_distance_in_domain": intra}
+    return record(name, run[1], step, frechet, intra, draw=run[0], **known, **other)
+
+
+RUNS = [(draw, seed) for draw in (1, 2) for seed in (0, 1, 2)]
+NOISE = dict(zip(RUNS, (0.0, 2.0, 4.0, 1.0, 3.0, 5.0), strict=True))
+
+
+def judged(found, name="a"):
+    return {item.figure: item for item in verdicts(found, name, "b")}
+
+
+def test_a_method_wins_where_the_interval_of_the_paired_difference_excludes_zero(recorded):
+    theirs = [sound("b", run, 10, 100.0 + NOISE[run], 0.5) for run in RUNS]
+    ours = [sound("a", run, 10, 90.0 + NOISE[run] + run[1], 0.5 + 0.1 * (run[1] - 1)) for run in RUNS]
+    found = judged(recorded(theirs + ours))
+    distance = found["frechet_distance_infinity"]
+    expected = stats.ttest_1samp([-10.0, -9.0, -8.0] * 2, 0).confidence_interval()
+    assert (distance.low, distance.high) == pytest.approx(tuple(expected))
+    assert (distance.outcome, distance.runs) == ("wins", 6)
+    assert distance.mean == pytest.approx(-9.0)
+    assert found["intra_distance_in_domain"].outcome == "not shown"
+    assert {item.outcome for item in verdicts(recorded(theirs + ours), "b", "a")} == {"loses", "not shown"}
+
+
+def test_a_draw_on_the_other_side_leaves_a_difference_not_shown():
+    gains = {(1, seed): 10.0 + seed for seed in range(6)} | {(2, 0): -0.1}
+    item = verdict("intra_distance_in_domain", gains)
+    assert item.low > 0
+    assert item.outcome == "not shown"
+    assert (
+        verdict("intra_distance_in_domain", {run: abs(gain) for run, gain in gains.items()}).outcome == "wins"
+    )
+
+
+def test_each_adaptation_counts_at_its_chosen_step_or_at_the_best_one_of_all_runs(recorded):
+    theirs = [sound("b", run, step, 100.0 + step) for run in RUNS for step in (10, 20)]
+    ours = [sound("a", run, step, 120.0 - step) for run in RUNS for step in (10, 20)]
+    found = recorded(theirs + ours)
+    assert judged(found)["frechet_distance_infinity"].mean == pytest.approx(-10.0)
+    ours = [item | {"chosen": item["step"] == 10} for item in ours]
+    assert judged(recorded(theirs + ours))["frechet_distance_infinity"].mean == pytest.approx(0.0)
+
+
+def test_the_baseline_against_itself_is_printed_and_wins_nothing(recorded):
+    theirs = [sound("b", run, 10, 100.0 + NOISE[run]) for run in RUNS]
+    slow = [sound("b-half-speed", run, 20, 101.0 + NOISE[run], null_of="b") for run in RUNS]
+    found = recorded(theirs + slow)
+    (distance,) = [item for item in null(found, "b") if item.figure == "frechet_distance_infinity"]
+    assert (distance.mean, distance.outcome, distance.runs) == (pytest.approx(0.0), "not shown", 6)
+    text = curves._judgements(found, ["b-half-speed"], "b")
+    assert "| *b-half-speed* | Fréchet distance ∞ | 6 | +1 |" in text
+    assert "| *the same with the next seed* | Fréchet distance ∞ | 6 | " in text
 
 
 def test_table_has_mean_and_deviation_over_seeds(recorded):
