@@ -17,6 +17,7 @@ from domainstudio.config.combination import (
     GuideSettings,
     InterpolateSettings,
     SwitchSettings,
+    combination_of,
 )
 from domainstudio.config.data import PrepareSettings
 from domainstudio.config.evaluation import EvaluateSettings
@@ -33,6 +34,7 @@ from domainstudio.config.registry import GateSettings
 from domainstudio.config.sampling import SampleSettings
 from domainstudio.config.settings import Settings, load
 from domainstudio.config.sweep import ObjectiveSettings, RangeSettings, SweepSettings
+from domainstudio.config.tradeoff import TradeoffSettings
 from domainstudio.config.training import LaunchSettings, TrainingSettings
 
 __all__ = [
@@ -66,7 +68,9 @@ __all__ = [
     "SwitchSettings",
     "TextEncoderSettings",
     "TextModelSettings",
+    "TradeoffSettings",
     "TrainingSettings",
     "UNetSettings",
+    "combination_of",
     "load",
 ]

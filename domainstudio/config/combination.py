@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import Field
+from pydantic import Field, TypeAdapter, ValidationError
 
 from domainstudio.config.base import Section
 
@@ -65,3 +65,16 @@ class SwitchSettings(Section):
 Combination: TypeAlias = Annotated[
     InterpolateSettings | GuideSettings | SwitchSettings, Field(discriminator="mode")
 ]
+
+
+def combination_of(values: Any) -> Combination:
+    """Return the combination that JSON values describe, as manifests and records keep it.
+
+    Raises:
+        ValueError: they describe none.
+    """
+    try:
+        found: Combination = TypeAdapter(Combination).validate_python(values)
+    except ValidationError as error:
+        raise ValueError(f"combine {values!r} is no combination of two models") from error
+    return found

@@ -123,6 +123,8 @@ def _type(annotation: Any) -> str:
     """Return a type in the words of YAML."""
     names = {int: "whole number", float: "number", str: "text", bool: "true or false", type(None): "null"}
     origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _type(arguments[0])
     if origin is Literal:
         return " or ".join(f"`{_value(value)}`" for value in arguments)
     if origin in (Union, types.UnionType):

@@ -25,6 +25,7 @@ from domainstudio.config.pretraining import (
 from domainstudio.config.registry import RegistrySettings
 from domainstudio.config.sampling import SampleSettings
 from domainstudio.config.sweep import SweepSettings
+from domainstudio.config.tradeoff import TradeoffSettings
 from domainstudio.config.training import LaunchSettings, TrainingSettings
 from domainstudio.errors import ConfigError
 
@@ -63,6 +64,8 @@ class Settings(Section):
     """How samples are measured."""
     registry: RegistrySettings
     """How models reach the registry."""
+    tradeoff: TradeoffSettings = TradeoffSettings()
+    """How the source model's part in drawing is varied."""
     launch: LaunchSettings = LaunchSettings()
     """How many processes share a stage."""
     sweeps: dict[Name, SweepSettings] = Field(default_factory=dict)

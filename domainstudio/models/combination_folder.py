@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
-
-from domainstudio.config import Combination
+from domainstudio.config import Combination, combination_of
 from domainstudio.errors import CheckpointError
 from domainstudio.models.folders import COMBINATION
 from domainstudio.models.wording import Wording
@@ -39,19 +36,6 @@ def read_record(folder: Path) -> tuple[Combination, Wording]:
         if content["format"] != 1:
             raise ValueError(f"format {content['format']} is unknown to this version of DomainStudio")
         pairs = tuple((str(pattern), str(template)) for pattern, template in content["wording"])
-        return parse(content["combine"]), Wording(pairs)
+        return combination_of(content["combine"]), Wording(pairs)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}. Export the model again") from error
-
-
-def parse(values: Any) -> Combination:
-    """Return the combination that JSON values describe.
-
-    Raises:
-        ValueError: they describe none.
-    """
-    try:
-        found: Combination = TypeAdapter(Combination).validate_python(values)
-    except ValidationError as error:
-        raise ValueError(f"combine {values!r} is no combination of two models") from error
-    return found

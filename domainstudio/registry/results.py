@@ -11,10 +11,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from domainstudio.config import Adaptation
+from domainstudio.config import Adaptation, combination_of
 from domainstudio.errors import CheckpointError, DataError
 from domainstudio.models import has_adapters, kind_of
-from domainstudio.models.combination_folder import parse
 from domainstudio.models.stored import Together
 from domainstudio.models.wording import Wording
 from domainstudio.project import (
@@ -91,7 +90,7 @@ class Result:
         if (values := self.samples.get("combine")) is None:
             return None
         try:
-            combination = parse(values)
+            combination = combination_of(values)
         except ValueError as error:
             path, name = ADAPTED_SAMPLES / self.adaptation.name, self.adaptation.name
             raise DataError(f"{path}/manifest.json: {error}. Run `dvc repro sample@{name}`") from error

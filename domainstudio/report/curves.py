@@ -51,6 +51,14 @@ class Point:
     slot: int | None
 
 
+@dataclass(frozen=True)
+class Front:
+    """Points of one adaptation along a setting, joined by a line of its colour."""
+
+    slot: int
+    points: tuple[Point, ...]
+
+
 class Axis:
     """A linear or logarithmic axis from data to SVG units, with its ticks."""
 
@@ -134,6 +142,19 @@ def scatter(points: Sequence[Point], x_label: str, y_label: str) -> Markup | Non
     """One figure against another, with labels; `None` when no adaptation is among the points."""
     if not any(point.slot is not None for point in points):
         return None
+    return _plane(points, (), x_label, y_label)
+
+
+def fronts(lines: Sequence[Front], references: Sequence[Point], x_label: str, y_label: str) -> Markup | None:
+    """One figure against another along a setting: a line for each adaptation; `None` where there is none."""
+    if not lines:
+        return None
+    points = [point for line in lines for point in line.points]
+    return _plane([*points, *references], lines, x_label, y_label)
+
+
+def _plane(points: Sequence[Point], lines: Sequence[Front], x_label: str, y_label: str) -> Markup:
+    """Draw labelled points, and lines through some of them."""
     width, height = 520, 320
     xs, ys = [point.x for point in points], [point.y for point in points]
     spread_x, spread_y = (max(v) - min(v) or abs(max(v)) or 1.0 for v in (xs, ys))
@@ -145,19 +166,26 @@ def scatter(points: Sequence[Point], x_label: str, y_label: str) -> Markup | Non
         f'<text class="axis end" x="{width - 12}" y="{height - 4}">{escape(x_label)}</text>',
         f'<text class="axis end" transform="rotate(-90)" x="-12" y="11">{escape(y_label)}</text>',
     ]
+    for line in lines:
+        path = _path([(point.x, point.y) for point in line.points], x, y)
+        parts.append(f'<path class="line s{line.slot}" d="{path}"/>')
     labels = _spaced([y(point.y) for point in points], 15.0)
-    for point, label_y in zip(points, labels, strict=True):
-        kind = "reference" if point.slot is None else f"point s{point.slot}"
-        px, py = x(point.x), y(point.y)
-        side, anchor = (1, "start") if px < 0.62 * width else (-1, "end")
-        parts.append(f'<path class="leader" d="M{px:.1f} {py:.1f}L{px + 9 * side:.1f} {label_y:.1f}"/>')
-        parts.append(f'<circle class="{kind}" cx="{px:.1f}" cy="{py:.1f}" r="5.5"/>')
-        parts.append(
-            f'<text class="label" x="{px + 11 * side:.1f}" y="{label_y + 4:.1f}" text-anchor="{anchor}">'
-            f"{escape(point.label)}</text>"
-        )
+    parts += [_marked(point, at, x, y, width) for point, at in zip(points, labels, strict=True)]
     described = "; ".join(f"{point.label}: {point.x:.3g}, {point.y:.3g}" for point in points)
     return _svg(parts, f"{x_label} and {y_label}. {described}", width, height)
+
+
+def _marked(point: Point, label_y: float, x: Axis, y: Axis, width: int) -> str:
+    """Return a point with its label beside it, at a height of its own."""
+    kind = "reference" if point.slot is None else f"point s{point.slot}"
+    px, py = x(point.x), y(point.y)
+    side, anchor = (1, "start") if px < 0.62 * width else (-1, "end")
+    return (
+        f'<path class="leader" d="M{px:.1f} {py:.1f}L{px + 9 * side:.1f} {label_y:.1f}"/>'
+        f'<circle class="{kind}" cx="{px:.1f}" cy="{py:.1f}" r="5.5"/>'
+        f'<text class="label" x="{px + 11 * side:.1f}" y="{label_y + 4:.1f}" text-anchor="{anchor}">'
+        f"{escape(point.label)}</text>"
+    )
 
 
 def histogram(distances: Sequence[float], threshold: float, slot: int) -> Markup | None:

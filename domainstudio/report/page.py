@@ -17,7 +17,7 @@ from markupsafe import Markup
 from domainstudio.config import Settings
 from domainstudio.data.image_set import Manifest
 from domainstudio.git import State
-from domainstudio.report import curves, tables
+from domainstudio.report import curves, fronts, tables
 from domainstudio.report.reading import Content, read
 from domainstudio.report.sections import COLUMNS, comparisons, section
 
@@ -67,7 +67,9 @@ def render(root: Path, settings: Settings, git: State | None = None) -> str:
         content=content,
         slots=slots,
         comparisons=comparisons(content, slots),
-        tables=[(table, _scatters(table, slots)) for table in comparable],
+        tables=[
+            (table, [*_scatters(table, slots), *fronts.figures(table.results, slots)]) for table in comparable
+        ],
         sections=[section(content, item, slots) for item in content.results],
         differing=differing,
         shared=shared,

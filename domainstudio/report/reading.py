@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from safetensors import SafetensorError, safe_open
 
-from domainstudio.config import Adaptation, Settings
+from domainstudio.config import Adaptation, Combination, Settings, combination_of
 from domainstudio.data import ImageRecord
 from domainstudio.data.image_set import IMAGES, MANIFEST, Manifest, bucketed_name
 from domainstudio.errors import DataError
@@ -128,6 +128,25 @@ class Nearest:
 
 
 @dataclass(frozen=True)
+class TradeoffPoint:
+    """The adapted model alone, or in a combination with its source model, measured."""
+
+    combination: Combination | None
+    scores: Mapping[str, Any]
+    images: Path
+    """A picture of the first samples in a row."""
+
+
+@dataclass(frozen=True)
+class Tradeoff:
+    """What the stage `tradeoff` measured of one adaptation: the model alone first."""
+
+    points: tuple[TradeoffPoint, ...]
+    references: Mapping[str, Mapping[str, Any]]
+    """The same figures of other images, as in metrics.json."""
+
+
+@dataclass(frozen=True)
 class Results:
     """What one adaptation has produced so far."""
 
@@ -139,6 +158,7 @@ class Results:
     """Step and file of each preview, in the order of training."""
     metrics: Mapping[str, Any] | None
     nearest: Nearest | None
+    tradeoff: Tradeoff | None = None
 
     @cached_property
     def memorized(self) -> frozenset[int]:
@@ -217,6 +237,7 @@ def open_image(path: Path) -> Image.Image:
 
 def _results(root: Path, adaptation: Adaptation) -> Results:
     training, evaluation = root / "training" / adaptation.name, root / "evaluation" / adaptation.name
+    tradeoff = root / "tradeoff" / adaptation.name
     return Results(
         adaptation=adaptation,
         samples=_samples(root / "samples/adapted" / adaptation.name),
@@ -224,6 +245,7 @@ def _results(root: Path, adaptation: Adaptation) -> Results:
         previews=_previews(training / "previews"),
         metrics=_parsed(evaluation / "metrics.json", _mapping),
         nearest=_parsed(evaluation / "nearest.json", _nearest),
+        tradeoff=_parsed(tradeoff / "tradeoff.json", partial(_tradeoff, tradeoff)),
     )
 
 
@@ -287,6 +309,16 @@ def _nearest(text: str) -> Nearest:
     if not math.isfinite(threshold):
         raise ValueError("the threshold is not a number")
     return Nearest(threshold, tuple(sorted(pairs, key=lambda pair: (pair.distance, pair.sample))))
+
+
+def _tradeoff(folder: Path, text: str) -> Tradeoff | None:
+    values = _mapping(text)
+    points = []
+    for item in values["points"]:
+        combine = item.get("combine")
+        combination = None if combine is None else combination_of(combine)
+        points.append(TradeoffPoint(combination, dict(item["scores"]), folder / str(item["images"])))
+    return Tradeoff(tuple(points), values.get("references") or {}) if points else None
 
 
 def _previews(folder: Path) -> tuple[tuple[int, Path], ...]:

@@ -19,13 +19,21 @@ from domainstudio.report.reading import (
     Results,
     Samples,
     Target,
+    TradeoffPoint,
     open_image,
 )
+from domainstudio.report.tables import number
 
 COLUMNS = 10
 GRID_COLUMNS, GRID_IMAGES = 8, 64
 PAIRS = 12
 PREVIEWS = 6
+TRADEOFF_FIGURES = (
+    ("kernel distance", "kid"),
+    ("intra distance", "intra_distance"),
+    ("copies", "memorized_share"),
+)
+"""Figures beside the pictures of each combination, by name and key."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +106,8 @@ class Section:
     attraction: tuple[tuple[Tile, int], ...]
     panels: tuple[tuple[str, str, Markup], ...]
     previews: tuple[tuple[int, Picture], ...]
+    tradeoff: tuple[tuple[str, str, Picture], ...]
+    """Words, figures and first samples of the model alone, and of each combination with its source model."""
 
 
 def comparisons(content: Content, slots: Mapping[str, int]) -> list[Comparison]:
@@ -193,7 +203,16 @@ def section(content: Content, results: Results, slots: Mapping[str, int]) -> Sec
         attraction=_attraction(results, shots),
         panels=_panels(content, results, slots),
         previews=tuple(strip(previews, PREVIEWS)),
+        tradeoff=tuple(_tradeoff(point) for point in results.tradeoff.points) if results.tradeoff else (),
     )
+
+
+def _tradeoff(point: TradeoffPoint) -> tuple[str, str, Picture]:
+    title = point.combination.title if point.combination else "the adapted model alone"
+    values = [(name, number(point.scores, key)) for name, key in TRADEOFF_FIGURES]
+    shown = ", ".join(f"{name} {value:.3g}" for name, value in values if value is not None)
+    image = open_image(point.images)
+    return title, shown, picture(image, side=max(640, image.width), limit=1000)
 
 
 def _pairs(results: Results, shots: PackedImages | None) -> tuple[NearestPair, ...]:

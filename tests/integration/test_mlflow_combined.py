@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from domainstudio import models
-from domainstudio.config import GuideSettings, PromptSettings, SwitchSettings
+from domainstudio.config import GuideSettings, PromptSettings, SwitchSettings, combination_of
 from domainstudio.errors import CheckpointError
 from domainstudio.models.stored import StoredModel, Together
 from domainstudio.models.wording import Wording
@@ -153,10 +153,8 @@ def test_a_version_is_loaded_and_served_whole(project, version, combination):
     source, own = models.load("models/sources/noto"), models.load(f"models/adapted/{NAME}")
     folder = StoredModel(Path("models/adapted", NAME))
     if combination is not None:
-        from domainstudio.models.combination_folder import parse
-
         folder = StoredModel(
-            folder.folder, Together(parse(combination), Path("models/sources/noto"), Wording())
+            folder.folder, Together(combination_of(combination), Path("models/sources/noto"), Wording())
         )
     wanted = expected(folder.load())
     np.testing.assert_allclose(expected(load(uri)).astype(int), wanted, atol=1)

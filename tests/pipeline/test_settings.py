@@ -18,7 +18,16 @@ HARMLESS = {
     *("domainstudio/errors.py", "domainstudio/project.py", "domainstudio/redaction.py"),
     *("stages/cli.py", "stages/launch.py"),
 }
-STAGES = ("prepare_target", "sample_source", "finetune", "sample", "evaluate", "report", "register")
+STAGES = (
+    "prepare_target",
+    "sample_source",
+    "finetune",
+    "sample",
+    "evaluate",
+    "tradeoff",
+    "report",
+    "register",
+)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +57,7 @@ def test_every_declared_module_is_there_and_used(stages):
 # Sections that decide where something is logged, or how many processes do it: a change makes the same again.
 SAME_RESULT = {
     "finetune": {"registry"},
-    **{name: {"launch"} for name in ("sample_source", "sample", "evaluate")},
+    **{name: {"launch"} for name in ("sample_source", "sample", "evaluate", "tradeoff")},
 }
 # What an adaptation's attributes were resolved from, beyond its own entry.
 RESOLVED_FROM = {"training": {"finetune"}, "weights": {"methods"}}
@@ -73,8 +82,8 @@ def test_params_name_every_section_that_a_stage_reads(stages, name):
     module = stages[name]["cmd"].split()[2]
     # All that is given the whole of the settings, or an adaptation.
     registry = (f"domainstudio/registry/{module}.py" for module in ("aliases", "registration"))
-    choice = "domainstudio/selection/training.py"
-    readers = ("stages/", "domainstudio/report/", "domainstudio/training/recipe.py", choice, *registry)
+    library = ("training/recipe.py", "selection/training.py", "metrics/tradeoff.py")
+    readers = ("stages/", "domainstudio/report/", *(f"domainstudio/{path}" for path in library), *registry)
     files = {path for path in reachable(module) if path.startswith(readers)}
     read = set().union(*(sections_read(ROOT / path) for path in files)) - SAME_RESULT.get(name, set())
     declared = {param.split(".")[0] for param in stages[name]["params"]}
