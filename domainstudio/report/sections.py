@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from markupsafe import Markup
 from PIL import ImageOps
@@ -209,10 +210,17 @@ def section(content: Content, results: Results, slots: Mapping[str, int]) -> Sec
 
 def _tradeoff(point: TradeoffPoint) -> tuple[str, str, Picture]:
     title = point.combination.title if point.combination else "the adapted model alone"
-    values = [(name, number(point.scores, key)) for name, key in TRADEOFF_FIGURES]
-    shown = ", ".join(f"{name} {value:.3g}" for name, value in values if value is not None)
+    shown = ", ".join(_figure(point.scores, *figure) for figure in TRADEOFF_FIGURES)
     image = open_image(point.images)
     return title, shown, picture(image, side=max(640, image.width), limit=1000)
+
+
+def _figure(scores: Mapping[str, Any], name: str, key: str) -> str:
+    """Return a figure in words, with its interval where it has one."""
+    value, interval = number(scores, key), (scores.get("intervals") or {}).get(key)
+    if value is None:
+        return f"{name} –"
+    return f"{name} {value:.3g}" + (f" ({interval[0]:.3g} to {interval[1]:.3g})" if interval else "")
 
 
 def _pairs(results: Results, shots: PackedImages | None) -> tuple[NearestPair, ...]:
