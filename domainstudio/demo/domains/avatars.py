@@ -11,9 +11,9 @@ import json
 from collections.abc import Iterator, Mapping
 from functools import cache, lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from domainstudio.config.base import Section
 from domainstudio.data.origins import Candidate, Listing
@@ -49,6 +49,13 @@ class FaceDomain(Section):
     attributes: Mapping[str, str] = Field(default_factory=dict)
     """What is known of every face: attribute → dicebear's option that decides it (`hair: topVariant`)."""
 
+    @model_validator(mode="after")
+    def _faces_differ(self) -> Self:
+        seeds = [faces.seeds or faces.style for faces in self.faces]
+        if repeated := [seed for seed in seeds if seeds.count(seed) > 1]:
+            raise ValueError(f"two styles have the seeds {repeated[0]!r}: give one of them other `seeds`")
+        return self
+
 
 def list_faces(domain: FaceDomain, path: Path) -> Listing:
     """List the faces of a demo domain; they are drawn when they are read.
@@ -58,16 +65,38 @@ def list_faces(domain: FaceDomain, path: Path) -> Listing:
         path: That file.
 
     Raises:
-        DataError: dicebear has no such style.
+        DataError: dicebear has no such style, or the style no such option or variant.
         MissingExtraError: dicebear is not installed.
     """
     licences = {faces.style: _licence(faces.style, path) for faces in domain.faces}
+    for faces in domain.faces:
+        _check(faces, domain.attributes, path)
     return Listing(
         tuple(candidate for faces in domain.faces for candidate in _candidates(faces, domain.attributes)),
         licence="; ".join(dict.fromkeys(licence["name"] for licence in licences.values())),
         attribution="; ".join(licence["text"] for licence in licences.values()),
         keep_repeats=True,  # drawn at random, two faces may be alike
     )
+
+
+def _check(faces: Faces, attributes: Mapping[str, str], path: Path) -> None:
+    """Refuse what dicebear would pass over in silence: options and variants that the style does not have."""
+    from dicebear import Avatar, OptionsDescriptor, ValidationError
+
+    known = OptionsDescriptor(_style(faces.style)).to_json()
+    where = f"{path}: style {faces.style}"
+    for option in (*faces.options, *attributes.values()):
+        if option not in known:
+            raise DataError(f"{where} has no option {option!r}; there are {', '.join(sorted(known))}")
+    for option, value in faces.options.items():
+        asked = value if isinstance(value, list | dict) else [value]
+        variants = () if known[option].get("open") else known[option].get("values", ())
+        if variants and (wrong := [each for each in asked if each not in variants]):
+            raise DataError(f"{where}: {option} has no {wrong[0]!r}; there are {', '.join(variants)}")
+    try:
+        Avatar(_style(faces.style), {"seed": "", **faces.options})
+    except ValidationError as error:
+        raise DataError(f"{where}: {error}") from error
 
 
 def _candidates(faces: Faces, attributes: Mapping[str, str]) -> Iterator[Candidate]:
@@ -89,8 +118,8 @@ def _svg(style: str, seed: str, options: str) -> bytes:
 
 def _attributes(style: str, seed: str, options: str, names: tuple[tuple[str, str], ...]) -> dict[str, str]:
     chosen = _draw(style, seed, options)["options"]
-    values = {name: chosen.get(option, "none") for name, option in names}
-    return {name: value[0] if isinstance(value, list) else value for name, value in values.items()}
+    values = {name: chosen.get(option) or "none" for name, option in names}
+    return {name: value[0] if isinstance(value, list) else str(value) for name, value in values.items()}
 
 
 @lru_cache(maxsize=8)  # a face is asked for its drawing, then for its attributes
