@@ -52,10 +52,10 @@ def _tiny_unet(learned_variance: bool) -> UNetSettings:
     )
 
 
-def tiny_latent_denoiser(seed: int = 0, **noise: Any) -> LatentDenoiser:
-    """Return an untrained UNet of the 8x8 latents of an untrained VAE, for images of 16x16 pixels."""
+def tiny_latent_denoiser(seed: int = 0, *, quantized: bool = False, **noise: Any) -> LatentDenoiser:
+    """Return an untrained UNet of the 8x8 latents of an untrained VAE or VQ model, for images of 16x16."""
     torch.manual_seed(0)
-    vae = _tiny_vae(0.5)
+    vae = _tiny_vq_model() if quantized else _tiny_vae(0.5)
     torch.manual_seed(seed)
     return LatentDenoiser.around(vae, _tiny_unet(False), NoiseSettings(**noise), TEXT_RESOLUTION)
 
@@ -178,6 +178,21 @@ def _tiny_vae(scaling_factor: float):
         up_block_types=("UpDecoderBlock2D",) * 2,
         norm_num_groups=4,
         scaling_factor=scaling_factor,
+    ).eval()
+
+
+def _tiny_vq_model():
+    from diffusers import VQModel
+
+    return VQModel(
+        sample_size=TEXT_RESOLUTION,
+        block_out_channels=(8, 16),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=3,
+        num_vq_embeddings=32,
+        norm_num_groups=4,
+        scaling_factor=0.5,
     ).eval()
 
 

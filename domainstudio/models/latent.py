@@ -132,6 +132,9 @@ def read_encoder(folder: Path, kind: type[Encoder]) -> Encoder:
         CheckpointError: it is missing, damaged, not safetensors, or of another kind.
     """
     try:
+        config = folder / "config.json"
+        if not config.is_file():  # diffusers would look for a model of that name on the hub
+            raise FileNotFoundError(f"there is no {config}")
         encoder: Encoder = kind.from_pretrained(folder, use_safetensors=True, torch_dtype=torch.float32)
     except (OSError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(

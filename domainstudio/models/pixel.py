@@ -166,7 +166,7 @@ def read_parts(folder: Path) -> Parts:
     index = read_index(folder)
     try:
         network = UNet2DModel.from_pretrained(
-            folder / "unet", use_safetensors=True, torch_dtype=torch.float32
+            folder / "unet", local_files_only=True, use_safetensors=True, torch_dtype=torch.float32
         )
         scheduler_class = {"DDPMScheduler": DDPMScheduler, "DDIMScheduler": DDIMScheduler}[
             index["scheduler"][1]

@@ -29,13 +29,14 @@ from tests.models import (
     tiny_class_denoiser,
     tiny_denoiser,
     tiny_images,
+    tiny_latent_denoiser,
     tiny_text_denoiser,
     tiny_text_images,
     training_settings,
 )
 
 TEXT = ("sd1", "sd2", "sdxl")
-KINDS = ("unconditional", "class", *TEXT)
+KINDS = ("unconditional", "latent", "class", *TEXT)
 SETTINGS = LoraSettings(rank=3, alpha=6)
 """Alpha differs from rank, so that a reader who takes one for the other is found out."""
 
@@ -43,7 +44,7 @@ SETTINGS = LoraSettings(rank=3, alpha=6)
 def source_of(kind):
     if kind in TEXT:
         return tiny_text_denoiser(kind)
-    return tiny_class_denoiser() if kind == "class" else tiny_denoiser()
+    return {"latent": tiny_latent_denoiser, "class": tiny_class_denoiser}.get(kind, tiny_denoiser)()
 
 
 def settings_for(kind, **changes):
@@ -88,7 +89,7 @@ def base_weights(denoiser):
 
 
 def told(denoiser):
-    return PROMPTS[:3] if denoiser.vae else CLASSES[:3]
+    return PROMPTS[:3] if denoiser.text_encoders else CLASSES[:3]
 
 
 def output(denoiser, told_by=None):
