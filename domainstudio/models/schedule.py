@@ -1,4 +1,4 @@
-"""Conversions between x0, ε and v, by the prediction type of a noise scheduler."""
+"""Conversions between x0 and a network's output, ε or v, by the prediction type of a noise scheduler."""
 
 from __future__ import annotations
 
@@ -41,15 +41,6 @@ def to_x0(noise_scheduler: DDPMScheduler, output: Tensor, xt: Tensor, timesteps:
     if noise_scheduler.config.prediction_type == "epsilon":
         return (xt - (1 - a).sqrt() * output) / a.sqrt()
     return a.sqrt() * xt - (1 - a).sqrt() * output
-
-
-def to_eps(noise_scheduler: DDPMScheduler, output: Tensor, xt: Tensor, timesteps: Tensor) -> Tensor:
-    """Return the noise that a prediction implies, in at least float32 (see `to_x0` for the arguments)."""
-    output, xt = at_least_float32(output), at_least_float32(xt)
-    if noise_scheduler.config.prediction_type == "epsilon":
-        return output
-    a = alpha_bar(noise_scheduler, timesteps, xt)
-    return a.sqrt() * output + (1 - a).sqrt() * xt
 
 
 def true_output(noise_scheduler: DDPMScheduler, x0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:

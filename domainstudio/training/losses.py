@@ -133,7 +133,12 @@ def mean_squared_error(prediction: Tensor, truth: Tensor) -> Tensor:
 
 @_full_precision
 def variational_bound(
-    x0: Tensor, xt: Tensor, eps: Tensor, variance: Tensor, timesteps: Tensor, alphas_cumprod: Tensor
+    x0: Tensor,
+    xt: Tensor,
+    predicted_x0: Tensor,
+    variance: Tensor,
+    timesteps: Tensor,
+    alphas_cumprod: Tensor,
 ) -> Tensor:
     """Return T times the variational bound's term of each image's timestep, in bits per dimension.
 
@@ -143,7 +148,7 @@ def variational_bound(
     Args:
         x0: clean images in [-1, 1], with shape (N, C, H, W).
         xt: noisy images, with the same shape.
-        eps: predicted noise, with the same shape; detached here.
+        predicted_x0: predicted clean images, with the same shape; detached here.
         variance: the network's variance output v in about [-1, 1], with the same shape.
         timesteps: integers in [0, T), with shape (N,).
         alphas_cumprod: ᾱ of all timesteps, with shape (T,).
@@ -162,13 +167,12 @@ def variational_bound(
     fraction = (variance + 1) / 2
     log_variance = fraction * beta.log() + (1 - fraction) * log_posterior
 
-    predicted_x0 = (xt - (1 - alpha_bar).sqrt() * eps.detach()) / alpha_bar.sqrt()
     x0_weight, xt_weight = (
         previous.sqrt() * beta / (1 - alpha_bar),
         (1 - beta).sqrt() * (1 - previous) / (1 - alpha_bar),
     )
     true_mean = x0_weight * x0 + xt_weight * xt
-    mean = x0_weight * predicted_x0.clamp(-1, 1) + xt_weight * xt
+    mean = x0_weight * predicted_x0.detach().clamp(-1, 1) + xt_weight * xt
 
     kl = 0.5 * (
         log_variance

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from domainstudio.distributed import gather_with_gradients
-from domainstudio.models.schedule import alpha_bar, min_snr_weights, to_eps, to_x0, true_output
+from domainstudio.models.schedule import alpha_bar, min_snr_weights, to_x0, true_output
 from domainstudio.training import losses
 from domainstudio.training.wavelet import high_frequency
 
@@ -184,9 +184,9 @@ class Objective:
             terms["prior"] = errors[number:].mean()
         if weights.vlb > 0 and prediction.variance is not None:
             x0, xt, timesteps = (part[:number] for part in (batch.x0, batch.xt, batch.timesteps))
-            eps = to_eps(noise_scheduler, prediction.output[:number], xt, timesteps)
+            predicted_x0 = to_x0(noise_scheduler, prediction.output[:number], xt, timesteps)
             terms["vlb"] = losses.variational_bound(
-                x0, xt, eps, prediction.variance[:number], timesteps, noise_scheduler.alphas_cumprod
+                x0, xt, predicted_x0, prediction.variance[:number], timesteps, noise_scheduler.alphas_cumprod
             ).mean()
         return terms
 

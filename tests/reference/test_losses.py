@@ -108,7 +108,8 @@ def test_variational_bound_is_the_kl_of_the_true_posterior():
             Normal(mean(x0[i]), beta_tilde.sqrt()), Normal(mean(x0_hat), (0.5 * log_variance).exp())
         )
         expected.append(10 * kl.mean().item() / math.log(2))
-    found = losses.variational_bound(x0, xt, eps, variance, t, ALPHAS)
+    predicted_x0 = (xt - (1 - a).sqrt() * eps) / a.sqrt()
+    found = losses.variational_bound(x0, xt, predicted_x0, variance, t, ALPHAS)
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
@@ -119,16 +120,17 @@ def test_variational_bound_at_the_first_timestep_is_a_likelihood():
     normal = Normal(x0, (1 - a).sqrt().item())
     probability = (normal.cdf(x0 + 1 / 255) - normal.cdf(x0 - 1 / 255)).flatten(1)
     expected = -10 * probability.log().mean(1) / math.log(2)
-    found = losses.variational_bound(x0, xt, noise, torch.ones_like(x0), zero, ALPHAS)
+    found = losses.variational_bound(x0, xt, x0, torch.ones_like(x0), zero, ALPHAS)
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
 def test_variational_bound_trains_only_the_variance():
-    x0, eps, variance = (batch(s, (3, 1, 4, 4), torch.float32) for s in (1, 2, 3))
-    eps.requires_grad_()
+    x0, predicted_x0, variance = (batch(s, (3, 1, 4, 4), torch.float32) for s in (1, 2, 3))
+    predicted_x0.requires_grad_()
     variance.requires_grad_()
-    losses.variational_bound(x0, x0, eps, variance, torch.tensor([0, 4, 9]), ALPHAS.float()).sum().backward()
-    assert eps.grad is None
+    timesteps, alphas = torch.tensor([0, 4, 9]), ALPHAS.float()
+    losses.variational_bound(x0, x0, predicted_x0, variance, timesteps, alphas).sum().backward()
+    assert predicted_x0.grad is None
     assert (variance.grad.flatten(1).abs().sum(1) > 0).all()
 
 

@@ -1,12 +1,13 @@
 """The objective: which model predicts what, where gradients go, and how terms are reduced and weighted."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
 from domainstudio.config import LossWeights, method
-from domainstudio.models.schedule import to_eps, to_x0, true_output
+from domainstudio.models.schedule import to_x0, true_output
 from domainstudio.training import losses
 from domainstudio.training.objective import DETAIL_TERMS, PAIRWISE_TERMS, Batch, Objective, noisy_batch
 from tests.models import DOMAINSTUDIO, PAIRWISE_L2, PLAIN, tiny_denoiser, tiny_images, training_settings
@@ -133,6 +134,16 @@ def test_the_variational_term_is_there_with_a_learned_variance_only():
     assert terms["vlb"].isfinite()
 
 
+def test_the_variational_term_of_the_last_timestep_is_finite_with_zero_terminal_snr():
+    model = tiny_denoiser(learned_variance=True, prediction_type="v_prediction", rescale_betas_zero_snr=True)
+    batch = replace(batch_of(model), timesteps=torch.tensor([0, 1, 998, 999]))
+    batch = replace(batch, xt=model.noise_scheduler.add_noise(batch.x0, batch.noise, batch.timesteps))
+    vlb = Objective(model, PLAIN)(batch)["vlb"]
+    vlb.backward()
+    assert vlb.isfinite()
+    assert all(p.grad.isfinite().all() for p in model.network.parameters() if p.grad is not None)
+
+
 def timesteps(seed, shared, **settings):
     return batch_of(tiny_denoiser(), seed, shared, **settings).timesteps
 
@@ -150,14 +161,13 @@ def test_the_range_of_timesteps_is_kept():
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
-def test_a_perfect_prediction_gives_x0_and_noise_back(prediction_type):
+def test_a_perfect_prediction_gives_x0_back(prediction_type):
     model = tiny_denoiser(prediction_type=prediction_type, rescale_betas_zero_snr=False)
     batch = batch_of(model, max_timestep=0.8)
     scheduler = model.noise_scheduler
     output = true_output(scheduler, batch.x0, batch.noise, batch.timesteps)
-    for convert, expected in ((to_x0, batch.x0), (to_eps, batch.noise)):
-        found = convert(scheduler, output, batch.xt, batch.timesteps)
-        torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+    found = to_x0(scheduler, output, batch.xt, batch.timesteps)
+    torch.testing.assert_close(found, batch.x0, atol=1e-4, rtol=0)
 
 
 def test_x0_matches_diffusers_own_conversion():
