@@ -135,7 +135,9 @@ def table(found: Mapping[str, Sequence[Verdict]], baseline: str) -> str:
         for item in each:
             title = COMPARED[item.figure].name
             bounds = "–" if np.isnan(item.low) else f"{item.low:+.3g} … {item.high:+.3g}"
-            lines.append(f"| {name} | {title} | {item.runs} | {item.mean:+.3g} | {bounds} | {item.outcome} |")
+            lines.append(
+                f"| {name} | {title} | {item.runs} | {round(item.mean, 9):+.3g} | {bounds} | {item.outcome} |"
+            )
     return "\n".join(lines) + "\n"
 
 

@@ -107,6 +107,7 @@ def evaluate(
     settings: EvaluateSettings,
     mirrored: Features | None = None,
     source_domain: Features | None = None,
+    garbage: Features | None = None,
 ) -> MetricReport:
     """Measure samples, and the same way three references.
 
@@ -131,11 +132,12 @@ def evaluate(
             as memorised too.
         source_domain: Features of real images of the source's domain. Without them the samples of the source
             model teach the probe between the domains.
+        garbage: Features of images in no domain, which the probe learns too.
 
     Raises:
         DataError: features come from different networks, or a set is empty.
     """
-    _check_networks(samples, shots, domain, source, mirrored, source_domain)
+    _check_networks(samples, shots, domain, source, mirrored, source_domain, garbage)
     threshold = _threshold(domain, shots, mirrored, settings)
     measured = Measured(
         samples,
@@ -144,6 +146,7 @@ def evaluate(
         mirrored,
         settings,
         source=source if source_domain is None else source_domain,
+        garbage=garbage,
         memorized_below=threshold.below,
         false_alarms=threshold.false_alarms,
     )

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from domainstudio.errors import DataError
-from domainstudio.metrics.distances import Floats, nearest, squared_distance_blocks
+from domainstudio.metrics.distances import Float64s, Floats, nearest
 from domainstudio.metrics.diversity import intra_distance
 from domainstudio.metrics.metric import Figure, Indices, Measured, Metric, Scores, Statistic, undefined
 from domainstudio.metrics.ridge import Probe, Ridge
@@ -18,42 +18,35 @@ from domainstudio.metrics.ridge import Probe, Ridge
 LARGEST = 1000
 """Most real images of either side that the probe is fitted to."""
 
-OUTLYING = 0.99
-"""Share of the real images, of both sides, that are as near to the domain as an image of it must be."""
-
-TARGET, SOURCE = "target", "source"
+TARGET, SOURCE, GARBAGE = "target", "source", "garbage"
 
 
 @dataclass(frozen=True, eq=False)
 class DomainProbe:
-    """Tells images of the target domain from images of the source's, and both from garbage.
+    """Tells images of the target domain from images of the source's, and from garbage.
 
     Attributes:
-        probe: Between target and source.
-        threshold: Least score of the target at which an image belongs to it.
-        domain: Real images of the target, with shape (N, D).
-        radius: Squared distance to the nearest of them beyond which an image is garbage.
-        accuracy: Mean share of the images of each side that the fits without them get right.
+        probe: A linear classifier of the kinds of images.
+        margins: By each other kind, how much larger the target's score is at least in images of the target.
+        accuracy: Mean share of the images of each kind that the fits without them put on their side.
     """
 
     probe: Probe
-    threshold: float
-    domain: Floats
-    radius: float
+    margins: Mapping[str, float]
     accuracy: float
 
     @classmethod
-    def fit(cls, target: Floats, source: Floats, seed: int) -> DomainProbe:
-        """Fit a linear discriminant between the domains, and the distance that is usual in both.
+    def fit(cls, target: Floats, source: Floats, garbage: Floats | None, seed: int) -> DomainProbe:
+        """Fit a linear discriminant between the target and each other kind of images.
 
-        An image belongs to the target where the probe's score is above the middle of the two domains' mean
-        scores, as in linear discriminant analysis with equal priors. A probe between two domains says nothing
-        of an image that is in neither. So the image must also be as near to a real image of the target as
-        `OUTLYING` of the real images of target and source are.
+        An image belongs to the target where its scores are on the target's side of the middle between the two
+        kinds' means, as in linear discriminant analysis with equal priors. A probe between two domains says
+        nothing of an image that is in neither: hence garbage.
 
         Args:
             target: Real images of the target, with shape (N, D), N ≥ 2.
             source: Images of the source's domain, with shape (M, D), M ≥ 2.
+            garbage: Images in neither (`garbage`), with shape (K, D), or None to do without.
             seed: Seed of the draw where there are more than `LARGEST`.
 
         Raises:
@@ -61,21 +54,36 @@ class DomainProbe:
         """
         if min(len(target), len(source)) < 2:
             raise DataError(f"a probe needs 2 images a side, got {len(target)} and {len(source)}")
-        target, source = _drawn(target, seed), _drawn(source, seed)
-        labels = np.repeat([TARGET, SOURCE], [len(target), len(source)])
-        probe = Ridge(np.concatenate([target, source])).fit(labels.tolist())
-        held = probe.held_out[:, probe.classes.index(TARGET)]
-        own = labels == TARGET
-        threshold = (held[own].mean() + held[~own].mean()) / 2
-        accuracy = ((held[own] > threshold).mean() + (held[~own] <= threshold).mean()) / 2
-        radius = np.quantile(np.concatenate([_to_others(target), nearest(source, target)[1]]), OUTLYING)
-        return cls(probe, float(threshold), target, float(radius), float(accuracy))
+        kinds = {TARGET: _drawn(target, seed), SOURCE: _drawn(source, seed)}
+        kinds |= {} if garbage is None else {GARBAGE: garbage}
+        labels = np.repeat(list(kinds), [len(rows) for rows in kinds.values()])
+        probe = Ridge(np.concatenate(list(kinds.values()))).fit(labels.tolist())
+        margins = {kind: _middle(probe, labels, kind) for kind in kinds if kind != TARGET}
+        inside = _inside(probe, probe.held_out, margins)
+        right = inside == (labels == TARGET)
+        return cls(probe, margins, float(np.mean([right[labels == kind].mean() for kind in kinds])))
 
     def contains(self, rows: Floats) -> NDArray[np.bool_]:
         """Return whether each row, with shape (M, D), is an image of the target domain; shape (M,)."""
-        score = self.probe.scores(rows)[:, self.probe.classes.index(TARGET)]
-        near: NDArray[np.bool_] = nearest(rows, self.domain)[1] <= self.radius
-        return near & (score > self.threshold)
+        return _inside(self.probe, self.probe.scores(rows), self.margins)
+
+
+def _inside(probe: Probe, scores: Float64s, margins: Mapping[str, float]) -> NDArray[np.bool_]:
+    found = np.ones(len(scores), dtype=bool)
+    for kind, margin in margins.items():
+        found &= _lead(probe, scores, kind) > margin
+    return found
+
+
+def _middle(probe: Probe, labels: NDArray[np.str_], kind: str) -> float:
+    lead = _lead(probe, probe.held_out, kind)
+    return float(lead[labels == TARGET].mean() + lead[labels == kind].mean()) / 2
+
+
+def _lead(probe: Probe, scores: Float64s, kind: str) -> Float64s:
+    """Return by how much the target's score exceeds that of another kind."""
+    lead: Float64s = scores[:, probe.classes.index(TARGET)] - scores[:, probe.classes.index(kind)]
+    return lead
 
 
 def _drawn(rows: Floats, seed: int) -> Floats:
@@ -84,21 +92,13 @@ def _drawn(rows: Floats, seed: int) -> Floats:
     return rows[np.sort(np.random.default_rng(seed).permutation(len(rows))[:LARGEST])]
 
 
-def _to_others(rows: Floats) -> NDArray[np.float64]:
-    """Return each row's squared distance to the nearest other row."""
-    found = np.empty(len(rows))
-    for block, squared in squared_distance_blocks(rows, rows):
-        squared[np.arange(len(squared)), np.arange(block.start, block.stop)] = np.inf
-        found[block] = squared.min(axis=1)
-    return found
-
-
 def domain_probe(measured: Measured) -> DomainProbe | None:
     """Return the probe between the reference and the images of the source's domain, if there are enough."""
     if measured.source is None or min(len(measured.reference), len(measured.source)) < 2:
         return None
+    garbage = None if measured.garbage is None else measured.garbage.pooled
     rows = measured.reference.pooled, measured.source.pooled
-    return DomainProbe.fit(*rows, measured.settings.seed)
+    return DomainProbe.fit(*rows, garbage, measured.settings.seed)
 
 
 def in_domain(measured: Measured) -> NDArray[np.bool_] | None:
@@ -152,8 +152,8 @@ METRIC = Metric(
             "in_domain_share",
             "In the domain",
             "higher",
-            "Share of the samples that a linear probe takes for the target domain rather than the source's, "
-            "and that are as near to a real image as real images are.",
+            "Share of the samples that a linear probe takes for the target domain, rather than for the "
+            "source's or for garbage.",
             percent=True,
         ),
     ),

@@ -19,6 +19,7 @@ from domainstudio.metrics.attributes import Attributes, Labelled, attributes_kep
 from domainstudio.metrics.attributes import summary as attributes_summary
 from domainstudio.metrics.evaluation import Images, MetricReport, evaluate, held_out, split_domain
 from domainstudio.metrics.features import FEATURES, FeatureNetwork, Features, extract
+from domainstudio.metrics.garbage import garbage
 from domainstudio.metrics.networks import load_network
 from domainstudio.metrics.pairing import SampleTexts, Texts
 from domainstudio.sampling import load_samples
@@ -108,7 +109,7 @@ def measure_images(
     texts, rest = known.texts, held_out(domain, shots)
     sets = {"samples": samples, "source": source, "shots": shots, "domain": domain[rest]}
     encode = partial(_encode, settings=settings, cache=cache, progress=progress)
-    further = {"mirrored shots": shots[..., ::-1]}
+    further = {"mirrored shots": shots[..., ::-1], "garbage": garbage(shots, settings.seed)}
     if known.source_domain is not None:
         further["source domain"] = known.source_domain.images
     encoded = encode(sets | further, load_network(settings.features), "encode")
@@ -121,6 +122,7 @@ def measure_images(
         settings,
         mirrored,
         encoded.get("source domain"),
+        encoded["garbage"],
     )
     parts = {}
     if kept := _attributes(encoded, known, rest, report.in_domain, settings):

@@ -66,6 +66,7 @@ class Measured:
         settings: Neighbours, subsets, threshold and seed.
         copies: Whether the images stand for two copies of each, as for a model that only copies.
         source: Features of images of the source's domain, or None where there are none.
+        garbage: Features of images in no domain, or None.
         memorized_below: Distance to a training image below which an image counts as memorised.
         false_alarms: Share of unseen real images below that distance, or None where there are none.
         memo: What `once` has computed. It must be a new one for another reference, source or training images.
@@ -78,6 +79,7 @@ class Measured:
     settings: EvaluateSettings
     copies: bool = False
     source: Features | None = None
+    garbage: Features | None = None
     memorized_below: float = 0.0
     false_alarms: float | None = None
     memo: dict[Any, Any] = field(default_factory=dict, repr=False)
