@@ -124,6 +124,10 @@ def _factor(vae: Encoder) -> int:
 def read_encoder(folder: Path, kind: type[Encoder]) -> Encoder:
     """Read an encoder and decoder in float32.
 
+    A VQ model whose configuration names no scaling factor is older than that setting of diffusers, and its
+    latents are not scaled. So is CompVis/ldm-celebahq-256, to which newer versions of diffusers give the
+    factor of Stable Diffusion (github.com/huggingface/diffusers/issues/6725).
+
     Args:
         folder: with `config.json` and weights as safetensors.
         kind: its class.
@@ -136,6 +140,8 @@ def read_encoder(folder: Path, kind: type[Encoder]) -> Encoder:
         if not config.is_file():  # diffusers would look for a model of that name on the hub
             raise FileNotFoundError(f"there is no {config}")
         encoder: Encoder = kind.from_pretrained(folder, use_safetensors=True, torch_dtype=torch.float32)
+        if kind is VQModel and "scaling_factor" not in kind.load_config(folder):
+            encoder.register_to_config(scaling_factor=1.0)
     except (OSError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(
             f"{folder} is not a usable {kind.__name__}: {error}. It needs config.json and "

@@ -26,6 +26,7 @@ from PIL import Image
 
 from domainstudio import config
 from stages import register
+from tests.project import params
 
 ROOT = Path(__file__).parents[2]
 NAME = "ink-domainstudio"
@@ -67,7 +68,7 @@ def save_pipeline(folder: Path, seed: int = 0) -> None:
 
 def make_project(root: Path, seed: int = 0, key: str = KEY) -> Path:
     """Write what the stages before `register` leave behind."""
-    shutil.copy(ROOT / "params.yaml", root / "params.yaml")
+    (root / "params.yaml").write_text(yaml.safe_dump(params()))
     save_pipeline(root / "models/adapted" / NAME, seed)
     write_result(root, NAME, key)
     return root
@@ -257,15 +258,17 @@ def _answers(url: str) -> bool:
 
 
 def _lock() -> dict[str, Any]:
-    source, target = "models/sources/noto", "data/targets/ink"
-    md5 = {path: f"{number:032x}.dir" for number, path in enumerate((source, target, "data/source"))}
+    source, target, images = "models/sources/noto", "data/targets/ink", "data/sources/noto"
+    md5 = {path: f"{number:032x}.dir" for number, path in enumerate((source, target, images))}
+    md5["demo/noto.yaml"] = f"{4:032x}"
     entry = {path: {"path": path, "hash": "md5", "md5": digest} for path, digest in md5.items()}
     made = {"path": f"models/adapted/{NAME}", "hash": "md5", "md5": f"{3:032x}.dir"}
     return {
         "schema": "2.0",
         "stages": {
+            "prepare_source@noto": {"cmd": "…", "outs": [entry[images]]},
             "prepare_target@ink": {"cmd": "…", "outs": [entry[target]]},
-            "pretrain": {"cmd": "…", "deps": [entry["data/source"]], "outs": [entry[source]]},
+            "pretrain": {"cmd": "…", "deps": [entry["demo/noto.yaml"]], "outs": [entry[source]]},
             f"finetune@{NAME}": {"cmd": "…", "deps": [entry[source], entry[target]], "outs": [made]},
             f"evaluate@{NAME}": {"cmd": "…", "deps": [made], "params": {"params.yaml": {"evaluate": {}}}},
             "finetune@another": {"cmd": "…", "deps": [entry[source]]},

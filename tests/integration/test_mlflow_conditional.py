@@ -31,7 +31,6 @@ from domainstudio.training.cards import adapted_card
 from tests.integration.mlflow_parts import (
     KEY,
     METRICS,
-    ROOT,
     decode,
     rows,
     run_stage,
@@ -46,6 +45,7 @@ from tests.models import (
     tiny_text_denoiser,
     tiny_text_pipeline,
 )
+from tests.project import params
 
 CONDITIONS = {
     "ink-text": "a red house in [V] style",
@@ -102,7 +102,7 @@ def project(one_thread, tmp_path_factory):
 
 
 def write_project(root: Path) -> None:
-    values = yaml.safe_load((ROOT / "params.yaml").read_text())
+    values = params()
     values["methods"]["adapters"] = {"simple": 1.0, "prior": 1.0, "lora": {"rank": 2}}
     for name in CONDITIONS:
         method = "adapters" if name == "ink-lora" else "finetune"

@@ -119,8 +119,9 @@ def test_the_run_is_replayed_from_the_files(registered):
     assert inputs == [
         ("ink-domain", f"{1:032x}.dir", '{"uri": "data/targets/ink/domain"}'),
         ("ink-shots", f"{1:032x}.dir", '{"uri": "data/targets/ink/shots"}'),
-        ("noto-images", f"{2:032x}.dir", '{"uri": "data/source"}'),
+        ("noto-images", f"{2:032x}.dir", '{"uri": "data/sources/noto"}'),
         ("noto-model", f"{0:032x}.dir", '{"uri": "models/sources/noto"}'),
+        ("noto-training", f"{4:032x}", '{"uri": "demo/noto.yaml"}'),
     ]
     (artifacts,) = Path("mlartifacts").glob("*/artifacts/samples")
     found = {p.relative_to(artifacts.parent).as_posix() for p in artifacts.parent.rglob("*") if p.is_file()}

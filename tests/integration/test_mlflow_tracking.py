@@ -31,7 +31,8 @@ from tests.integration.mlflow_parts import (
     use_local_store,
 )
 
-ADAPTATION = config.load(ROOT / "params.yaml").adaptation(NAME)
+PARAMS = [str(ROOT / name) for name in ("params.yaml", "benchmarks/ink.yaml")]
+ADAPTATION = config.load(*PARAMS).adaptation(NAME)
 
 TRAINING = """
 import os, signal
@@ -40,7 +41,7 @@ from tests.integration.mlflow_parts import KEY, NAME, history
 from domainstudio import config
 from domainstudio.tracking.tracker import run_for
 
-adaptation = config.load({params!r}).adaptation(NAME)
+adaptation = config.load(*{params!r}).adaptation(NAME)
 with run_for(NAME, KEY, adaptation, {{"source": "a", "shots": "b"}}) as tracker:
 {body}
 """
@@ -49,7 +50,7 @@ with run_for(NAME, KEY, adaptation, {{"source": "a", "shots": "b"}}) as tracker:
 def training(body: str, **variables: str) -> subprocess.Popen[str]:
     """Run a training with tracker in a process of its own, in the current folder."""
     lines = "".join(f"    {line}\n" for line in body.strip().splitlines())
-    code = TRAINING.format(params=str(ROOT / "params.yaml"), body=lines)
+    code = TRAINING.format(params=PARAMS, body=lines)
     return subprocess.Popen(
         [sys.executable, "-c", code],
         env=environment(**variables),

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import yaml
 
 from domainstudio.config import PrepareSettings
 from domainstudio.data import packing
@@ -15,6 +16,7 @@ from domainstudio.errors import DataError, MissingExtraError
 from stages import prepare as prepare_stage
 from stages.origins import LISTERS
 from tests.integration.s3_parts import png, remove_credentials
+from tests.project import params
 
 prepare = partial(packing.prepare, listers=LISTERS)
 SETTINGS = PrepareSettings(resolution=16)
@@ -126,8 +128,8 @@ def test_without_boto3_the_extra_is_named(monkeypatch):
 
 def test_the_stage_reads_from_s3(s3, tmp_path, monkeypatch, capsys):
     url = s3.upload("stage", {f"{index}.png": png(20 + index) for index in range(4)})
-    text = (ROOT / "params.yaml").read_text().replace("images: demo/noto.yaml", f"images: {url}")
-    (tmp_path / "params.yaml").write_text(text)
-    monkeypatch.setattr(sys, "argv", ["prepare", "source"])
+    values = params() | {"source_images": {"noto": {"images": url, "number": 3}}}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
+    monkeypatch.setattr(sys, "argv", ["prepare", "source", "noto"])
     prepare_stage.main()
-    assert capsys.readouterr() == (f"data/source: 4 images from {url}\n", "")
+    assert capsys.readouterr() == (f"data/sources/noto: 3 images from {url}\n", "")

@@ -152,6 +152,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, team: Team) -> Project:
     tiny_denoiser().save(root / "models/sources/noto", half=True)
     records = tuple(ImageRecord(str(i), "0", 8, 8, f"{i}.png") for i in range(12))
     domain = ImageSet(tiny_images(12), records, origin="images")
+    domain.save(root / "data/sources/noto")
     domain.save(root / "data/targets/ink/domain")
     domain.take(range(5)).save(root / "data/targets/ink/shots")
     (root / "subjects.txt").write_text("a house\n")

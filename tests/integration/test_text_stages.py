@@ -36,6 +36,7 @@ def params():
     values = project_params()
     values["prepare"]["resolution"] = 16
     values["sources"] = {"tiny": {"subjects": "subjects.txt"}}
+    values["source_images"] = {}
     values["methods"] |= {
         "lora": {"simple": 1.0, "prior": 1.0, "lora": {"rank": 2}},
         "text": {"simple": 1.0, "image": 0.5, "high_frequency": 0.5, "high_frequency_mse": 0.05},
@@ -55,7 +56,6 @@ def run(monkeypatch, stage, *arguments):
 
 
 def test_from_captions_to_a_report(project, monkeypatch):
-    run(monkeypatch, prepare, "source")
     run(monkeypatch, prepare, "target", "ink")
     run(monkeypatch, sample, "source", "tiny")
     for name in NAMES:
@@ -88,7 +88,6 @@ def test_from_captions_to_a_report(project, monkeypatch):
 
 
 def test_the_same_prior_images_serve_a_second_training(project, monkeypatch, capsys):
-    run(monkeypatch, prepare, "source")
     run(monkeypatch, prepare, "target", "ink")
     run(monkeypatch, finetune, "text-lora")
     key = json.loads((project / "models/adapted/text-lora/provenance.json").read_text())["key"]

@@ -103,7 +103,7 @@ def prepared(company: Company) -> Iterator[None]:
     source = company.source
     with (source / "stages/__init__.py").open("a") as file:
         file.write(TRACE)
-    run(source, "dvc", "repro", "prepare_source", "prepare_target@ink")
+    run(source, "dvc", "repro", "prepare_source@noto", "prepare_target@ink")
     run(source, "dvc", "push")
     settings = {"steps": STEPS, "checkpoint_every": EVERY, "preview_every": 0}
     company.change("a longer training of prepared images", **settings)
@@ -184,7 +184,7 @@ def undisturbed(company: Company, folder: Path) -> str:
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("DOMAINSTUDIO_CHECKPOINTS")
         patch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")  # nobody listens there
-        run(folder, "dvc", "pull", "prepare_source", "prepare_target@ink")
+        run(folder, "dvc", "pull", "prepare_source@noto", "prepare_target@ink")
         run(folder, "dvc", "repro", "--single-item", STAGE)
     return (folder / "dvc.lock").read_text()
 
@@ -259,6 +259,6 @@ def test_eight_runs_share_two_gpus(company: Company, tmp_path: Path) -> None:
         assert locked["finetune"]["seed"] == seed
     for branch in (branches[0], branches[-1]):
         clone = company.clone(branch, tmp_path / branch.replace("/", "-"))
-        run(clone, "dvc", "pull", STAGE, "prepare_source", "prepare_target@ink")
+        run(clone, "dvc", "pull", STAGE, "prepare_source@noto", "prepare_target@ink")
         said = run(clone, "dvc", "repro", "--dry", STAGE)
         assert f"Stage '{STAGE}' didn't change" in said and "Running stage" not in said, said

@@ -96,6 +96,18 @@ def test_latents_of_a_vq_model_are_not_drawn_by_lot():
     assert torch.equal(first, second) and first.shape == (2, *denoiser.shape)
 
 
+def test_a_vq_model_older_than_scaling_factors_is_not_scaled(tmp_path):
+    tiny_latent_denoiser(quantized=True).save(tmp_path / "old")
+    path = tmp_path / "old/vqvae/config.json"
+    settings = json.loads(path.read_text()).items()
+    path.write_text(json.dumps({name: value for name, value in settings if name != "scaling_factor"}))
+    denoiser: Any = models.load(tmp_path / "old")
+    encoded = denoiser.encode(in_range(pictures(2)))
+    torch.testing.assert_close(denoiser.x0(encoded, torch.Generator()), encoded[:, :3])
+    denoiser.save(tmp_path / "new")
+    assert LDMPipeline.from_pretrained(tmp_path / "new").vqvae.config.scaling_factor == 1.0
+
+
 @both
 def test_images_are_encoded_once(tmp_path, quantized, monkeypatch):
     denoiser = tiny_latent_denoiser(quantized=quantized)
