@@ -42,7 +42,7 @@ class PriorSettings(Section):
     """Images of the source domain for prior preservation, for methods whose weight `prior` is above 0."""
 
     images: Literal["generated", "source"] = "generated"
-    """`generated`: drawn from the source model once, and kept. `source`: the prepared source images."""
+    """`generated`: drawn from the source model once, and kept. `source`: those that `source_images` names."""
     number: int = Field(default=200, ge=1)
     """Number of images."""
     seed: int = Field(default=0, ge=0)
@@ -83,6 +83,11 @@ class Adaptation(Section):
     prior: PriorSettings
     combine: Combination | None = Field(default=None, exclude=True)
     """Left out of dumps, which name trainings: it decides what is drawn, and nothing that is trained."""
+
+    @property
+    def takes_source_images(self) -> bool:
+        """Whether prior preservation takes real images of the source's domain."""
+        return self.weights.prior > 0 and self.prior.images == "source"
 
     @model_validator(mode="after")
     def _paired_batch(self) -> Self:

@@ -122,7 +122,13 @@ class Settings(Section):
             "weights": merged(self.methods[item.method].model_dump(), item.weights),
         }
         del values["finetune"]
-        return validated(Adaptation, values, f"adaptations.{name}")
+        adaptation = validated(Adaptation, values, f"adaptations.{name}")
+        if adaptation.takes_source_images and item.source not in self.source_images:
+            raise ConfigError(
+                f"adaptations.{name}.prior.images is source, and source_images has no {item.source!r}: "
+                "add it, or set generated"
+            )
+        return adaptation
 
 
 def load(path: str | Path = "params.yaml", *overlays: str | Path) -> Settings:

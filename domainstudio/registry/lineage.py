@@ -11,7 +11,7 @@ import yaml
 
 from domainstudio.config import Adaptation
 from domainstudio.errors import ConfigError
-from domainstudio.project import SOURCE_MODELS, TARGETS
+from domainstudio.project import SOURCE_IMAGES, SOURCE_MODELS, TARGETS
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -75,8 +75,8 @@ def locked_stages(last: str) -> dict[str, dict[str, Any]]:
 def log_inputs(client: MlflowClient, run_id: str, adaptation: Adaptation) -> None:
     """Attach the data of an adaptation to its run, as MLflow datasets. Doing it again changes nothing.
 
-    These are the few training images, the whole target domain, the source model and, if DVC has trained it,
-    its training images: as far as `dvc.lock` holds them.
+    These are the few training images, the whole target domain, the source model, real images of its domain
+    and, if DVC has trained it, its training images: as far as `dvc.lock` holds them.
 
     Raises:
         ConfigError: `dvc.lock` cannot be read.
@@ -102,15 +102,17 @@ def _used_data(adaptation: Adaptation) -> Iterator[tuple[str, str, str, str]]:
     }
     source = (SOURCE_MODELS / adaptation.source).as_posix()
     target = (TARGETS / adaptation.target).as_posix()
+    images = (SOURCE_IMAGES / adaptation.source).as_posix()
     wanted = [
         (f"{adaptation.target}-shots", f"{target}/shots", target, "training"),
         (f"{adaptation.target}-domain", f"{target}/domain", target, "evaluation"),
         (f"{adaptation.source}-model", source, source, "source model"),
+        (f"{adaptation.source}-images", images, images, "source domain"),
     ]
     for stage in stages:
         if source in dict(_files(stage, "outs")):
-            data = [path for path, _ in _files(stage, "deps") if path.startswith("data/")]
-            wanted += [(f"{adaptation.source}-images", path, path, "source training") for path in data]
+            origins = [path for path, _ in _files(stage, "deps") if not path.startswith("models/")]
+            wanted += [(f"{adaptation.source}-training", path, path, "source training") for path in origins]
     for name, path, output, purpose in wanted:
         if output in hashes:
             yield name, path, hashes[output], purpose

@@ -95,7 +95,7 @@ def prior_images(
     if adaptation.weights.prior == 0:
         return None
     adapted = frozenset(texts_of(denoiser, adaptation, "target", shots) or ())
-    if adaptation.prior.images == "source":
+    if adaptation.takes_source_images:
         return _given(denoiser, adaptation, adapted, ImageSet.load(source_images / adaptation.source))
     texts = None
     if denoiser.conditional:

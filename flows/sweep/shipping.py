@@ -38,15 +38,17 @@ def paths(settings: Settings, adaptation: Adaptation) -> dict[str, Path]:
         "shots": target / "shots",
         "domain": target / "domain",
     }
-    if adaptation.weights.prior > 0 and adaptation.prior.images == "source":
-        found["source images"] = SOURCE_IMAGES / source
+    images = SOURCE_IMAGES / source
+    if adaptation.takes_source_images or images.is_dir():  # metrics use them where there are some
+        found["source images"] = images
     for name, place in (("tiny_vae", adaptation.weights.tiny_vae), ("clip", settings.evaluate.clip)):
         if place is not None and Path(place).is_dir():  # else it is an id of the hub
             found[name] = Path(place)
     if missing := [str(path) for path in found.values() if not path.exists()]:
         raise DataError(
             f"{', '.join(missing)}: missing. `dvc repro prepare_target@{adaptation.target}` prepares the "
-            "target, `python -m stages.import_source` gets a model"
+            f"target, `dvc repro prepare_source@{source}` its source's images, and `python -m "
+            "stages.import_source` gets a model"
         )
     return found
 

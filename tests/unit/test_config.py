@@ -14,6 +14,11 @@ def plain(values):
     return values["adaptations"]["sketches-finetune"]
 
 
+def real_prior(values):
+    plain(values).update(prior={"images": "source"}, weights={"prior": 1.0})
+    values["source_images"] = {}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -27,6 +32,10 @@ def plain(values):
         (lambda v: v["pretrain"]["noise"].update(prediction_type="epsilon"), "needs prediction_type v_pred"),
         (lambda v: v.pop("sources"), r"sources: Field required"),
         (lambda v: v["finetune"].update(batch_size=2), r"batch_size must be at least 3 per process, got 2"),
+        (
+            real_prior,
+            r"prior\.images is source, and source_images has no 'avataaars': add it, or",
+        ),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path, change, message):
