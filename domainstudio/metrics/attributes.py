@@ -22,7 +22,7 @@ FEWEST = 10
 
 OTHER = "other"
 
-LARGEST = 2000
+LARGEST = 1200
 """Most real images of either side that probes are fitted to."""
 
 FIGURES = (
@@ -44,7 +44,7 @@ class Labelled:
     """Real images with known attributes.
 
     Attributes:
-        rows: Features with shape (N, D).
+        rows: Perceptual features with shape (N, P). Pooled ones do not know where colours are.
         attributes: What is known of each.
     """
 
@@ -99,7 +99,7 @@ def attributes_kept(
     The chance is exact: Σ_v p(v) q(v) over the two sides' shares of each value.
 
     Args:
-        samples: Adapted samples, with shape (N, D), N ≥ 1.
+        samples: Perceptual features of adapted samples, with shape (N, P), N ≥ 1.
         source: The source's samples from the same noise, in the same order.
         source_domain: Real images of the source's domain.
         target_domain: Real images of the target.

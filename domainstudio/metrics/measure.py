@@ -159,12 +159,12 @@ def _attributes(
         return {}
     own, other = np.array(pairs).T
     attributes = tuple(record.attributes for record in known.source_domain.records)
-    source = Labelled(encoded["source domain"].pooled, attributes)
+    source = Labelled(encoded["source domain"].perceptual, attributes)
     target = None
     if known.domain_attributes and "domain" in encoded:
         named = tuple(known.domain_attributes[index] for index in rest)
-        target = Labelled(encoded["domain"].pooled, named)
-    rows = encoded["samples"].pooled[own], encoded["source"].pooled[other]
+        target = Labelled(encoded["domain"].perceptual, named)
+    rows = encoded["samples"].perceptual[own], encoded["source"].perceptual[other]
     kept = attributes_kept(*rows, source, target)
     if not kept:
         return {}

@@ -71,9 +71,7 @@ class Ridge:
         everything = rows.astype(np.float64)
         self._offset = everything.mean(axis=0)
         centred = everything - self._offset
-        squares, self._axes = _axes(centred)
-        self._rotated = centred @ self._axes
-        self._squares = squares
+        self._squares, self._axes, self._rotated = _decomposed(centred)
 
     def fit(self, labels: Sequence[str]) -> Probe:
         """Fit a probe, at the strength with the smallest leave-one-out error.
@@ -109,10 +107,13 @@ class Ridge:
         return held
 
 
-def _axes(centred: Float64s) -> tuple[Float64s, Float64s]:
-    """Return the squared singular values (R,) of centred rows and their right singular vectors (D, R)."""
+def _decomposed(centred: Float64s) -> tuple[Float64s, Float64s, Float64s]:
+    """Return squared singular values (R,), right singular vectors (D, R), and the rows in them (N, R)."""
     wide = len(centred) < centred.shape[1]
     squares, vectors = np.linalg.eigh(centred @ centred.T if wide else centred.T @ centred)
     kept = squares > ZERO * max(squares[-1], np.finfo(np.float64).tiny)
     squares, vectors = squares[kept], vectors[:, kept]
-    return squares, (centred.T @ vectors) / np.sqrt(squares) if wide else vectors
+    if not wide:
+        return squares, vectors, centred @ vectors
+    values = np.sqrt(squares)
+    return squares, (centred.T @ vectors) / values, vectors * values

@@ -20,6 +20,7 @@ from domainstudio.metrics.kernel import squared_mmd
 from domainstudio.metrics.memorization import memorization
 from domainstudio.metrics.metric import Figure, Metric, undefined
 from domainstudio.metrics.neighbours import neighbour_scores
+from domainstudio.metrics.ridge import Ridge
 
 
 def rows(seed, number, size, shift=0.0):
@@ -180,3 +181,28 @@ def test_memorization_finds_the_nearest_by_loops():
     assert found.mirrored.tolist() == [bool(e[2]) for e in expected]
     assert 0 < found.mirrored.sum() < 20
     assert found.share == np.mean([e[0] < 20 for e in expected])
+
+
+@pytest.mark.parametrize(("number", "size"), [(40, 6), (20, 50)])
+def test_a_probes_held_out_scores_are_those_of_fits_without_the_image(number, size):
+    generator = np.random.default_rng(0)
+    features = generator.normal(size=(number, size))
+    labels = np.where(features[:, 0] + generator.normal(size=number) > 0, "yes", "no")
+    probe = Ridge(features).fit(labels.tolist())
+    strengths = np.logspace(-4, 2, 13) * ((features - features.mean(axis=0)) ** 2).sum() / size
+    errors, held = [], []
+    for penalty in strengths:
+        held.append(np.stack([left_out(features, labels == "yes", row, penalty) for row in range(number)]))
+        errors.append(((held[-1] - (labels == "yes")) ** 2).sum())
+    np.testing.assert_allclose(probe.held_out[:, 1], held[int(np.argmin(errors))], rtol=1e-6, atol=1e-8)
+    assert probe.accuracy == ((probe.held_out[:, 1] > 0.5) == (labels == "yes")).mean()
+    assert (np.array(probe.predict(features)) == labels).mean() >= probe.accuracy
+
+
+def left_out(features, positive, row, penalty):
+    """Fit a ridge regression without a row, with an unpenalised intercept, and predict that row."""
+    kept = np.arange(len(features)) != row
+    design = np.column_stack([np.ones(kept.sum()), features[kept]])
+    ridge = penalty * np.diag([0.0] + [1.0] * features.shape[1])
+    weights = np.linalg.solve(design.T @ design + ridge, design.T @ positive[kept].astype(float))
+    return weights[0] + features[row] @ weights[1:]
