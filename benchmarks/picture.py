@@ -1,6 +1,7 @@
 """The README's picture: the few training images, then every model's samples from the same noise.
 
-    python -m benchmarks.picture --adaptations ink-finetune ink-domainstudio --output docs/images/result.png
+    python -m benchmarks.picture --adaptations sketches-finetune sketches-domainstudio \
+        --output docs/images/result.png
 
 Needs what `dvc repro` makes; with `--step`, what `benchmarks.compare` has drawn.
 """
