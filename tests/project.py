@@ -20,7 +20,7 @@ COPIED = ("domainstudio", "stages", "dvc.yaml", ".dvcignore")
 
 def make_project(root: Path, more: Sequence[str] = ()) -> Path:
     """Write a project with its own twelve images, tiny source models and git history; return its folder."""
-    from tests.models import tiny_class_denoiser, tiny_denoiser, tiny_text_denoiser
+    from tests.models import tiny_class_denoiser, tiny_denoiser, tiny_latent_denoiser, tiny_text_denoiser
 
     root.mkdir(parents=True, exist_ok=True)
     for name in (*COPIED, *more):
@@ -30,6 +30,7 @@ def make_project(root: Path, more: Sequence[str] = ()) -> Path:
     write_images(root / "images", 12)
     (root / "subjects.txt").write_text("a house\n")
     tiny_denoiser().save(root / "models/sources/noto", half=True)
+    tiny_latent_denoiser().save(root / "models/sources/avataaars", half=True)
     tiny_class_denoiser().save(root / "models/sources/noto-class", half=True)
     tiny_text_denoiser().save(root / "models/sources/noto-text", half=True)
     (root / "params.yaml").write_text(yaml.safe_dump(params()))
