@@ -138,6 +138,46 @@ def loss_panel(shown: Series, context: Sequence[Series]) -> Markup | None:
     return _svg(parts, f"{shown.name} along training, {scale} scale, last value {summary.mean[-1]:.3g}")
 
 
+def candidates_panel(
+    name: str,
+    steps: Sequence[float],
+    bounds: Sequence[tuple[float, float, float]],
+    chosen: float,
+    slot: int,
+    limit: float | None = None,
+) -> Markup | None:
+    """A figure of candidates along training with its interval; the chosen step and a limit are marked.
+
+    Args:
+        name: what the figure is.
+        steps: of the candidates for which it is defined, ascending.
+        bounds: low end, value and high end of each.
+        chosen: the chosen step.
+        slot: the colour.
+        limit: a value that is not to be exceeded.
+    """
+    if not steps:
+        return None
+    low, _, high = zip(*bounds, strict=True)
+    top = max(*high, limit or 0.0, 1e-6)
+    x = Axis(0.0, max(*steps, chosen), LEFT, WIDTH - RIGHT - 6)
+    y = Axis(min(0.0, *low), top * 1.05, HEIGHT - BOTTOM, TOP)
+    band = [*zip(steps, high, strict=True), *zip(reversed(steps), reversed(low), strict=True)]
+    values = np.array([value for _, value, _ in bounds])
+    parts = [_frame(x, y), f'<path class="chosen" d="M{x(chosen):.1f} {TOP}V{HEIGHT - BOTTOM}"/>']
+    if limit is not None:
+        parts.append(f'<path class="threshold" d="M{LEFT} {y(limit):.1f}H{WIDTH - RIGHT}"/>')
+    parts += [f'<path class="band s{slot % 6}" d="{_path(band, x, y)}Z"/>']
+    parts += [_line(np.array(steps), values, x, y, f"line s{slot % 6}")]
+    for step, value in zip(steps, values, strict=True):
+        radius = 5 if step == chosen else 2.8
+        parts.append(
+            f'<circle class="point s{slot % 6}" cx="{x(step):.1f}" cy="{y(value):.1f}" r="{radius}"/>'
+        )
+    described = ", ".join(f"{step:g}: {value:.3g}" for step, value in zip(steps, values, strict=True))
+    return _svg(parts, f"{name} of the candidates by step. {described}. Chosen: {chosen:g}")
+
+
 def scatter(points: Sequence[Point], x_label: str, y_label: str) -> Markup | None:
     """One figure against another, with labels; `None` when no adaptation is among the points."""
     if not any(point.slot is not None for point in points):

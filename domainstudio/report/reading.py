@@ -158,7 +158,12 @@ class Results:
     """Step and file of each preview, in the order of training."""
     metrics: Mapping[str, Any] | None
     nearest: Nearest | None
+<<<<<<< HEAD
     tradeoff: Tradeoff | None = None
+=======
+    selection: Path
+    """Folder of the choice among the candidates of the training, where there was one."""
+>>>>>>> 5b8da1a (The files of other trainers' LoRA trainings are candidates too: python -m stages.choose)
 
     @cached_property
     def memorized(self) -> frozenset[int]:
@@ -235,6 +240,15 @@ def open_image(path: Path) -> Image.Image:
         ) from error
 
 
+def read_selection(folder: Path) -> Mapping[str, Any] | None:
+    """Return the record of a choice among candidates; None where there is none.
+
+    Raises:
+        DataError: it cannot be understood.
+    """
+    return _parsed(folder / "selection.json", _selection)
+
+
 def _results(root: Path, adaptation: Adaptation) -> Results:
     training, evaluation = root / "training" / adaptation.name, root / "evaluation" / adaptation.name
     tradeoff = root / "tradeoff" / adaptation.name
@@ -245,7 +259,11 @@ def _results(root: Path, adaptation: Adaptation) -> Results:
         previews=_previews(training / "previews"),
         metrics=_parsed(evaluation / "metrics.json", _mapping),
         nearest=_parsed(evaluation / "nearest.json", _nearest),
+<<<<<<< HEAD
         tradeoff=_parsed(tradeoff / "tradeoff.json", partial(_tradeoff, tradeoff)),
+=======
+        selection=training / "selection",
+>>>>>>> 5b8da1a (The files of other trainers' LoRA trainings are candidates too: python -m stages.choose)
     )
 
 
@@ -287,6 +305,15 @@ def _samples_manifest(text: str) -> Mapping[str, Any]:
     for item in manifest["images"]:
         str(item["file"]), int(item["seed"])
     return manifest
+
+
+def _selection(text: str) -> Mapping[str, Any]:
+    values = _mapping(text)
+    if values["format"] != 1:
+        raise ValueError(f"format {values['format']!r} is not 1, the one this version reads")
+    for item in values["candidates"]:
+        int(item["step"]), str(item["name"])
+    return values
 
 
 def _losses(text: str) -> Mapping[str, np.ndarray]:

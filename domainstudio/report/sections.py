@@ -23,7 +23,11 @@ from domainstudio.report.reading import (
     TradeoffPoint,
     open_image,
 )
+<<<<<<< HEAD
 from domainstudio.report.tables import number
+=======
+from domainstudio.report.selection import Choice, choice
+>>>>>>> 5b8da1a (The files of other trainers' LoRA trainings are candidates too: python -m stages.choose)
 
 COLUMNS = 10
 GRID_COLUMNS, GRID_IMAGES = 8, 64
@@ -106,6 +110,7 @@ class Section:
     histogram: Markup | None
     attraction: tuple[tuple[Tile, int], ...]
     panels: tuple[tuple[str, str, Markup], ...]
+    choice: Choice | None
     previews: tuple[tuple[int, Picture], ...]
     tradeoff: tuple[tuple[str, str, Picture], ...]
     """Words, figures and first samples of the model alone, and of each combination with its source model."""
@@ -203,6 +208,7 @@ def section(content: Content, results: Results, slots: Mapping[str, int]) -> Sec
         histogram=curves.histogram(distances, nearest.threshold, slot) if nearest else None,
         attraction=_attraction(results, shots),
         panels=_panels(content, results, slots),
+        choice=choice(results.selection, slot),
         previews=tuple(strip(previews, PREVIEWS)),
         tradeoff=tuple(_tradeoff(point) for point in results.tradeoff.points) if results.tradeoff else (),
     )

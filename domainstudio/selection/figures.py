@@ -143,7 +143,8 @@ class Yardstick:
         n = len(shots)
         own = (within_shots.sum() - np.trace(within_shots)) / (n * (n - 1))
         across = counts @ _cubic(samples.pooled, shots).mean(axis=1) / len(samples)
-        return _pair_mean(counts, _cubic(samples.pooled, samples.pooled)) + own - 2 * across
+        kid: Float64s = _pair_mean(counts, _cubic(samples.pooled, samples.pooled)) + own - 2 * across
+        return kid
 
     def _intra(self, samples: Features, chosen: NDArray[np.bool_]) -> Float64s:
         """Return the intra distance (see `metrics.diversity`) of chosen samples; NaN where it has no pair."""

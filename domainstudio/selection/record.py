@@ -13,7 +13,7 @@ from domainstudio.config import ChooseSettings
 from domainstudio.data import grid
 from domainstudio.errors import DataError
 from domainstudio.metrics.distances import Float64s
-from domainstudio.sampling import load_samples
+from domainstudio.sampling import Images, load_samples
 from domainstudio.selection.figures import Curve, Yardstick
 from domainstudio.selection.rule import Choice, Reason
 from domainstudio.storage.files import write_text
@@ -71,6 +71,8 @@ class Selection(BaseModel):
     chosen: int
     """The chosen step."""
     reason: Reason
+    why: str
+    """The reason in words."""
     warning: str | None
     rule: ChooseSettings
     features: str
@@ -82,6 +84,8 @@ class Selection(BaseModel):
     probe_accuracy: float
     """How surely the probe tells the domain from the source: by cross-validation, 0.5 is chance."""
     candidates: tuple[Measured, ...]
+    left_out: Mapping[str, str] = {}
+    """Files that cannot be used, each with the reason."""
 
     @classmethod
     def of(
@@ -96,6 +100,7 @@ class Selection(BaseModel):
         return cls(
             chosen=choice.step,
             reason=choice.reason,
+            why=WHY[choice.reason],
             warning=choice.warning,
             rule=rule,
             features=features,
@@ -118,24 +123,28 @@ class Selection(BaseModel):
         shown = ", ".join(
             f"{name} {each.value:.2f}" for name, each in figures.items() if each.value is not None
         )
-        return f"{best.name} of {number} candidates ({WHY[self.reason]}): {shown}"
+        return f"{best.name} of {number} candidates ({self.why}): {shown}"
 
     @property
     def origin(self) -> dict[str, Any]:
         """What a model's provenance says of the choice."""
         return {"step": self.chosen, "reason": self.reason, "candidates": len(self.candidates)}
 
-    def write(self, folder: Path, source: Path, samples: Mapping[str, Path]) -> None:
+    def write(
+        self, folder: Path, source: Path, samples: Mapping[str, Path], shots: Images | None = None
+    ) -> None:
         """Write the record, and the first samples of the source model and of each candidate in a row.
 
         Args:
             folder: Where to write.
             source: Folder of the source model's samples.
             samples: Folder of samples of each candidate, by its name.
+            shots: The training images, for a row of their own.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        for name, drawn in {"source": source, **samples}.items():
-            grid(load_samples(drawn)[:SHOWN], SHOWN).save(folder / f"{name}.png")
+        rows = {name: load_samples(drawn) for name, drawn in {"source": source, **samples}.items()}
+        for name, images in (rows if shots is None else {**rows, "shots": shots}).items():
+            grid(images[:SHOWN], SHOWN).save(folder / f"{name}.png")
         write_text(folder / FILE, self.model_dump_json(indent=1) + "\n")
 
     @classmethod
