@@ -7,6 +7,7 @@ domain where there are some. Writes evaluation/<adaptation>/metrics.json and nea
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,9 @@ def main() -> None:
     )
     if not process.is_main_process:
         return
+    drawn = json.loads(Path("samples/adapted", name, "manifest.json").read_text(encoding="utf-8"))
+    if "step" in drawn:
+        metrics = {"step": drawn["step"], **metrics}
     folder = Path("evaluation", name)
     write_json(folder / "nearest.json", nearest)
     write_json(folder / "metrics.json", metrics)

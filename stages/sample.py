@@ -34,7 +34,8 @@ def main() -> None:
     model_folder = Path("models") / place
     adapted = arguments.kind == "adapted"
     model = StoredModel(model_folder, Together.of(settings.adaptation(arguments.name)) if adapted else None)
-    manifest = {"model": model_folder.as_posix(), "model_digest": models.digest(model_folder)}
+    facts = {"model": model_folder.as_posix(), "model_digest": models.digest(model_folder)}
+    manifest = {**facts, **_chosen_step(model_folder)}
     partial = sample_stored(
         model, Path(".checkpoints"), "samples", settings.sample, conditions, subjects, **manifest
     )
@@ -44,6 +45,13 @@ def main() -> None:
     shutil.rmtree(final, ignore_errors=True)
     final.parent.mkdir(parents=True, exist_ok=True)
     shutil.move(partial, final)
+
+
+def _chosen_step(folder: Path) -> dict[str, int]:
+    """Return the step that a model was chosen at, where it was one of several candidates."""
+    record = folder / "provenance.json"
+    chosen = json.loads(record.read_text(encoding="utf-8")).get("chosen") if record.is_file() else None
+    return {"step": int(chosen["step"])} if chosen else {}
 
 
 def _subjects(settings: Settings, kind: str, name: str) -> tuple[list[str], list[str]]:

@@ -15,7 +15,7 @@ from domainstudio.registry.lineage import log_inputs, origin
 from domainstudio.registry.results import Result
 from domainstudio.registry.versions import MEASUREMENT, REASON, Entry
 from domainstudio.storage.files import write_json
-from domainstudio.tracking.runs import find_run, log_evaluation, log_missing, open_run, plan_for
+from domainstudio.tracking.runs import find_run, log_evaluation, log_missing, log_records, open_run, plan_for
 from domainstudio.tracking.server import connect, experiment_id
 
 if TYPE_CHECKING:
@@ -142,6 +142,7 @@ def _log_results(client: MlflowClient, run_id: str, result: Result) -> None:
     from mlflow.entities import RunTag
 
     log_evaluation(client, run_id, result.metrics, result.record.step)
+    log_records(client, run_id, result.candidates, {})
     client.log_batch(run_id, tags=[RunTag(*tag) for tag in result.tags.items()], synchronous=True)
     client.log_dict(run_id, origin(result, client.get_run(run_id).data.tags), "lineage.json")
     log_inputs(client, run_id, result.adaptation)
@@ -160,6 +161,7 @@ def _files(adaptation: Adaptation) -> dict[str, list[Path]]:
         "samples": [ADAPTED_SAMPLES / name / "grid.png"],
         "previews": [TRAINING / name / "previews"],
         "training": [TRAINING / name / "losses.csv"],
+        "selection": [TRAINING / name / "selection"],
         "evaluation": [EVALUATION / name / "metrics.json", EVALUATION / name / "nearest.json"],
         "data/shots": [target / "shots/contact_sheet.png"],
         "data/domain": [target / "domain/contact_sheet.png"],

@@ -115,6 +115,28 @@ class Result:
         return path.read_text(encoding="utf-8") if path.is_file() else f"# {self.adaptation.name}\n"
 
     @property
+    def candidates(self) -> list[dict[str, float]]:
+        """The figures of each candidate that the model was chosen among, at the time of its step.
+
+        Raises:
+            DataError: the record of the choice is missing or damaged.
+        """
+        name = self.adaptation.name
+        if self.record.chosen is None:
+            return []
+        content = _read_json(TRAINING / name / "selection/selection.json", f"finetune@{name}")
+        times = {int(record["step"]): record["timestamp"] for record in self.history}
+        keys = ("fidelity", "diversity", "copies", "in_domain")
+        return [
+            {
+                "step": each["step"],
+                "timestamp": times[each["step"]],
+                **{f"candidate.{key}": each[key]["value"] for key in keys},
+            }
+            for each in content["candidates"]
+        ]
+
+    @property
     def guidance_scale(self) -> float:
         """Guidance scale of the samples."""
         return float(self.samples.get("guidance_scale", 1))
@@ -135,6 +157,7 @@ class Result:
             "kind": self.kind,
             "lora": str(self.lora).lower(),
             **({"combine": self.together.combination.title} if self.together else {}),
+            **{f"chosen.{name}": str(value) for name, value in (self.record.chosen or {}).items()},
             **{f"input.{name}": digest for name, digest in self.record.inputs.items()},
             "input.domain": str(self.domain["digest"]),
             "licence": str(self.shots.get("licence") or "not stated"),

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from domainstudio.errors import DataError
 from domainstudio.metrics.distances import Float64s, Floats, nearest, squared_distance_blocks
 from domainstudio.metrics.features import Features
-from domainstudio.selection.probe import Probe
+from domainstudio.metrics.in_domain import DomainProbe
 
 MIN_SHOTS = 3
 """Training images that a choice needs: one to be near, one to be far, and one for the probe."""
@@ -76,9 +76,9 @@ class Yardstick:
             )
 
     @cached_property
-    def probe(self) -> Probe:
+    def probe(self) -> DomainProbe:
         """Tells the domain from the source."""
-        return Probe.fit(self.shots.pooled, self.source.pooled)
+        return DomainProbe.fit(self.shots.pooled, self.source.pooled, self.seed)
 
     @cached_property
     def _between(self) -> Float64s:
@@ -119,7 +119,7 @@ class Yardstick:
     def measure(self, samples: Features) -> Curve:
         """Return the figures of a candidate's samples, which are drawn from the source samples' noise."""
         kid = self._kid_of_source
-        inside = self.probe.inside(samples.pooled)
+        inside = self.probe.contains(samples.pooled)
         shots = [each.perceptual for each in (self.shots, self.mirrored) if each is not None]
         _, distances = nearest(samples.perceptual, np.concatenate(shots))
         return Curve(

@@ -128,7 +128,12 @@ class Selection(BaseModel):
     @property
     def origin(self) -> dict[str, Any]:
         """What a model's provenance says of the choice."""
-        return {"step": self.chosen, "reason": self.reason, "candidates": len(self.candidates)}
+        return {
+            "step": self.chosen,
+            "reason": self.reason,
+            "why": self.why,
+            "candidates": len(self.candidates),
+        }
 
     def write(
         self, folder: Path, source: Path, samples: Mapping[str, Path], shots: Images | None = None
