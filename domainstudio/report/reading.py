@@ -158,12 +158,9 @@ class Results:
     """Step and file of each preview, in the order of training."""
     metrics: Mapping[str, Any] | None
     nearest: Nearest | None
-<<<<<<< HEAD
-    tradeoff: Tradeoff | None = None
-=======
     selection: Path
     """Folder of the choice among the candidates of the training, where there was one."""
->>>>>>> 5b8da1a (The files of other trainers' LoRA trainings are candidates too: python -m stages.choose)
+    tradeoff: Tradeoff | None = None
 
     @cached_property
     def memorized(self) -> frozenset[int]:
@@ -259,11 +256,8 @@ def _results(root: Path, adaptation: Adaptation) -> Results:
         previews=_previews(training / "previews"),
         metrics=_parsed(evaluation / "metrics.json", _mapping),
         nearest=_parsed(evaluation / "nearest.json", _nearest),
-<<<<<<< HEAD
         tradeoff=_parsed(tradeoff / "tradeoff.json", partial(_tradeoff, tradeoff)),
-=======
         selection=training / "selection",
->>>>>>> 5b8da1a (The files of other trainers' LoRA trainings are candidates too: python -m stages.choose)
     )
 
 

@@ -23,11 +23,8 @@ from domainstudio.report.reading import (
     TradeoffPoint,
     open_image,
 )
-<<<<<<< HEAD
-from domainstudio.report.tables import number
-=======
 from domainstudio.report.selection import Choice, choice
->>>>>>> 5b8da1a (The files of other trainers' LoRA trainings are candidates too: python -m stages.choose)
+from domainstudio.report.tables import number
 
 COLUMNS = 10
 GRID_COLUMNS, GRID_IMAGES = 8, 64

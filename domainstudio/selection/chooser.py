@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from domainstudio.metrics.features import FEATURES, Features, extract
+from domainstudio.metrics.garbage import garbage
 from domainstudio.metrics.networks import load_network
 from domainstudio.sampling import load_samples, sample_to_folder
 from domainstudio.selection.figures import Curve, Yardstick
@@ -110,7 +111,8 @@ class Chooser:
     def _yardstick(self, source: Path) -> Yardstick:
         mirrored = self._encode(self.shots[..., ::-1]) if self.mirrored else None
         shots, drawn = self._encode(self.shots), self._encode(load_samples(source))
-        return Yardstick(shots, drawn, mirrored, self.rule.copy_distance, self.rule.seed)
+        nothing = self._encode(garbage(self.shots, self.rule.seed))
+        return Yardstick(shots, drawn, mirrored, self.rule.copy_distance, self.rule.seed, nothing)
 
     def _encode(self, images: Images) -> Features:
         return extract(np.ascontiguousarray(images), load_network(self.features), cache_dir=self.cache)

@@ -57,6 +57,7 @@ class Yardstick:
         copy_distance: Share of the distance between training images below which a sample is a copy
             (`choose.copy_distance`).
         seed: Seed of the resamples.
+        garbage: Features of images in no domain (`metrics.garbage`), such as a diverged training draws.
 
     Raises:
         DataError: there are fewer than `MIN_SHOTS` training images.
@@ -67,6 +68,7 @@ class Yardstick:
     mirrored: Features | None
     copy_distance: float
     seed: int = 0
+    garbage: Features | None = None
 
     def __post_init__(self) -> None:
         if len(self.shots) < MIN_SHOTS:
@@ -78,7 +80,8 @@ class Yardstick:
     @cached_property
     def probe(self) -> DomainProbe:
         """Tells the domain from the source."""
-        return DomainProbe.fit(self.shots.pooled, self.source.pooled, self.seed)
+        garbage = None if self.garbage is None else self.garbage.pooled
+        return DomainProbe.fit(self.shots.pooled, self.source.pooled, garbage, self.seed)
 
     @cached_property
     def _between(self) -> Float64s:
