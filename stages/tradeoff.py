@@ -56,7 +56,9 @@ def main() -> None:
 
 def _summary(point: Measurement) -> str:
     scores = point.metrics["samples"]
-    values = ", ".join(f"{key} {scores[key]:.4g}" for key in ("kid", "intra_distance") if key in scores)
+    values = ", ".join(
+        f"{key} {scores[key]:.4g}" for key in ("kid", "intra_distance_in_domain") if key in scores
+    )
     return f"{point.combination.title if point.combination else 'alone'}: {values}"
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from domainstudio.metrics.measure import measure_folders
 from domainstudio.models.stored import StoredModel, Together
-from domainstudio.project import ADAPTED_MODELS, CHECKPOINTS, TARGETS
+from domainstudio.project import ADAPTED_MODELS, CHECKPOINTS, SOURCE_IMAGES, TARGETS
 from domainstudio.sampling.pairs import sample_adapted_stored, sample_source
 
 if TYPE_CHECKING:
@@ -36,7 +36,8 @@ class Measurement:
     def to_json(self, images: str) -> dict[str, Any]:
         """Return the point's entry of `tradeoff.json`; `images` is the file of its first samples."""
         part = {} if self.combination is None else {"combine": self.combination.model_dump(mode="json")}
-        return {**part, "images": images, "scores": self.metrics["samples"]}
+        kept = self.metrics.get("attributes", {}).get("samples", {})
+        return {**part, "images": images, "scores": {**kept, **self.metrics["samples"]}}
 
 
 def measure_tradeoff(adaptation: Adaptation, settings: Settings) -> Iterator[Measurement]:
@@ -59,5 +60,7 @@ def measure_tradeoff(adaptation: Adaptation, settings: Settings) -> Iterator[Mea
         together = Together.of(adaptation.model_copy(update={"combine": combination}))
         stored = StoredModel(ADAPTED_MODELS / adaptation.name, together)
         samples = sample_adapted_stored(stored, adaptation, scoped, WORK)
-        metrics, _ = measure_folders(samples, source, target, settings.evaluate)
+        metrics, _ = measure_folders(
+            samples, source, target, settings.evaluate, source_images=SOURCE_IMAGES / adaptation.source
+        )
         yield Measurement(combination, samples, metrics)

@@ -11,10 +11,10 @@ from domainstudio.report import curves
 from domainstudio.report.reading import Results, TradeoffPoint
 from domainstudio.report.tables import number
 
-NEARNESS, VARIETY = "kid", "intra_distance"
-"""Keys of the two figures, which are also shown beside the pictures."""
+NEARNESS, VARIETY = "kid", "intra_distance_in_domain"
+"""Keys of the two figures. The kernel distance has no bias, however few the samples are."""
 
-LABELS = "kernel distance (← closer to the domain)", "intra distance (more varied →)"
+LABELS = "kernel distance (← closer to the domain)", "intra distance in the domain (more varied →)"
 ADVICE = (
     "Up and to the left is better, but only as high as real images go. {} Names mark the adapted model alone."
 )

@@ -32,7 +32,9 @@ PAIRS = 12
 PREVIEWS = 6
 TRADEOFF_FIGURES = (
     ("kernel distance", "kid"),
-    ("intra distance", "intra_distance"),
+    ("in the domain", "in_domain_share"),
+    ("intra distance there", "intra_distance_in_domain"),
+    ("attributes kept", "attributes_kept"),
     ("copies", "memorized_share"),
 )
 """Figures beside the pictures of each combination, by name and key."""
@@ -213,16 +215,17 @@ def section(content: Content, results: Results, slots: Mapping[str, int]) -> Sec
 
 def _tradeoff(point: TradeoffPoint) -> tuple[str, str, Picture]:
     title = point.combination.title if point.combination else "the adapted model alone"
-    shown = ", ".join(_figure(point.scores, *figure) for figure in TRADEOFF_FIGURES)
+    figures = [_figure(point.scores, *figure) for figure in TRADEOFF_FIGURES]
+    shown = ", ".join(figure for figure in figures if figure)
     image = open_image(point.images)
     return title, shown, picture(image, side=max(640, image.width), limit=1000)
 
 
 def _figure(scores: Mapping[str, Any], name: str, key: str) -> str:
-    """Return a figure in words, with its interval where it has one."""
+    """Return a figure in words, with its interval where it has one; "" where it was not measured."""
     value, interval = number(scores, key), (scores.get("intervals") or {}).get(key)
     if value is None:
-        return f"{name} –"
+        return ""
     return f"{name} {value:.3g}" + (f" ({interval[0]:.3g} to {interval[1]:.3g})" if interval else "")
 
 
