@@ -10,11 +10,24 @@ import torch
 logger = logging.getLogger(__name__)
 
 
-def autocast(mixed_precision: str, device: torch.device) -> torch.autocast:
-    """Return the autocast context of `no`, `bf16` or `fp16` on a device; see `usable_precision`."""
-    dtypes = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+def autocast(mixed_precision: str, network: torch.nn.Module) -> torch.autocast:
+    """Return the autocast context in which a network predicts.
+
+    Args:
+        mixed_precision: `no`, `bf16` or `fp16`; see `usable_precision`. A network with weights in half
+            precision cannot compute in float32: there `no` is the type of those weights.
+        network: on its device.
+    """
+    device = next(network.parameters()).device
+    dtypes = {"no": half_precision(network), "bf16": torch.bfloat16, "fp16": torch.float16}
     dtype = dtypes[usable_precision(mixed_precision, device)]
     return torch.autocast(device.type, dtype, enabled=dtype is not None)
+
+
+def half_precision(network: torch.nn.Module) -> torch.dtype | None:
+    """Return the type of a network's weights in half precision, `None` where it has none."""
+    half = (p.dtype for p in network.parameters() if p.dtype in (torch.bfloat16, torch.float16))
+    return next(half, None)
 
 
 def usable_precision(wanted: str, device: torch.device) -> str:

@@ -141,6 +141,7 @@ def save_merged(denoiser: Denoiser, folder: Path, *, half: bool = False) -> None
 
 def parts_of(network: nn.Module) -> dict[str, nn.Module]:
     """Return the modules of a denoiser's network, by diffusers' names of a pipeline's parts."""
+    network = network.network if isinstance(network, SourceView) else network
     encoders = zip(("text_encoder", "text_encoder_2"), getattr(network, "text_encoders", ()), strict=False)
     return {"unet": getattr(network, "unet", network), **dict(encoders)}
 

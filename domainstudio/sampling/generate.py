@@ -44,7 +44,7 @@ def sample(
             (arXiv 2207.12598; 1 + w there).
         scheduler: `ddpm`, `ddim` (η = 0) or `dpm-solver++` (second order).
         steps: denoising steps.
-        mixed_precision: autocast type, `no`, `bf16` or `fp16`; see `usable_precision`.
+        mixed_precision: autocast type, `no`, `bf16` or `fp16`; see `precision.autocast`.
 
     Returns:
         Images, with shape (len(seeds), 3, H, W).
@@ -68,7 +68,7 @@ def sample(
             condition = concatenate(denoiser.condition([negative] * len(seeds)), condition)
         for timestep in stepper.timesteps:
             scaled = stepper.scale_model_input(xt, timestep)
-            with autocast(mixed_precision, device):
+            with autocast(mixed_precision, denoiser.network):
                 output = _predict(denoiser, scaled, timestep, condition, guidance_scale, scheduler == "ddpm")
             xt = stepper.step(output, timestep, xt, generator=generators).prev_sample
         return _decode(denoiser, xt)

@@ -4,10 +4,13 @@ import pytest
 import torch
 
 from domainstudio import precision
+from domainstudio.config import SampleSettings
 from domainstudio.precision import usable_precision
 from domainstudio.sampling import sample
+from domainstudio.training.previews import previewer
 from tests.integration.test_training import trainer
 from tests.models import tiny_denoiser
+from tests.unit import test_lora as adapters
 
 
 @pytest.fixture(params=[True, False], ids=["bfloat16", "no bfloat16"])
@@ -34,3 +37,20 @@ def test_sampling_and_training_ask_for_it(has_bfloat16, tmp_path):
     training = trainer(tmp_path, mixed_precision="bf16", frozen_precision="bf16")
     assert training.accelerator.mixed_precision == ("bf16" if has_bfloat16 else "no")
     training.train()
+
+
+@pytest.mark.usefixtures("bfloat16")
+@pytest.mark.parametrize("kind", ["unconditional", "sd1"])
+def test_a_lowered_base_draws_in_its_own_precision(tmp_path, kind):
+    """Its adapters and its text encoders stay float32, though the source model shares them."""
+    told = [adapters.PROMPTS[0]] if kind == "sd1" else None
+    preview = previewer(SampleSettings(number=1, steps=2), told, number=1)
+    lowered = {"mixed_precision": "bf16", "frozen_precision": "bf16"}
+    training = adapters.trainer(tmp_path, kind, preview=preview, steps=1, preview_every=1, **lowered)
+    dtypes = {name: p.dtype for name, p in training.denoiser.network.named_parameters()}
+    full = {name for name in dtypes if "lora_" in name or name.startswith("text_encoders.")}
+    assert {name for name, dtype in dtypes.items() if dtype == torch.float32} == full
+    training.train()
+    assert (tmp_path / "previews/step-000001.png").is_file()
+    drawn, asked = (sample(training.denoiser, [1], told, steps=2, mixed_precision=m) for m in ("no", "bf16"))
+    assert (drawn == asked).all()
