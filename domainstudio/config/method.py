@@ -58,11 +58,12 @@ class LossWeights(Section):
     min_snr_gamma: float | None = Field(default=None, gt=0)
     """γ of Min-SNR weighting of the denoising errors (arXiv 2303.09556); `null` weighs all levels alike."""
     clamp_x0: bool = True
-    """Clamp predicted x0 to the image range before the terms on x0, so that large t does not dominate."""
+    """Clamp predicted x0 to the image range before the terms on x0, so that large t does not dominate.
+    Latents have no such range: under `space: latent` those of latent models are not clamped."""
     noise_weighting: Literal["none", "alpha_bar", "one_minus_alpha_bar"] = "none"
-    """Weight of each image in `image` and `high_frequency`, by its noise level. `alpha_bar` prefers low
-    noise, where x0 is predicted well. `one_minus_alpha_bar` prefers high noise, where the structure of an
-    image is decided, and leaves the details free."""
+    """Weight of each image in `image`, `high_frequency` and `pairwise_l2`, by its noise level. `alpha_bar`
+    prefers low noise, where x0 is predicted well. `one_minus_alpha_bar` prefers high noise, where the
+    structure of an image is decided, and leaves the details free."""
 
     @property
     def pairwise(self) -> bool:

@@ -87,23 +87,23 @@ def high_frequency_mse(x0_adapted: Tensor, x0: Tensor) -> Tensor:
 
 @_full_precision
 def pairwise_l2(adapted: Tensor, source: Tensor) -> Tensor:
-    """Return the mean squared error between the two batches' N×N matrices of L2 distances.
+    """Return the mean squared error between each image's L2 distances to the batch, adapted against source.
 
-    The mean is over all N² entries, the zero diagonal included.
+    The mean is over its row of the N×N matrix of distances, the zero on the diagonal included.
 
     Args:
         adapted: the adapted model's predictions, with shape (N, ...), N ≥ 3.
         source: the source model's, of the same noisy batch, with the same shape. No gradient reaches it.
 
     Returns:
-        A scalar.
+        One error per image, with shape (N,).
 
     Raises:
         TrainingError: fewer than 3 images.
         ValueError: the shapes differ.
     """
     _check_pairs(adapted, source)
-    return F.mse_loss(_distances(adapted), _distances(source.detach()))
+    return (_distances(adapted) - _distances(source.detach())).square().mean(dim=1)
 
 
 @_full_precision

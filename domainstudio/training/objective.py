@@ -89,7 +89,7 @@ class Pairs:
     Attributes:
         adapted: the adapted model's, with shape (N, ...).
         source: the source model's, with the same shape.
-        trust: weight of each image in the similarity terms, with shape (N,).
+        trust: weight of each image in the pairwise terms, with shape (N,).
         weights: how similarities are compared.
     """
 
@@ -118,7 +118,7 @@ DETAIL_TERMS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
 PAIRWISE_TERMS: Mapping[str, Callable[[Pairs], Tensor]] = {
     "image": lambda pairs: pairs.divergence(lambda x0: x0),
     "high_frequency": lambda pairs: pairs.divergence(high_frequency),
-    "pairwise_l2": lambda pairs: losses.pairwise_l2(pairs.adapted, pairs.source),
+    "pairwise_l2": lambda pairs: (pairs.trust * losses.pairwise_l2(pairs.adapted, pairs.source)).mean(),
 }
 """Terms that compare how the images of a batch differ, adapted against source: a scalar."""
 
@@ -209,13 +209,13 @@ class Objective:
         x0 = to_x0(
             model.noise_scheduler, prediction.output[:number], batch.xt[:number], batch.timesteps[:number]
         )
-        if self.weights.space == "latent":
+        if self.weights.space == "latent" and model.vae is not None:
             return x0
         images = self._decode(x0)
         return images.clamp(-1, 1) if self.weights.clamp_x0 else images
 
     def _trust(self, timesteps: Tensor) -> Tensor:
-        """Return each image's weight in the similarity terms."""
+        """Return each image's weight in the pairwise terms."""
         a = alpha_bar(self.adapted.noise_scheduler, timesteps, timesteps)
         weighting = {"none": torch.ones_like(a), "alpha_bar": a, "one_minus_alpha_bar": 1 - a}
         return weighting[self.weights.noise_weighting]

@@ -104,6 +104,24 @@ def test_images_are_weighted_by_their_noise_level(weighting):
         torch.testing.assert_close(terms[name], plain_terms[name])
 
 
+def test_distances_are_weighted_by_each_images_noise_level():
+    weights = PAIRWISE_L2.model_copy(update={"noise_weighting": "alpha_bar", "clamp_x0": False})
+    adapted, source, batch, terms = computed(weights)
+    x0s = (x0_of(model, batch).flatten(1) for model in (adapted, source))
+    ours, theirs = (torch.cdist(x0, x0) for x0 in x0s)
+    rows = (ours - theirs).square().mean(dim=1)
+    trust = adapted.noise_scheduler.alphas_cumprod[batch.timesteps]
+    torch.testing.assert_close(terms["pairwise_l2"].detach(), (trust * rows).mean(), rtol=1e-4, atol=1e-7)
+
+
+def test_x0_of_pixel_models_are_images_in_either_space():
+    """So `clamp_x0` applies to them in both."""
+    weights = DOMAINSTUDIO.model_copy(update={"reconstruction": 1.0})
+    *_, by_pixel = computed(weights)
+    *_, by_latent = computed(weights.model_copy(update={"space": "latent"}))
+    torch.testing.assert_close(by_latent, by_pixel)
+
+
 @pytest.mark.parametrize("option", [{"pairwise_center": True}, {"pairwise_temperature": 0.2}])
 def test_options_of_the_similarities(option):
     weights = DOMAINSTUDIO.model_copy(update={**option, "clamp_x0": False})
