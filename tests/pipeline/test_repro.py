@@ -80,6 +80,23 @@ def test_metrics_and_plots_are_shown(project, first):
     assert "ink-domainstudio" in (project / "plots/index.html").read_text()
 
 
+def test_how_a_model_is_drawn_trains_nothing(project, first):
+    """Another way of drawing finds the training finished, and makes other samples of the same model."""
+
+    def weights():
+        return (project / "models/adapted/ink-finetune/unet/diffusion_pytorch_model.safetensors").read_bytes()
+
+    before, name = weights(), "samples/adapted/ink-finetune"
+    combine = {"mode": "switch", "at": 0.6, "source": "above"}
+    change(project, lambda v: v["adaptations"]["ink-finetune"].update(combine=combine))
+    ran = stages_run(run(project, "dvc", "repro", "evaluate@ink-finetune"))
+    assert ran == ["finetune@ink-finetune", "sample@ink-finetune", "evaluate@ink-finetune"]
+    assert weights() == before
+    assert json.loads((project / name / "manifest.json").read_text())["combine"] == combine
+    run(project, "git", "checkout", "-q", "params.yaml", "dvc.lock", "evaluation")
+    run(project, "dvc", "checkout")
+
+
 def test_a_changed_weight_reruns_only_what_depends_on_it(project, first):
     change(project, lambda v: v["methods"]["domainstudio"].update(image=0.25))
     ran = stages_run(run(project, "dvc", "repro"))
