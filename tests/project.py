@@ -58,6 +58,7 @@ def params():
     values["prepare"]["resolution"] = 8
     values["prepare"]["min_size"] = 8
     values["pretrain"] |= {"images": "images", "resolution": 8}
+    values["pretrain_latent"]["images"] = "images"
     values["sources"] = {"noto": {"subjects": "subjects.txt"}}
     values["source_images"] = {"noto": {"images": "images"}}
     values["targets"] = {"ink": {"shots": "images", "number": 5, "seed": 0, "domain": "images"}}
