@@ -30,9 +30,10 @@ class Curve:
     """The figures of one candidate: of its samples first, then of each resample; all with shape (1 + R,).
 
     Attributes:
-        fidelity: Share of the way from the source model to the domain, (KID of the source − KID) / KID of the
-            source. 1 is samples that the kernel distance cannot tell from the training images; more is not
-            better and counts as 1. All 0 where the source's samples cannot be told from them either.
+        fidelity: Share of the way from the source model to the domain, (d_source − d) / d_source, with d the
+            maximum mean discrepancy to the training images: √KID, 0 where KID is negative. It is a distance,
+            so samples of which the share p is real and the rest is the source's are p of the way. All 0 where
+            the source's samples cannot be told from the training images.
         diversity: Intra distance of the samples in the domain, as a share of the mean distance between
             training images. Copies give 0; real images about 0.75, as those of one group are nearer than any
             two images. NaN where no two samples in the domain have the same nearest training image.
@@ -116,17 +117,17 @@ class Yardstick:
         return np.concatenate([np.ones((1, number)), drawn])
 
     @cached_property
-    def _kid_of_source(self) -> Float64s:
-        return self._kid(self.source)
+    def _mmd_of_source(self) -> Float64s:
+        return self._mmd(self.source)
 
     def measure(self, samples: Features) -> Curve:
         """Return the figures of a candidate's samples, which are drawn from the source samples' noise."""
-        kid = self._kid_of_source
+        source = self._mmd_of_source
         inside = self.probe.contains(samples.pooled)
         shots = [each.perceptual for each in (self.shots, self.mirrored) if each is not None]
         _, distances = nearest(samples.perceptual, np.concatenate(shots))
         return Curve(
-            fidelity=(kid - self._kid(samples)) / kid[0] if kid[0] > 0 else np.zeros_like(kid),
+            fidelity=(source - self._mmd(samples)) / source[0] if source[0] > 0 else np.zeros_like(source),
             diversity=self._intra(samples, inside) / self.spread,
             copies=self._share(distances < self.threshold),
             in_domain=self._share(inside),
@@ -136,18 +137,19 @@ class Yardstick:
         share: Float64s = self._counts @ chosen / len(chosen)
         return share
 
-    def _kid(self, samples: Features) -> Float64s:
-        """Return the squared MMD to the training images under KID's kernel (see `metrics.kernel`).
+    def _mmd(self, samples: Features) -> Float64s:
+        """Return the MMD to the training images under KID's kernel (see `metrics.kernel`).
 
-        Without bias in the training images. Copies of one sample within a resample are no pair.
+        Its square is unbiased. Copies of one sample within a resample are no pair.
         """
         counts, shots = self._counts, self.shots.pooled
         within_shots = _cubic(shots, shots)
         n = len(shots)
         own = (within_shots.sum() - np.trace(within_shots)) / (n * (n - 1))
         across = counts @ _cubic(samples.pooled, shots).mean(axis=1) / len(samples)
-        kid: Float64s = _pair_mean(counts, _cubic(samples.pooled, samples.pooled)) + own - 2 * across
-        return kid
+        squared = _pair_mean(counts, _cubic(samples.pooled, samples.pooled)) + own - 2 * across
+        mmd: Float64s = np.sqrt(np.maximum(squared, 0))
+        return mmd
 
     def _intra(self, samples: Features, chosen: NDArray[np.bool_]) -> Float64s:
         """Return the intra distance (see `metrics.diversity`) of chosen samples; NaN where it has no pair."""

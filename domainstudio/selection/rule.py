@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -56,9 +56,10 @@ def choose(curves: Mapping[int, Curve], rule: ChooseSettings) -> Choice:
     2. The value of a candidate is V = F − g·(1 − D), with its fidelity F and diversity D (see `Curve`), both
        at most 1, and g = `gain_per_loss`. The source model has V = 0. Along a curve on which fidelity costs
        ever more diversity, V is largest where the gain ΔF per loss −ΔD has fallen to g.
-    3. The earliest candidate is chosen whose V is within one standard error of the largest V. The error is
-       that of the difference, over resamples of the seeds that all candidates share. (The one-standard-error
-       rule of Breiman et al. 1984: between equals take the one that has trained less.)
+    3. The candidate with the largest V is chosen, or the earliest that is its equal: whose V and F are both
+       within one standard error of those. The error is that of the difference, over resamples of the seeds
+       that all candidates share. (The one-standard-error rule of Breiman et al. 1984: between equals take the
+       one that has trained less. Of F too, as an early candidate is varied by what the source has left.)
 
     A candidate's V is defined where two of its samples in the domain can be compared.
 
@@ -77,8 +78,8 @@ def choose(curves: Mapping[int, Curve], rule: ChooseSettings) -> Choice:
     allowed = [step for step in before_copies(curves, rule.max_copies) if step in learned]
     if not allowed:
         return Choice(learned[0], "copying", shown)
-    chosen = _earliest_of_the_best({step: values[step] for step in allowed})
-    unlimited = _earliest_of_the_best({step: values[step] for step in learned})
+    chosen = _earliest_equal_of_the_best(allowed, curves, values)
+    unlimited = _earliest_equal_of_the_best(learned, curves, values)
     if unlimited > allowed[-1]:
         return Choice(chosen, "copies", shown)
     return Choice(chosen, "last" if chosen == steps[-1] else "knee", shown)
@@ -101,12 +102,20 @@ def _learned(curve: Curve) -> bool:
     return bool(curve.fidelity[0] > SURE * error)
 
 
-def _earliest_of_the_best(values: Mapping[int, Float64s]) -> int:
-    """Return the earliest step whose value is within one standard error of the largest."""
-    best = values[max(values, key=lambda step: values[step][0])]
-    for step in sorted(values):
-        behind = best - values[step]
-        drawn = behind[1:][np.isfinite(behind[1:])]
-        if behind[0] <= (float(np.std(drawn)) if len(drawn) else 0.0):
-            return step
-    raise AssertionError("the best one is within 0 of itself")
+def _earliest_equal_of_the_best(
+    steps: Sequence[int], curves: Mapping[int, Curve], values: Mapping[int, Float64s]
+) -> int:
+    best = max(steps, key=lambda step: values[step][0])
+    return next(
+        step
+        for step in steps
+        if _equal(values[step], values[best])
+        and _equal(np.minimum(curves[step].fidelity, 1), np.minimum(curves[best].fidelity, 1))
+    )
+
+
+def _equal(one: Float64s, best: Float64s) -> bool:
+    """Return whether a figure is within one standard error of the best candidate's, or above it."""
+    behind = best - one
+    drawn = behind[1:][np.isfinite(behind[1:])]
+    return bool(behind[0] <= (float(np.std(drawn)) if len(drawn) else 0.0))

@@ -53,7 +53,8 @@ def test_fidelity_is_the_way_from_the_source_to_the_domain(measured):
     way = [measured[name].fidelity[0] for name in ("source", "half real", "real")]
     assert way == sorted(way)
     assert way[0] == pytest.approx(0, abs=1e-9)
-    assert way[2] == pytest.approx(1, abs=0.15)
+    assert way[1] == pytest.approx(0.5, abs=0.1)
+    assert way[2] > 0.75
 
 
 def test_diversity_is_of_samples_in_the_domain_and_copies_have_none(measured):
@@ -77,7 +78,7 @@ def test_figures_are_those_of_the_metrics():
     yardstick = Yardstick(SHOTS, SOURCE, None, 0.3)
     found, rows = yardstick.measure(REAL), REAL.perceptual[yardstick.probe.contains(REAL.pooled)]
     kid = [squared_mmd(each.pooled, SHOTS.pooled) for each in (SOURCE, REAL)]
-    assert found.fidelity[0] == pytest.approx(1 - kid[1] / kid[0])
+    assert found.fidelity[0] == pytest.approx(1 - np.sqrt(max(kid[1], 0) / kid[0]))
     gaps = ((SHOTS.perceptual[:, None] - SHOTS.perceptual) ** 2).sum(-1)
     intra = intra_distance(rows, SHOTS.perceptual).mean
     assert found.diversity[0] == pytest.approx(intra / (gaps.sum() / 90), rel=1e-5)

@@ -80,5 +80,12 @@ def test_luck_that_candidates_share_does_not_count_as_doubt():
     )
 
 
+def test_an_early_candidate_is_no_equal_where_it_has_gone_less_of_the_way():
+    """What the source has left makes it varied, so its value alone is within the error."""
+    early = curves([0.5, 0.7], [0.95, 0.8], error=0.05)
+    assert choose(early, RULE).step == 200
+    assert choose(curves([0.68, 0.7], [0.8, 0.8], error=0.05), RULE).step == 100
+
+
 def test_candidates_end_before_the_first_that_copies():
     assert before_copies(curves(*KNEE, [0.05, 0.06, 0.0, 0.0]), 0.05) == [100]
