@@ -57,8 +57,8 @@ def params():
     values = yaml.safe_load((ROOT / "params.yaml").read_text())
     values["prepare"]["resolution"] = 8
     values["prepare"]["min_size"] = 8
-    values["pretrain"] |= {"images": "images", "resolution": 8}
-    values["pretrain_latent"]["images"] = "images"
+    for section in ("pretrain", "pretrain_latent", "pretrain_class", "pretrain_text"):
+        values[section] |= {"images": "images", "number": None, "resolution": 8}
     values["sources"] = {"noto": {"subjects": "subjects.txt"}}
     values["source_images"] = {"noto": {"images": "images"}}
     values["targets"] = {"ink": {"shots": "images", "number": 5, "seed": 0, "domain": "images"}}
