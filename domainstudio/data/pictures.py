@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from domainstudio.errors import DataError
 from domainstudio.storage.files import output_file
 
 SHEET_IMAGES = 600
@@ -62,6 +63,24 @@ def save_png(images: np.ndarray, paths: Sequence[str | Path]) -> None:
     for image, path in zip(images, map(Path, paths), strict=True):
         with output_file(path) as partial:
             Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0))).save(partial, format="PNG")
+
+
+def load_png(path: Path) -> np.ndarray:
+    """Read an image that `save_png` wrote, as uint8 RGB with shape (3, H, W), and verify its checksums.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        DataError: it is damaged.
+    """
+    try:
+        with Image.open(path, formats=("PNG",)) as image:
+            image.verify()  # every CRC; `load` passes over those of the pixels
+        with Image.open(path, formats=("PNG",)) as image:
+            return np.asarray(image.convert("RGB")).transpose(2, 0, 1)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # from SyntaxError to struct.error
+        raise DataError(f"{path} is damaged ({error})") from error
 
 
 def contact_sheet(images: np.ndarray | Sequence[np.ndarray]) -> Image.Image:

@@ -7,13 +7,13 @@ import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from domainstudio.errors import DataError
-from domainstudio.storage.files import output_file
+from domainstudio.storage.tensors import load_tensors, save_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -153,26 +153,23 @@ def _key(images: NDArray[np.uint8], network: FeatureNetwork) -> str:
 
 
 def _read(path: Path, network: FeatureNetwork) -> Features | None:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
     if not path.is_file():
         return None
     try:
-        arrays: dict[str, Any] = load_file(path)
-        return Features(network.name, network.digest, arrays["pooled"], arrays["perceptual"])
-    except (OSError, SafetensorError, KeyError, DataError) as error:
+        rows = {name: tensor.numpy() for name, tensor in load_tensors(path, unmarked=True).items()}
+        return Features(network.name, network.digest, rows["pooled"], rows["perceptual"])
+    except (OSError, ValueError, KeyError, TypeError, DataError) as error:
         logger.warning("cached features %s are not usable (%s): computing them again", path, error)
         return None
 
 
 def _write(path: Path, features: Features) -> None:
+    import torch
     from safetensors import SafetensorError
-    from safetensors.numpy import save_file
 
+    rows = {"pooled": features.pooled, "perceptual": features.perceptual}
     try:
-        with output_file(path) as partial:
-            save_file({"pooled": features.pooled, "perceptual": features.perceptual}, partial)
+        save_tensors(path, {name: torch.from_numpy(each) for name, each in rows.items()})
     except (OSError, SafetensorError) as error:
         logger.warning(
             "features cannot be cached in %s (%s): the next call computes them again", path.parent, error

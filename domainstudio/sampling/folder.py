@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
@@ -59,7 +60,7 @@ def sample_to_folder(
             batch = entries[start : start + settings.batch_size]
             paths = [folder / entry["file"] for entry in batch]
             mine = number % process.num_processes == process.process_index
-            if mine and not all(path.is_file() for path in paths):
+            if mine and not _are_drawn(paths, denoiser.resolution):
                 prompts = [entry["prompt"] for entry in batch] if conditions else None
                 save_png(draw(denoiser, [entry["seed"] for entry in batch], prompts, settings), paths)
             progress.update(len(batch))
@@ -148,17 +149,29 @@ def load_samples(folder: str | Path) -> Images:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         paths = [folder / "images" / Path(entry["file"]).name for entry in manifest["images"]]
         return _read(paths)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (DataError, OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"{folder} is not a complete set of samples: {error}. Delete that folder and run again"
         ) from error
 
 
-def _read(paths: Sequence[Path]) -> Images:
-    from PIL import Image
+def _are_drawn(paths: Sequence[Path], size: tuple[int, int]) -> bool:
+    """Return whether images of a size are there and whole. One that is not is named in a warning."""
+    from domainstudio.data.pictures import load_png
 
-    arrays = []
     for path in paths:
-        with Image.open(path) as image:
-            arrays.append(np.asarray(image.convert("RGB")).transpose(2, 0, 1))
-    return np.stack(arrays)
+        try:
+            if (found := load_png(path).shape[1:]) != size:
+                raise DataError(f"{path} is an image of {found} pixels, not of {size}")
+        except FileNotFoundError:
+            return False
+        except DataError as error:
+            warnings.warn(f"{error}: it is drawn again", stacklevel=2)
+            return False
+    return True
+
+
+def _read(paths: Sequence[Path]) -> Images:
+    from domainstudio.data.pictures import load_png
+
+    return np.stack([load_png(path) for path in paths])

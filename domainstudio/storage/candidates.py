@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from domainstudio.errors import CheckpointError
-from domainstudio.storage.files import output_file, sha256_of, write_text
+from domainstudio.storage.files import sha256_of, write_text
+from domainstudio.storage.tensors import load_tensors, save_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,12 +31,9 @@ def save(folder: Path, step: int, weights: Mapping[str, Tensor]) -> Path:
     Returns:
         The file.
     """
-    from safetensors.torch import save_file
-
     path = folder / FOLDER / f"step-{step:07d}{WEIGHTS}"
     path.with_suffix(DIGEST).unlink(missing_ok=True)
-    with output_file(path) as partial:
-        save_file({name: value.detach().cpu().contiguous() for name, value in weights.items()}, partial)
+    save_tensors(path, weights)
     return path
 
 
@@ -73,14 +71,10 @@ def read(path: Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: the file is missing or damaged.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     try:
-        weights: dict[str, Tensor] = load_file(path)
-    except (OSError, SafetensorError) as error:
+        return load_tensors(path, unmarked=True)
+    except (OSError, ValueError) as error:
         raise _unreadable(path, error) from error
-    return weights
 
 
 def _unreadable(path: Path, error: Exception) -> CheckpointError:

@@ -1,4 +1,7 @@
-"""Training states, from which a training continues: whole folders of safetensors and JSON, never pickled."""
+"""Training states, from which a training continues: whole folders of safetensors and JSON, never pickled.
+
+`state.json` holds the SHA-256 of `state.safetensors` and of its own content, and reading verifies both.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +9,21 @@ import hashlib
 import json
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from domainstudio.errors import CheckpointError
-from domainstudio.storage.files import output_folder
+from domainstudio.storage.files import output_folder, sha256_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 KEEP = 2
 """States kept per run: the last, and the one before in case the last is damaged."""
+
+TENSORS, CONTENT = "state.safetensors", "state.json"
+"""The files of a state."""
 
 
 def run_key(params: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
@@ -32,7 +38,9 @@ def run_key(params: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
 
 
 def save(folder: Path, step: int, state: Mapping[str, Any]) -> Path:
-    """Write a training state, whole or not at all, and delete all but the last `KEEP`.
+    """Write a training state, whole or not at all; then delete all but the last `KEEP`.
+
+    A state of a later step is deleted too: it was damaged, or this one would be that step's.
 
     Args:
         folder: The run's checkpoint folder.
@@ -45,40 +53,96 @@ def save(folder: Path, step: int, state: Mapping[str, Any]) -> Path:
     from safetensors.torch import save_file
 
     tensors: dict[str, Tensor] = {}
-    tree = _pack(state, tensors, "")
+    content = {"step": step, "tree": _pack(state, tensors, "")}
     final = folder / f"step-{step:07d}"
     with output_folder(final, synced=True) as partial:
-        save_file(tensors, partial / "state.safetensors")
-        content = json.dumps({"format": 1, "step": step, "tree": tree})
-        (partial / "state.json").write_text(content, encoding="utf-8")
-    for old in sorted(folder.glob("step-*"))[:-KEEP]:
-        shutil.rmtree(old, ignore_errors=True)
+        save_file(tensors, partial / TENSORS)
+        digests = {TENSORS: sha256_of(partial / TENSORS), CONTENT: _digest(content)}
+        text = json.dumps({"format": 2, "sha256": digests, **content})
+        (partial / CONTENT).write_text(text, encoding="utf-8")
+    *older, _ = (path for path in sorted(folder.glob("step-*")) if path.name <= final.name)
+    kept = {final, *older[1 - KEEP :]}
+    for path in folder.glob("step-*"):
+        if path not in kept:
+            shutil.rmtree(path, ignore_errors=True)
     return final
 
 
-def latest(folder: Path) -> tuple[int, dict[str, Any]] | None:
-    """Return step and content of a run's newest state that can be read, or `None`.
+def latest(
+    folder: Path, check: Callable[[int, Mapping[str, Any]], None] | None = None
+) -> tuple[int, dict[str, Any]] | None:
+    """Return step and content of a run's newest state that can be used, or `None`.
 
-    A damaged state is skipped with a warning that names it.
+    A state that is damaged, or does not fit, is skipped with a warning that names it.
+
+    Args:
+        folder: The run's checkpoint folder.
+        check: Raises `CheckpointError`, with the reason, for step and content that cannot be gone on from.
     """
     for path in sorted(folder.glob("step-*"), reverse=True):
         try:
-            return _read(path)
+            step, state = _read(path)
+            if check is not None:
+                check(step, state)
         except CheckpointError as error:
-            warnings.warn(f"{error}; going back to the state before it", stacklevel=2)
+            why = f"training state {path} is damaged ({error}); going back to the state before it"
+            warnings.warn(why, stacklevel=2)
+        else:
+            return step, state
     return None
+
+
+def verify(path: Path) -> dict[str, Any]:
+    """Return the content of a state's `state.json` once both files have the SHA-256 that it names.
+
+    States of earlier versions name none: of those, the tensors are read without.
+
+    Raises:
+        CheckpointError: a file is missing or damaged. The message is the reason alone.
+    """
+    try:
+        content: dict[str, Any] = json.loads((path / CONTENT).read_text(encoding="utf-8"))
+        if content["format"] != 1 or "sha256" in content:
+            found = {TENSORS: sha256_of(path / TENSORS), CONTENT: _digest(content)}
+            for name, digest in found.items():
+                if content["sha256"][name] != digest:
+                    raise ValueError(f"the SHA-256 of {name} is not the one that was written")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(_reason(error)) from error
+    return content
+
+
+def is_whole(path: Path) -> bool:
+    """Return whether `verify` finds nothing."""
+    try:
+        verify(path)
+    except CheckpointError:
+        return False
+    return True
 
 
 def _read(path: Path) -> tuple[int, dict[str, Any]]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    content = verify(path)
     try:
-        content = json.loads((path / "state.json").read_text(encoding="utf-8"))
-        tensors = load_file(path / "state.safetensors")
-        return content["step"], _unpack(content["tree"], tensors)
+        step, state = content["step"], _unpack(content["tree"], load_file(path / TENSORS))
+        if type(step) is not int or not isinstance(state, dict):
+            raise TypeError(f"step {step!r} with a state of type {type(state).__name__}")
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise CheckpointError(f"training state {path} is damaged ({error})") from error
+        raise CheckpointError(_reason(error)) from error
+    return step, state
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of what a state's JSON says, in one spelling."""
+    text = json.dumps([content["step"], content["tree"]])
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _reason(error: Exception) -> str:
+    return f"it lacks {error}" if isinstance(error, KeyError) else str(error)
 
 
 def _pack(value: Any, tensors: dict[str, Tensor], name: str) -> Any:

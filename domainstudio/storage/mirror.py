@@ -10,7 +10,6 @@ because of it. There is one exception: a training without any state does not beg
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
@@ -22,7 +21,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from domainstudio.errors import ConfigError, DataError
+from domainstudio.errors import CheckpointError, ConfigError, DataError
 from domainstudio.redaction import one_line, redact
 from domainstudio.storage import checkpoint, s3
 from domainstudio.storage.files import link_or_copy
@@ -38,7 +37,7 @@ POLL = 0.5
 WAIT = 120.0
 """Seconds for which the end of a training waits, at most, until its last state is copied."""
 
-_FILES = ("state.safetensors", "state.json")
+_FILES = (checkpoint.TENSORS, checkpoint.CONTENT)
 
 
 class FileRecord(BaseModel):
@@ -121,7 +120,7 @@ class Mirror:
         try:
             self._fetch_newest()
         except Exception as error:
-            empty = not any(_is_readable(state) for state in self.folder.glob("step-*"))
+            empty = not any(checkpoint.is_whole(state) for state in self.folder.glob("step-*"))
             if empty and isinstance(error, s3.UnreachableError):
                 raise
             self._warn(error)
@@ -147,7 +146,9 @@ class Mirror:
         remote = {item.path: item for item in s3.find_objects(self.url)}
         complete = _complete(remote)
         for name in sorted({path.name for path in self.folder.glob("step-*")} | complete, reverse=True):
-            if _is_readable(self.folder / name) or (name in complete and self._fetch_state(name, remote)):
+            if checkpoint.is_whole(self.folder / name) or (
+                name in complete and self._fetch_state(name, remote)
+            ):
                 self._copied = name if name in complete else ""
                 return
 
@@ -160,9 +161,10 @@ class Mirror:
             for file in _FILES:
                 path = f"{name}/{file}"
                 s3.download(remote[path], unfinished / file, files[path].sha256)
+            checkpoint.verify(unfinished)  # it may have been damaged before it was copied
         except s3.UnreachableError:  # the state may be whole, and the one before cannot be fetched either
             raise
-        except (DataError, ValidationError, KeyError) as error:
+        except (DataError, CheckpointError, ValidationError, KeyError) as error:
             message = "%s/%s cannot be used (%s); going back to the state before"
             logger.warning(message, self.url, name, one_line(error))
             return False
@@ -190,6 +192,8 @@ class Mirror:
         if name in ("", self._copied, self._tried):
             return
         self._tried = name  # after a failure the next try is with the next state
+        if not checkpoint.is_whole(self.folder / name):  # the training says so, and goes on from another
+            return
         try:
             self._copy(name)
         except Exception as error:
@@ -255,15 +259,3 @@ def _complete(paths: Collection[str]) -> set[str]:
 
 def _step(name: str) -> int:
     return int(name.partition("-")[2])
-
-
-def _is_readable(state: Path) -> bool:
-    """Tell whether the files of a local state have all their bytes, without reading their content."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        json.loads((state / "state.json").read_bytes())
-        with safe_open(state / "state.safetensors", "pt"):
-            return True
-    except (OSError, ValueError, SafetensorError):
-        return False

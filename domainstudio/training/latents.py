@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from domainstudio.storage.files import output_file
+from domainstudio.storage.tensors import bytes_of, load_tensors, save_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,7 +48,7 @@ def encode_all(denoiser: Denoiser, images: Tensor, mirrored: bool, folder: Path 
         return {"encoded": torch.stack([_encode(denoiser, view, device) for view in views])}
 
     config = {name: value for name, value in encoder.config.items() if not name.startswith("_")}
-    what = [list(images.shape), mirrored, config, hashlib.sha256(_bytes(images)).hexdigest()]
+    what = [list(images.shape), mirrored, config, hashlib.sha256(bytes_of(images)).hexdigest()]
     return _kept(folder, "images", what, [encoder], encode)["encoded"]
 
 
@@ -86,7 +86,7 @@ def _kept(
     if (found := _read(path)) is not None:
         return found
     made = {name: tensor.contiguous() for name, tensor in encode().items()}
-    _write(path, made)
+    save_tensors(path, made)
     return made
 
 
@@ -102,37 +102,13 @@ def _key(kind: str, what: Any, encoders: Sequence[torch.nn.Module]) -> str:
     for encoder in encoders:
         for name, value in sorted(encoder.state_dict().items()):
             digest.update(f"{name} {value.dtype}".encode())
-            digest.update(_bytes(value))
+            digest.update(bytes_of(value))
     return digest.hexdigest()
 
 
 def _read(path: Path) -> dict[str, Tensor] | None:
     """Return what was kept, or `None` where that is nothing, or is damaged."""
-    from safetensors import SafetensorError, safe_open
-
     try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            whole = (file.metadata() or {}).get("sha256") == _digest(tensors)
-    except (OSError, SafetensorError):
+        return load_tensors(path)
+    except (OSError, ValueError):
         return None
-    return tensors if whole else None
-
-
-def _write(path: Path, tensors: dict[str, Tensor]) -> None:
-    from safetensors.torch import save_file
-
-    with output_file(path) as partial:  # processes of one run may write at once
-        save_file(tensors, partial, metadata={"sha256": _digest(tensors)})
-
-
-def _digest(tensors: dict[str, Tensor]) -> str:
-    total = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        total.update(name.encode())
-        total.update(_bytes(tensor))
-    return total.hexdigest()
-
-
-def _bytes(tensor: Tensor) -> bytes:
-    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()

@@ -9,6 +9,7 @@ from typing import Any
 from tqdm import tqdm
 
 from domainstudio.storage import checkpoint
+from domainstudio.training.resuming import check_fits, states_of
 
 
 def run_steps(
@@ -31,7 +32,7 @@ def run_steps(
         name: what is trained, for the progress bar.
     """
     step = 0
-    if (found := checkpoint.latest(folder)) is not None:
+    if (found := checkpoint.latest(folder, lambda _, state: check_fits(state, parts))) is not None:
         step, state = found
         for part, value in parts.items():
             value.load_state_dict(state[part])
@@ -43,5 +44,4 @@ def run_steps(
             if step % 10 == 0:
                 progress.set_postfix({"error": f"{error:.4f}"})
             if step % every == 0 or step == steps:
-                states = {part: value.state_dict() for part, value in parts.items()}
-                checkpoint.save(folder, step, states)
+                checkpoint.save(folder, step, states_of(parts))

@@ -28,6 +28,7 @@ from domainstudio.storage import candidates, checkpoint
 from domainstudio.training.examples import Examples, Feed
 from domainstudio.training.objective import noisy_batch
 from domainstudio.training.optimizer import lower_frozen, make_lr_scheduler, make_optimizer
+from domainstudio.training.resuming import check_agreement, check_fits, check_history, states_of
 from domainstudio.training.sharding import is_sharded, sharded_like, sharded_moments, whole
 
 if TYPE_CHECKING:
@@ -258,19 +259,19 @@ class Trainer:
     def _due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.settings.steps
 
-    def _state(self) -> dict[str, Any]:
+    def _parts(self) -> dict[str, Any]:
+        """Return all that a step changes, by name."""
         return {
             "network": self._trained(self._network),
-            "optimizer": self.optimizer.state_dict(),
-            "lr_scheduler": self.lr_scheduler.state_dict(),
-            "ema": self.ema.state_dict() if self.ema is not None else {},
-            "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else {},
-            "history": self.history,
+            "optimizer": self.optimizer,
+            "lr_scheduler": self.lr_scheduler,
+            "ema": self.ema or {},
+            "scaler": self.accelerator.scaler or {},
         }
 
     def _checkpoint(self) -> None:
         """Make the state durable; only then may a tracker see the steps that led to it."""
-        state = whole(self._state())
+        state = whole({**states_of(self._parts()), "history": self.history})
         if self.accelerator.is_main_process:
             checkpoint.save(self.checkpoints, self.step, state)
             if self.tracker is not None:
@@ -285,8 +286,16 @@ class Trainer:
         if self.accelerator.is_main_process:
             candidates.save(self.checkpoints, self.step, weights)
 
+    def _check(self, step: int, state: Mapping[str, Any]) -> None:
+        parts = self._parts()
+        if not (parts["scaler"] and state.get("scaler")):  # another precision, on another device
+            del parts["scaler"]
+        check_fits(state, parts)
+        check_history(state.get("history"), step)
+
     def _resume(self) -> None:
-        found = checkpoint.latest(self.checkpoints)
+        found = checkpoint.latest(self.checkpoints, self._check)
+        check_agreement(found[0] if found else 0)
         if found is None:
             return
         self.step, state = found
@@ -307,8 +316,7 @@ class Trainer:
             self.ema.to(self.accelerator.device)
         if self.accelerator.scaler and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
-        self.history = state["history"]
-        self._logged = self.step
+        self.history, self._logged = state["history"], self.step
         if self.accelerator.is_main_process:
             tqdm.write(f"going on from step {self.step} of {self.checkpoints}")
             if self.tracker is not None:  # killed between checkpoint and log, the tracker lacks some of them

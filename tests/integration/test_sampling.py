@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from PIL import Image
 
 from domainstudio import models
 from domainstudio.config import SampleSettings
@@ -85,6 +86,25 @@ def test_interrupted_sampling_goes_on(tmp_path, monkeypatch):
     assert len(list((tmp_path / "cut/images").iterdir())) == 2
     sample_to_folder(model, tmp_path / "cut", settings())
     np.testing.assert_array_equal(load_samples(tmp_path / "whole"), load_samples(tmp_path / "cut"))
+
+
+@pytest.mark.parametrize("damage", ["bit", "cut", "size"])
+def test_a_damaged_image_is_drawn_again_and_refused_when_read(tmp_path, damage):
+    sample_to_folder(tiny_denoiser(), tmp_path, settings())
+    path = tmp_path / "images/000003.png"
+    whole = path.read_bytes()
+    if damage == "size":
+        Image.new("RGB", (9, 8)).save(path)
+    else:
+        pixels = whole.index(b"IDAT") + 40
+        path.write_bytes(
+            whole[:pixels] + (damage == "bit") * (bytes([whole[pixels] ^ 1]) + whole[pixels + 1 :])
+        )
+        with pytest.raises(DataError, match=r"000003\.png is damaged"):
+            load_samples(tmp_path)
+    with pytest.warns(UserWarning, match=r"000003\.png is .*: it is drawn again"):
+        sample_to_folder(tiny_denoiser(), tmp_path, settings())
+    assert path.read_bytes() == whole
 
 
 def test_incomplete_samples_are_refused_by_name(tmp_path):

@@ -92,6 +92,41 @@ def test_the_tracker_is_never_ahead_of_the_last_checkpoint(tmp_path):
     assert [record["step"] for record in tracker.records] == [1, 2, 3, 4, 5]
 
 
+def spoil(state, *keys, value=None):
+    """Change one entry of a state's content, or delete it."""
+    for key in keys[:-1]:
+        state = state[key]
+    if value is None:
+        del state[keys[-1]]
+    else:
+        state[keys[-1]] = value
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "said"),
+    [
+        (("network", "conv_in.bias"), None, r"network: conv_in\.bias is missing"),
+        (("network", "conv_in.bias"), torch.ones(3), r"network\.conv_in\.bias is float32 \[3\]"),
+        (("optimizer", "state", 0, "exp_avg"), torch.ones(3), "moments of parameter 0 do not fit"),
+        (("optimizer", "param_groups", 0, "lr"), "x", r"optimizer\.param_groups\.0\.lr is str"),
+        (("lr_scheduler",), None, "no 'lr_scheduler'"),
+        (("ema", "shadow_params"), [], "ema.shadow_params has 0 entries"),
+        (("history", 1), None, "history is not that of 2 steps"),
+        (("history", 0, "total"), "x", r"history\.0\.total is str"),
+    ],
+)
+def test_a_whole_but_wrong_state_is_passed_over(tmp_path, keys, value, said):
+    whole = trainer(tmp_path, steps=2, checkpoint_every=1)
+    whole.train()
+    step, state = checkpoint.latest(tmp_path) or (0, {})
+    spoil(state, *keys, value=value)
+    checkpoint.save(tmp_path, step, state)
+    second = trainer(tmp_path, steps=2, checkpoint_every=1)
+    with pytest.warns(UserWarning, match=f"step-0000002 is damaged .*{said}"):
+        second.train()
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters, second.parameters, strict=True))
+
+
 def test_gradient_accumulation_averages_the_micro_batches(tmp_path):
     def gradients(**settings):
         training = trainer(tmp_path, PLAIN, steps=1, **settings)

@@ -75,6 +75,18 @@ def test_a_damaged_cache_is_reported_and_replaced(images, averages, tmp_path, ca
     np.testing.assert_array_equal(load_file(path)["pooled"], found.pooled)
 
 
+def test_one_flipped_bit_in_a_cache_is_reported(images, averages, tmp_path, caplog):
+    expected = extract(images, averages, cache_dir=tmp_path)
+    (path,) = tmp_path.iterdir()
+    content = bytearray(path.read_bytes())
+    content[-2] ^= 1
+    path.write_bytes(content)
+    found = extract(images, averages, cache_dir=tmp_path)
+    assert "not usable (its SHA-256" in caplog.text
+    np.testing.assert_array_equal(found.perceptual, expected.perceptual)
+    np.testing.assert_array_equal(found.pooled, expected.pooled)
+
+
 def test_a_cache_that_cannot_be_written_does_not_stop_the_evaluation(images, averages, tmp_path, caplog):
     (tmp_path / "file").write_text("in the way")
     assert len(extract(images, averages, cache_dir=tmp_path / "file")) == 7
