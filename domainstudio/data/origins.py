@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import stat
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -25,6 +26,8 @@ OTHER_IMAGE_SUFFIXES = frozenset(
 CAPTION_SUFFIX = ".txt"
 
 STRAY_NAMES = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
+
+_JOINERS = "\u200c\u200d"
 
 MAX_FILE_BYTES = 256 * 2**20
 """Larger files are refused before they are read."""
@@ -137,7 +140,21 @@ class Entry:
         try:
             return self.contents().decode("utf-8-sig").strip()
         except (DataError, UnicodeDecodeError) as error:
-            raise DataError(f"its caption {self.origin} is not usable: {error}") from error
+            raise DataError(f"its caption {printable(self.origin)} is not usable: {error}") from error
+
+
+def printable(text: str) -> str:
+    """Return a text in which characters that steer how others are shown are escaped, as by Python.
+
+    These are control characters, line breaks, and the formatting ones of Unicode, such as those that turn the
+    direction of writing. The two joiners stay, which words of some languages and emoji need.
+    """
+    return "".join(
+        character.encode("unicode_escape").decode()
+        if unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp") and character not in _JOINERS
+        else character
+        for character in text
+    )
 
 
 def list_origin(origin: str, listers: Mapping[str, Lister]) -> Listing:
@@ -183,7 +200,9 @@ def listing_of(entries: Iterable[Entry]) -> Listing:
     images = {_caption_path(entry) for entry in ordered if entry.kind == "image"}
     captions = {entry.path: entry for entry in ordered if entry.kind == "caption" and entry.path in images}
     candidates = tuple(_candidate(entry, captions) for entry in ordered if entry.kind == "image")
-    ignored = [entry.origin for entry in ordered if entry.kind != "image" and entry.path not in captions]
+    ignored = [
+        printable(entry.origin) for entry in ordered if entry.kind != "image" and entry.path not in captions
+    ]
     return Listing(candidates, tuple(sorted(ignored)))
 
 
@@ -191,11 +210,11 @@ def _candidate(entry: Entry, captions: Mapping[str, Entry]) -> Candidate:
     caption = captions.get(_caption_path(entry))
     folder = str(PurePosixPath(entry.path).parent)
     return Candidate(
-        id=entry.path,
-        origin=entry.origin,
+        id=printable(entry.path),
+        origin=printable(entry.origin),
         read=entry.contents,
         caption=caption.text if caption else str,
-        label=None if folder == "." else folder,
+        label=None if folder == "." else printable(folder),
     )
 
 
@@ -212,7 +231,7 @@ def _folder_entries(root: Path) -> Iterator[Entry]:
 
 def _cannot_list(error: OSError) -> None:
     raise DataError(
-        f"{error.filename} cannot be listed ({error.strerror}): correct its permissions"
+        f"{printable(str(error.filename))} cannot be listed ({error.strerror}): correct its permissions"
     ) from error
 
 

@@ -12,7 +12,7 @@ from PIL import ImageColor
 
 from domainstudio.config import PrepareSettings
 from domainstudio.data.image_set import ImageRecord, ImageSet, Refusal, draw_indices
-from domainstudio.data.origins import Candidate, Lister, Listing, list_origin
+from domainstudio.data.origins import Candidate, Lister, Listing, list_origin, printable
 from domainstudio.data.reading import Prepared, prepare_image
 from domainstudio.errors import ConfigError, DataError
 
@@ -75,7 +75,7 @@ def _read_all(
         try:
             accepted.append(_read(candidate, settings, buckets, {} if listing.keep_repeats else seen))
         except DataError as error:
-            refused.append(Refusal(candidate.origin, str(error)))
+            refused.append(Refusal(candidate.origin, printable(str(error))))
     return accepted, refused
 
 

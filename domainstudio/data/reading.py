@@ -21,6 +21,9 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 MAX_PIXELS = 100_000_000
 """Larger images are refused before they are decoded: a few bytes can claim gigabytes of pixels."""
 
+MAX_ASPECT = 10_000
+"""Longer or higher images are refused likewise: they take many times the memory of their pixels."""
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -54,26 +57,33 @@ def prepare_image(data: bytes, settings: PrepareSettings, buckets: bool = False)
             reason alone; the caller names the file.
     """
     with _refusing():
-        image = flatten(decode(data), settings.background)
+        image = flatten(decode(data, settings.min_size), settings.background)
     width, height = image.size
-    if min(width, height) < settings.min_size:
-        raise DataError(f"too small: {width}×{height}, prepare.min_size is {settings.min_size}")
     square = _fit(image, (settings.resolution, settings.resolution), settings)
     bucket = nearest_bucket((height, width), settings.resolution)
     return Prepared(square, width, height, _fit(image, bucket, settings) if buckets else None)
 
 
-def decode(data: bytes) -> Image.Image:
+def decode(data: bytes, min_size: int = 1) -> Image.Image:
     """Decode a still image and turn it upright, as its EXIF orientation says.
 
+    What its header says is checked before, and so are the checksums of a PNG: Pillow passes over those of
+    its pixels. The other formats have none that cover the pixels.
+
+    Args:
+        data: The file's bytes.
+        min_size: Pixels that the shorter side must have.
+
     Raises:
-        DataError: it is animated or too large.
+        DataError: it is animated, too small, too large or too long.
         Exception: any that Pillow's decoder raises for damaged bytes.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS says it, as an error
         image = Image.open(io.BytesIO(data), formats=FORMATS)
-        _check_header(image)
+        _check_header(image, min_size)
+        if image.format == "PNG":
+            Image.open(io.BytesIO(data), formats=("PNG",)).verify()
         image.load()
         return ImageOps.exif_transpose(image)
 
@@ -118,8 +128,12 @@ def _refusing() -> Iterator[None]:
         raise DataError(f"damaged, truncated or of an unknown kind ({error})") from error
 
 
-def _check_header(image: Image.Image) -> None:
+def _check_header(image: Image.Image, min_size: int) -> None:
     width, height = image.size
+    if min(width, height) < min_size:
+        raise DataError(f"too small: {width}×{height}, prepare.min_size is {min_size}")
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise DataError(f"too long: {width}×{height}, at most {MAX_ASPECT:,} to 1. Cut it")
     if width * height > MAX_PIXELS:
         raise DataError(f"too large: {width}×{height}, at most {MAX_PIXELS:,} pixels. Shrink it")
     frames = getattr(image, "n_frames", 1)

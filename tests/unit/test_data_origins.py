@@ -121,6 +121,21 @@ def test_links_are_followed_only_inside_the_folder(tmp_path: Path) -> None:
     assert "leaves the folder" in reasons(folder)["a.png"]
 
 
+def test_names_cannot_steer_what_is_shown(tmp_path: Path) -> None:
+    turned, coloured, family = "\u2066gp\u202egnp.png", "\x1b[31m\n.png", "\U0001f468\u200d\U0001f467.png"
+    for seed, name in enumerate([turned, coloured, family]):
+        picture(tmp_path / name, seed)
+    (tmp_path / "bad\u202e.png").write_bytes(b"no image")
+    (tmp_path / "stray\x07").write_bytes(b"stray")
+    images = prepare(str(tmp_path), SKIP)
+    names = {r"\u2066gp\u202egnp.png", r"\x1b[31m\n.png", family}
+    assert {record.id for record in images.records} == names
+    assert {record.origin for record in images.records} == {f"{tmp_path}/{name}" for name in names}
+    assert images.refused[0].origin.endswith(r"bad\u202e.png") and images.ignored == (
+        rf"{tmp_path}/stray\x07",
+    )
+
+
 def test_a_file_too_large_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     picture(tmp_path / "a.png", 0)
     with (tmp_path / "b.png").open("wb") as file:

@@ -192,11 +192,23 @@ SIZES = [(MAX_PIXELS // 10000 + 1, 10000), (60000, 60000)]
         *((data, "damaged|not a readable image") for data in NO_IMAGE),
         *((frames(form), r"animated or multi-page \(3 frames\)") for form in ("GIF", "PNG", "WEBP", "TIFF")),
         *((png_header(*size), "too large") for size in SIZES),
+        (png_header(1, MAX_PIXELS), "too small: 1×100000000"),  # would be 3.5 GB when decoded
+        (png_header(20, 1_000_000), "too long: 20×1000000"),
     ],
 )
 def test_what_cannot_be_read_is_refused(data: bytes, message: str) -> None:
     with pytest.raises(DataError, match=message):
         prepare_image(data, SETTINGS)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "P", "L"])
+def test_one_flipped_bit_anywhere_in_a_png_is_noticed(mode: str) -> None:
+    whole = encoded(Image.fromarray(noise()).convert(mode))
+    for place in range(0, len(whole) - 12, 31):  # all but the end's own chunk, which holds nothing
+        changed = bytearray(whole)
+        changed[place] ^= 1 << place % 8
+        with pytest.raises(DataError):
+            prepare_image(bytes(changed), SETTINGS)
 
 
 def test_a_photograph_with_a_second_picture_inside_is_a_still() -> None:
