@@ -12,7 +12,7 @@ from PIL import ImageOps
 
 from domainstudio.data import find_captions
 from domainstudio.report import curves
-from domainstudio.report.pictures import Picture, common_side, picture, sheet, strip
+from domainstudio.report.pictures import CRISP_BELOW, Picture, common_side, picture, sheet, strip
 from domainstudio.report.reading import (
     Content,
     PackedImages,
@@ -38,6 +38,9 @@ TRADEOFF_FIGURES = (
     ("copies", "memorized_share"),
 )
 """Figures beside the pictures of each combination, by name and key."""
+
+SHARES = frozenset({"in_domain_share", "attributes_kept", "memorized_share"})
+"""Those of them that are shown in percent."""
 
 
 @dataclass(frozen=True)
@@ -218,7 +221,8 @@ def _tradeoff(point: TradeoffPoint) -> tuple[str, str, Picture]:
     figures = [_figure(point.scores, *figure) for figure in TRADEOFF_FIGURES]
     shown = ", ".join(figure for figure in figures if figure)
     image = open_image(point.images)
-    return title, shown, picture(image, side=max(640, image.width), limit=1000)
+    crisp = image.height <= CRISP_BELOW + 2  # a row of tiles with a pixel around them
+    return title, shown, picture(image, side=1000, limit=2000, crisp=crisp)
 
 
 def _figure(scores: Mapping[str, Any], name: str, key: str) -> str:
@@ -226,7 +230,9 @@ def _figure(scores: Mapping[str, Any], name: str, key: str) -> str:
     value, interval = number(scores, key), (scores.get("intervals") or {}).get(key)
     if value is None:
         return ""
-    return f"{name} {value:.3g}" + (f" ({interval[0]:.3g} to {interval[1]:.3g})" if interval else "")
+    shown = "{:.0%}" if key in SHARES else "{:.3g}"
+    between = f" ({shown} to {shown})".format(*interval) if interval else ""
+    return f"{name} {shown.format(value)}{between}"
 
 
 def _pairs(results: Results, shots: PackedImages | None) -> tuple[NearestPair, ...]:
