@@ -43,7 +43,8 @@ def _prepare_target(settings: config.Settings, name: str) -> None:
     if name not in settings.targets:
         raise ConfigError(f"targets has no {name!r}; there are {sorted(settings.targets)}")
     target = settings.targets[name]
-    domain, buckets = prepare(target.domain, settings.prepare, LISTERS), settings.prepare.aspect_buckets
+    number, seed, buckets = target.domain_number, target.seed, settings.prepare.aspect_buckets
+    domain = prepare(target.domain, settings.prepare, LISTERS, number=number, seed=seed)
     same = target.shots == target.domain and not buckets
     shots = domain if same else prepare(target.shots, settings.prepare, LISTERS, buckets)
     shots = shots.draw(target.number, target.seed)

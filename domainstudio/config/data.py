@@ -62,3 +62,6 @@ class TargetSettings(Section):
     domain: str
     """Origin of the whole target domain, which samples are measured against. If you have no more images than
     the shots, name their origin again; the report then says so."""
+    domain_number: int | None = Field(default=None, ge=1)
+    """How many images of the domain to prepare, drawn at random with `seed`; `null` takes all. Metrics are
+    the surer, the more there are."""
