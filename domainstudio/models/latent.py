@@ -67,7 +67,8 @@ class LatentDenoiser(UnconditionalDenoiser):
         """
         side = resolution // _factor(vae)
         network, scheduler, _ = new_parts(unet, noise, side, channels=vae.config.latent_channels)
-        return cls(network, scheduler, vae)
+        # latents have no range, unlike images
+        return cls(network, type(scheduler).from_config(scheduler.config, clip_sample=False), vae)
 
     @property
     def resolution(self) -> tuple[int, int]:
