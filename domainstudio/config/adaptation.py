@@ -87,7 +87,7 @@ class Adaptation(Section):
     @property
     def takes_source_images(self) -> bool:
         """Whether prior preservation takes real images of the source's domain."""
-        return self.weights.prior > 0 and self.prior.images == "source"
+        return self.weights.uses_prior and self.prior.images == "source"
 
     @model_validator(mode="after")
     def _paired_batch(self) -> Self:

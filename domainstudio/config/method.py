@@ -40,8 +40,11 @@ class LossWeights(Section):
     laplacian: float = Field(default=0.0, ge=0)
     """Negative cosine similarity of Laplacian-filtered images (adapted x0, training image)."""
     reconstruction: float = Field(default=0.0, ge=0)
-    """Mean squared error of the adapted x0 against the training image. The same error of the source model
-    is constant in training, so it is left out."""
+    """Mean squared error of the adapted x0 against the training image."""
+    prior_reconstruction: float = Field(default=0.0, ge=0)
+    """Mean squared error of the adapted x0 on the source domain's images, those of `prior`, in the model's own
+    space: the source half of the brief's reconstruction. The frozen source model's own error would be
+    constant."""
     pairwise_reduction: Literal["sum", "mean"] = "sum"
     """`sum`: the paper's Σ_i. `mean`: the released code's element-wise mean, sum / (N(N-1))."""
     pairwise_temperature: float = Field(default=1.0, gt=0)
@@ -69,6 +72,11 @@ class LossWeights(Section):
     def pairwise(self) -> bool:
         """Whether any term compares pairs of images, and so needs the source model's prediction."""
         return any(getattr(self, name) > 0 for name in PAIRWISE_TERMS)
+
+    @property
+    def uses_prior(self) -> bool:
+        """Whether any term needs images of the source domain."""
+        return self.prior > 0 or self.prior_reconstruction > 0
 
 
 class LoraSettings(Section):

@@ -161,6 +161,8 @@ class Objective:
         terms = self._denoising_terms(batch, prediction)
         truth = batch.x0[: batch.number] if self.weights.space == "latent" else batch.images
         terms |= {name: DETAIL_TERMS[name](x0, truth).mean() for name in details}
+        if self.weights.prior_reconstruction > 0:
+            terms["prior_reconstruction"] = self._prior_reconstruction(prediction, batch)
         if pairwise:
             pairs = self._pairs(batch, x0, autocast)
             terms |= {name: PAIRWISE_TERMS[name](pairs) for name in pairwise}
@@ -189,6 +191,12 @@ class Objective:
                 x0, xt, predicted_x0, prediction.variance[:number], timesteps, noise_scheduler.alphas_cumprod
             ).mean()
         return terms
+
+    def _prior_reconstruction(self, prediction: Prediction, batch: NoisyBatch) -> Tensor:
+        """Return the error of x0 on the P images of the source domain, in the model's own space."""
+        rows, noise_scheduler = slice(batch.number, None), self.adapted.noise_scheduler
+        x0 = to_x0(noise_scheduler, prediction.output[rows], batch.xt[rows], batch.timesteps[rows])
+        return losses.mean_squared_error(x0, batch.x0[rows]).mean()
 
     def _pairs(
         self, batch: NoisyBatch, x0_adapted: Tensor, autocast: Callable[[], AbstractContextManager[Any]]

@@ -92,7 +92,7 @@ def prior_images(
         ConfigError: a prompt cannot be filled, or every source prompt is a target prompt.
         DataError: the source images are asked for and not there: `source_images` names them.
     """
-    if adaptation.weights.prior == 0:
+    if not adaptation.weights.uses_prior:
         return None
     adapted = frozenset(texts_of(denoiser, adaptation, "target", shots) or ())
     if adaptation.takes_source_images:

@@ -89,7 +89,7 @@ class Trainer:
         tracker: Tracker | None = None,
         preview: Callable[[Denoiser], Image.Image] | None = None,
     ) -> None:
-        if prior is None and objective.weights.prior > 0:
+        if prior is None and objective.weights.uses_prior:
             raise TrainingError("the method's prior weight is above 0: give images of the source domain")
         groups = [_listed(each) for each in (examples, prior) if each is not None]
         for each in chain(*groups):

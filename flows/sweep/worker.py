@@ -94,7 +94,7 @@ def _train_and_measure(
     lock = FileLock(FOLDER / ".lock")  # the first trial draws what others need too
     with lock:
         source = sample_source(settings, adaptation.source, FOLDER)
-    with lock if adaptation.weights.prior > 0 else nullcontext():
+    with lock if adaptation.weights.uses_prior else nullcontext():
         recipe = Recipe.load(adaptation, settings.sample, process)
     training = TrainingRun(adaptation.name, adaptation, recipe.digests)
     trainer = training.train(recipe.trainer, nullcontext(tracker), place / "states")

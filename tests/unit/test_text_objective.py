@@ -17,7 +17,7 @@ NUMBER, PRIOR = 4, 3
 TARGET = ["a red house [V]", "a small boat [V]", "the moon [V]", "a blue cup [V]"]
 SOURCE = ["a red house", "a small boat", "the moon", "a blue cup"]
 DETAILS = ("high_frequency_mse", "laplacian", "reconstruction")
-TERMS = ("simple", "prior", "image", "high_frequency", "pairwise_l2", *DETAILS)
+TERMS = ("simple", "prior", "prior_reconstruction", "image", "high_frequency", "pairwise_l2", *DETAILS)
 NONE = dict.fromkeys((*TERMS, "vlb"), 0.0)
 
 
@@ -166,11 +166,17 @@ def test_one_pass_with_gradients_serves_all_terms_and_the_prior():
 def test_the_prior_is_the_error_of_its_own_images_alone():
     adapted, source = models()
     batch = batch_of(adapted, source)
-    terms = Objective(adapted, only("simple", "prior"), source)(batch)
+    terms = Objective(adapted, only("simple", "prior", "prior_reconstruction"), source)(batch)
     with torch.no_grad():
         error = adapted.predict(batch.xt, batch.timesteps, batch.condition).output - batch.noise
     torch.testing.assert_close(terms["simple"].detach(), error[:NUMBER].square().mean())
     torch.testing.assert_close(terms["prior"].detach(), error[NUMBER:].square().mean())
+    # ε: x0 is off by sqrt(1 - ᾱ) / sqrt(ᾱ) times the error of ε
+    a = adapted.noise_scheduler.alphas_cumprod[batch.timesteps].view(-1, 1, 1, 1)
+    off = ((1 - a) / a).sqrt() * error
+    torch.testing.assert_close(terms["prior_reconstruction"].detach(), off[NUMBER:].square().mean())
+    terms["prior_reconstruction"].backward()
+    assert gradients(adapted.network)
 
 
 def test_detail_terms_compare_with_the_same_training_image():
