@@ -42,9 +42,8 @@ class LossWeights(Section):
     reconstruction: float = Field(default=0.0, ge=0)
     """Mean squared error of the adapted x0 against the training image."""
     prior_reconstruction: float = Field(default=0.0, ge=0)
-    """Mean squared error of the adapted x0 on the source domain's images, those of `prior`, in the model's own
-    space: the source half of the brief's reconstruction. The frozen source model's own error would be
-    constant."""
+    """Mean squared error of the adapted x0 on the source domain's images, those of `prior`, in the
+    model's own space: the source half of the brief's reconstruction."""
     pairwise_reduction: Literal["sum", "mean"] = "sum"
     """`sum`: the paper's Σ_i. `mean`: the released code's element-wise mean, sum / (N(N-1))."""
     pairwise_temperature: float = Field(default=1.0, gt=0)
