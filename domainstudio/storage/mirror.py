@@ -39,6 +39,9 @@ WAIT = 120.0
 
 _FILES = (checkpoint.TENSORS, checkpoint.CONTENT)
 
+KEPT = ("previews/step-*.png", "candidates/step-*.safetensors")
+"""What a run keeps of the steps before a state, by patterns of paths."""
+
 
 class FileRecord(BaseModel):
     """Size in bytes and hash of a file."""
@@ -50,7 +53,7 @@ class FileRecord(BaseModel):
 
 
 class Manifest(BaseModel):
-    """`MANIFEST.json` of a state: its files, and the previews up to its step."""
+    """`MANIFEST.json` of a state: its files, and the previews and candidates up to its step."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -105,7 +108,7 @@ class Mirror:
 
     def __init__(self, folder: Path, url: str) -> None:
         self.folder, self.url = folder, url
-        self._previews: dict[str, FileRecord] = {}
+        self._kept: dict[str, FileRecord] = {}
         self._copied = self._tried = ""  # the last states that were copied, and tried
         self._warned = False
         self._closing, self._cancelled = threading.Event(), threading.Event()
@@ -153,7 +156,7 @@ class Mirror:
                 return
 
     def _fetch_state(self, name: str, remote: Mapping[str, s3.S3Object]) -> bool:
-        """Download a state and its previews; return False, with a warning, if it is damaged."""
+        """Download a state, its previews and candidates; return False, with a warning, if it is damaged."""
         unfinished = self.folder / f".{name}.fetched"
         try:
             s3.download(remote[f"{name}/{MANIFEST}"], unfinished / MANIFEST)
@@ -168,16 +171,17 @@ class Mirror:
             message = "%s/%s cannot be used (%s); going back to the state before"
             logger.warning(message, self.url, name, one_line(error))
             return False
-        self._fetch_previews(files, remote)
+        self._fetch_kept(files, remote)
         (unfinished / MANIFEST).unlink()
         shutil.rmtree(self.folder / name, ignore_errors=True)
         unfinished.rename(self.folder / name)
         print(f"{self.folder / name}: fetched from {self.url}", flush=True)
         return True
 
-    def _fetch_previews(self, files: Mapping[str, FileRecord], remote: Mapping[str, s3.S3Object]) -> None:
-        for path in (path for path in files if path.startswith("previews/") and s3.is_safe(path)):
-            with suppress(DataError, KeyError):  # a missing preview stops nothing
+    def _fetch_kept(self, files: Mapping[str, FileRecord], remote: Mapping[str, s3.S3Object]) -> None:
+        folders = tuple(pattern.partition("/")[0] + "/" for pattern in KEPT)
+        for path in (path for path in files if path.startswith(folders) and s3.is_safe(path)):
+            with suppress(DataError, KeyError):  # a missing one does not stop the training
                 if not (self.folder / path).exists():
                     s3.download(remote[path], self.folder / path, files[path].sha256)
 
@@ -201,7 +205,7 @@ class Mirror:
                 self._warn(error)
 
     def _copy(self, name: str) -> None:
-        """Upload a state and its previews, the manifest last; then delete older states on S3."""
+        """Upload a state, previews and candidates, the manifest last; then delete older states on S3."""
         remote = {item.path for item in s3.find_objects(self.url)}
         staged = self.folder / ".copied"
         shutil.rmtree(staged, ignore_errors=True)
@@ -210,21 +214,21 @@ class Mirror:
                 link_or_copy(self.folder / name / file, staged / file)
             if f"{name}/{MANIFEST}" in remote:  # that state was damaged, and is trained again
                 s3.delete(f"{self.url}/{name}/{MANIFEST}")
-            self._copy_previews(name)
+            self._copy_kept(name)
             files = {f"{name}/{file}": self._upload(staged / file, f"{name}/{file}") for file in _FILES}
-            manifest = Manifest(format=1, files={**self._previews, **files})
+            manifest = Manifest(format=1, files={**self._kept, **files})
             (staged / MANIFEST).write_text(manifest.model_dump_json(indent=1))
             self._upload(staged / MANIFEST, f"{name}/{MANIFEST}")
             self._copied = name
             self._delete_before(name, remote)
         shutil.rmtree(staged, ignore_errors=True)
 
-    def _copy_previews(self, name: str) -> None:
-        """Upload the previews up to a state's step. They are complete once the state is there."""
-        for path in sorted(self.folder.glob("previews/step-*.png")):
-            preview = path.relative_to(self.folder).as_posix()
-            if _step(path.stem) <= _step(name) and preview not in self._previews:
-                self._previews[preview] = self._upload(path, preview)
+    def _copy_kept(self, name: str) -> None:
+        """Upload previews and candidates up to a state's step. They are complete once the state is there."""
+        for path in sorted(path for pattern in KEPT for path in self.folder.glob(pattern)):
+            kept = path.relative_to(self.folder).as_posix()
+            if _step(path.stem) <= _step(name) and kept not in self._kept:
+                self._kept[kept] = self._upload(path, kept)
 
     def _upload(self, path: Path, name: str) -> FileRecord:
         sha256 = s3.upload(path, f"{self.url}/{name}", self._cancelled.is_set)

@@ -19,7 +19,7 @@ from safetensors.torch import load, load_file
 
 from domainstudio.data.image_set import ImageRecord, ImageSet
 from domainstudio.errors import UNAVAILABLE_STATUS, ConfigError
-from domainstudio.storage import checkpoint, mirror
+from domainstudio.storage import candidates, checkpoint, mirror
 from domainstudio.storage import s3 as transfers
 from domainstudio.storage.mirror import VARIABLE, mirrored
 from tests.integration.conftest import S3Server, free_port
@@ -179,14 +179,17 @@ def test_states_are_copied_whole_and_two_are_kept(s3, place, tmp_path):
         preview.parent.mkdir()
         preview.write_bytes(b"drawn")
         (folder / "previews/step-000009.png").write_bytes(b"not written wholly")
+        candidate = candidates.save(folder, 3, {"weight": torch.ones(2)})
         save(folder, 4)
     files = ("MANIFEST.json", "state.json", "state.safetensors")
     states = [f"step-000000{step}/{file}" for step in (3, 4) for file in files]
-    assert s3.keys(prefix) == ["previews/step-000002.png", *states]
+    kept = ["candidates/step-0000003.safetensors", "previews/step-000002.png"]
+    assert s3.keys(prefix) == [*kept, *states]
     assert fetched(tmp_path / "elsewhere/run") == (4, 4.0)
     assert (tmp_path / "elsewhere/run/previews/step-000002.png").read_bytes() == b"drawn"
+    assert (tmp_path / "elsewhere/run" / kept[0]).read_bytes() == candidate.read_bytes()
     left = {path.name for path in (tmp_path / "elsewhere/run").iterdir()}
-    assert left == {"previews", "step-0000004"}
+    assert left == {"candidates", "previews", "step-0000004"}
 
 
 def test_the_newer_state_wins(s3, place, tmp_path):
