@@ -36,8 +36,13 @@ METRICS: dict[str, Any] = {
     "features": "efficientnet-lite0",
     "features_digest": "f" * 64,
     "number": 8,
-    "samples": {"frechet_distance": 12.5, "kid": 0.25, "intra_distance": 0.5, "memorized_share": 0.0},
-    "references": {"shots": {"frechet_distance": 20.0}},
+    "samples": {
+        "frechet_distance_infinity": 12.5,
+        "kid": 0.25,
+        "intra_distance_in_domain": 0.5,
+        "memorized_share": 0.0,
+    },
+    "references": {"shots": {"frechet_distance_infinity": 20.0}},
 }
 
 

@@ -72,16 +72,17 @@ def events() -> list[tuple[str, str]]:
 
 def test_a_better_model_becomes_champion_and_a_worse_one_does_not(database, monkeypatch, capsys):
     run_stage(monkeypatch, NAME)
-    register_other(monkeypatch, 1, frechet_distance=13.0, intra_distance=0.7)
+    register_other(monkeypatch, 1, frechet_distance_infinity=13.0, intra_distance_in_domain=0.7)
     assert aliases_of(database) == {"champion": 2, "previous_champion": 1}
     reason = (
-        "better intra distance: Fréchet distance 13 against 12.5 (+4.0%, allowed +5%); intra distance 0.7 "
-        "against 0.5 (+40.0%, allowed -5%); memorised 0% against 0% (allowed 5%)"
+        "better intra distance in the domain: Fréchet distance ∞ 13 against 12.5 (+4.0%, allowed +5%); "
+        "intra distance in the domain 0.7 against 0.5 (+40.0%, allowed -5%); "
+        "memorised 0% against 0% (allowed 5%)"
     )
     out = capsys.readouterr().out
     assert f"{MODEL}@champion is version 2, before it was 1: {reason}\n" in out
 
-    register_other(monkeypatch, 2, memorized_share=0.3, intra_distance=0.9)
+    register_other(monkeypatch, 2, memorized_share=0.3, intra_distance_in_domain=0.9)
     assert aliases_of(database) == {"champion": 2, "previous_champion": 1, "challenger": 3}
     out = capsys.readouterr().out
     assert f"{MODEL}@champion stays version 2; version 3: memorises too much: " in out
@@ -98,7 +99,7 @@ def test_a_better_model_becomes_champion_and_a_worse_one_does_not(database, monk
     assert f"models:/{MODEL}/3" in card and "@champion" not in card
     (refused,) = [each for each in verdicts() if each["outcome"] == "refused"]
     assert refused["against"] == "2"
-    assert refused["champion"]["figures"]["intra_distance"] == 0.7
+    assert refused["champion"]["figures"]["intra_distance_in_domain"] == 0.7
 
     before = stored(database)
     run_stage(monkeypatch, NAME)  # the refused one again
@@ -115,7 +116,7 @@ def test_a_better_model_becomes_champion_and_a_worse_one_does_not(database, monk
 def test_people_have_the_last_word_and_all_is_on_record(database, monkeypatch, capsys):
     run_stage(monkeypatch, NAME)
     for seed, figure in (1, 11.0), (2, 30.0):
-        register_other(monkeypatch, seed, frechet_distance=figure)
+        register_other(monkeypatch, seed, frechet_distance_infinity=figure)
     with pytest.raises(SystemExit):
         run_stage(monkeypatch, "--promote", "3", NAME)
     assert "say why with --reason" in capsys.readouterr().err
@@ -165,7 +166,7 @@ def test_a_champion_that_was_measured_otherwise_is_measured_again(database, monk
     other = SAMPLES.read_text().replace('"ddim"', '"ddpm"')
     run_stage(monkeypatch, NAME)
     provenance = PROVENANCE.read_text()
-    other_result(1, frechet_distance=5.0)
+    other_result(1, frechet_distance_infinity=5.0)
     SAMPLES.write_text(other)
     run_stage(monkeypatch, NAME)
     why = "version 2: not comparable with the champion (scheduler ddpm, the champion's ddim): "
@@ -174,17 +175,17 @@ def test_a_champion_that_was_measured_otherwise_is_measured_again(database, monk
     run_stage(monkeypatch, NAME)
     assert stored(database) == before
 
-    other_result(0, frechet_distance=12.0)  # the first model, measured as the second was
+    other_result(0, frechet_distance_infinity=12.0)  # the first model, measured as the second was
     PROVENANCE.write_text(provenance)
     run_stage(monkeypatch, NAME)
     assert aliases_of(database) == {"champion": 1, "challenger": 2}
-    assert version_tags(database, 1)["frechet_distance"] == "12 (efficientnet-lite0)"
-    register_other(monkeypatch, 1, frechet_distance=5.0)
+    assert version_tags(database, 1)["frechet_distance_infinity"] == "12 (efficientnet-lite0)"
+    register_other(monkeypatch, 1, frechet_distance_infinity=5.0)
     assert aliases_of(database) == {"champion": 2, "previous_champion": 1}
-    measure(frechet_distance=50.0)  # a verdict is of one measurement; the champion keeps its place
+    measure(frechet_distance_infinity=50.0)  # a verdict is of one measurement; the champion keeps its place
     run_stage(monkeypatch, NAME)
     assert aliases_of(database) == {"champion": 2, "previous_champion": 1}
-    other_result(0, frechet_distance=4.0)
+    other_result(0, frechet_distance_infinity=4.0)
     PROVENANCE.write_text(provenance)
     run_stage(monkeypatch, NAME)
     assert aliases_of(database) == {"champion": 1, "previous_champion": 2}
@@ -241,12 +242,12 @@ def test_a_champion_whose_files_are_gone_is_not_compared(database, monkeypatch, 
     for file in Path("mlartifacts").rglob("*.safetensors"):
         file.parent.joinpath("lost").touch()
         file.unlink()
-    other_result(1, frechet_distance=5.0)
+    other_result(1, frechet_distance_infinity=5.0)
     drawn_in(steps=5)
     run_stage(monkeypatch, NAME)
     assert f"{MODEL} version 1 cannot be measured again: " in capsys.readouterr().err
     shutil.rmtree(next(path.parent for path in Path("mlartifacts").rglob("lost")).parents[1])
-    register_other(monkeypatch, 2, frechet_distance=5.0)
+    register_other(monkeypatch, 2, frechet_distance_infinity=5.0)
     assert f"{MODEL} version 1 cannot be measured again: " in capsys.readouterr().err
     assert aliases_of(database) == {"champion": 1, "challenger": 3}
     assert version_tags(database, 3)["gate"] == "not comparable"
@@ -254,7 +255,7 @@ def test_a_champion_whose_files_are_gone_is_not_compared(database, monkeypatch, 
 
 def test_who_became_champion_meanwhile_is_measured_too(database, monkeypatch):
     for seed in range(3):
-        other_result(seed, frechet_distance=12.5 - seed)
+        other_result(seed, frechet_distance_infinity=12.5 - seed)
         drawn_in(steps=4 + seed)
         run_stage(monkeypatch, NAME)
     assert aliases_of(database) == {"champion": 1, "challenger": 3}  # whose files cannot be drawn here
@@ -266,7 +267,7 @@ def test_who_became_champion_meanwhile_is_measured_too(database, monkeypatch):
             aliases.promote(CHAMPION, "2", "meanwhile")
         own = Measurement.from_json(version_tags(database, 3)[MEASUREMENT])
         distance = 11.0 if rival == "1" else 10.4
-        return Measurement({**own.figures, "frechet_distance": distance}, own.conditions)
+        return Measurement({**own.figures, "frechet_distance_infinity": distance}, own.conditions)
 
     promotion = judging.judge(CHAMPION, "3", config.load().registry.gate, reevaluate)
     assert asked == ["1", "2"]
@@ -277,7 +278,7 @@ def test_who_became_champion_meanwhile_is_measured_too(database, monkeypatch):
 @pytest.mark.parametrize("killed", ["decide", "_record"])
 def test_a_promotion_that_was_killed_is_completed(database, monkeypatch, killed):
     run_stage(monkeypatch, NAME)
-    other_result(1, frechet_distance=11.0)
+    other_result(1, frechet_distance_infinity=11.0)
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
         patch.setattr(judging, killed, Mock(side_effect=SystemExit))
         run_stage(monkeypatch, NAME)
@@ -308,19 +309,19 @@ register.main()
 
 def test_two_processes_at_once_are_judged_one_after_the_other(database, monkeypatch, tmp_path):
     run_stage(monkeypatch, NAME)
-    other_result(1, frechet_distance=10.0)
+    other_result(1, frechet_distance_infinity=10.0)
     command = [sys.executable, "-c", FIRST, NAME]
     with subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, text=True) as first:
         deadline = time.monotonic() + 200
         while len(versions_of(database)) < 2 and first.poll() is None and time.monotonic() < deadline:
             time.sleep(0.1)
-        other_result(2, frechet_distance=9.9)  # better than version 1, hardly than version 2
+        other_result(2, frechet_distance_infinity=9.9)  # better than version 1, hardly than version 2
         run_stage(monkeypatch, NAME)
         out, _ = first.communicate(timeout=100)
-    assert "@champion is version 2, before it was 1: better Fréchet distance" in out
+    assert "@champion is version 2, before it was 1: better Fréchet distance ∞" in out
     assert aliases_of(database) == {"champion": 2, "previous_champion": 1, "challenger": 3}
     assert version_tags(database, 3)["gate.reason"].startswith(
-        "not better by 5% in Fréchet distance or intra"
+        "not better by 5% in Fréchet distance ∞ or intra"
     )
     assert events()[-4:] == [("registered", "2"), ("registered", "3"), ("promoted", "2"), ("refused", "3")]
 
@@ -342,7 +343,7 @@ def test_the_same_result_twice_at_once_is_one_version(database, monkeypatch):
 
 def test_flows_get_values(database, monkeypatch):
     run_stage(monkeypatch, NAME)
-    register_other(monkeypatch, 1, frechet_distance=99.0)
+    register_other(monkeypatch, 1, frechet_distance_infinity=99.0)
     monkeypatch.undo()
     monkeypatch.chdir(database.parent)
     monkeypatch.setenv("DOMAINSTUDIO_FLOW_RUN", "1234")

@@ -74,7 +74,7 @@ def test_the_same_result_twice_is_one_version_and_one_run(database, monkeypatch,
     assert json.loads(entry)["key"] == KEY
     out, err = capfd.readouterr()
     reason = (
-        "there is no champion to compare with: Fréchet distance 12.5; intra distance 0.5; "
+        "there is no champion to compare with: Fréchet distance ∞ 12.5; intra distance in the domain 0.5; "
         "memorised 0% (allowed 5%)"
     )
     assert out.splitlines() == [
@@ -109,11 +109,11 @@ def test_the_run_is_replayed_from_the_files(registered):
     assert replayed == [(r["step"], r["timestamp"], r["total"]) for r in history(1, 40)]
     measured = dict(rows(registered, "select key, value from latest_metrics where key like '%.%'"))
     assert measured == {
-        "samples.frechet_distance": 12.5,
+        "samples.frechet_distance_infinity": 12.5,
         "samples.kid": 0.25,
-        "samples.intra_distance": 0.5,
+        "samples.intra_distance_in_domain": 0.5,
         "samples.memorized_share": 0.0,
-        "references.shots.frechet_distance": 20.0,
+        "references.shots.frechet_distance_infinity": 20.0,
     }
     inputs = rows(registered, "select name, digest, dataset_source from datasets order by name")
     assert inputs == [
@@ -195,15 +195,15 @@ def test_what_people_read(registered):
     ((card,),) = rows(registered, "select description from model_versions")
     ((run_id,),) = rows(registered, "select run_uuid from runs")
     network = "(efficientnet-lite0)"
-    assert card.startswith(f"{NAME}: frechet distance 12.5 {network}, kid 0.25 {network}, ")
+    assert card.startswith(f"{NAME}: frechet distance infinity 12.5 {network}, kid 0.25 {network}, ")
     assert "library_name" not in card
     assert f"get-artifact?path=samples/grid.png&run_uuid={run_id}" in card
-    assert "| frechet distance | 12.5 | 20 |" in card
+    assert "| frechet distance infinity | 12.5 | 20 |" in card
     assert "| licence | Apache-2.0 |" in card
     assert f"models:/{MODEL}@champion" in card
     tags = version_tags(registered, 1)
-    assert tags["frechet_distance"] == "12.5 (efficientnet-lite0)"
-    assert "**Gate**: promoted: there is no champion to compare with: Fréchet distance 12.5;" in card
+    assert tags["frechet_distance_infinity"] == "12.5 (efficientnet-lite0)"
+    assert "**Gate**: promoted: there is no champion to compare with: Fréchet distance ∞ 12.5;" in card
     assert (tags["source"], tags["target"], tags["method"]) == ("noto", "ink", "domainstudio")
     assert (tags["input.source"], tags["input.shots"], tags["input.domain"]) == ("a" * 64, "b" * 64, "d" * 64)
     assert (tags["licence"], tags["attribution"]) == ("CC-BY-4.0", "somebody")
