@@ -1,5 +1,8 @@
 """What the report and the page of a folder of LoRA files show of a choice."""
 
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -44,6 +47,7 @@ def folder(tmp_path):
 
 def test_the_chosen_candidate_is_marked_and_undefined_figures_are_left_out(folder):
     shown = choice(folder)
+    assert shown is not None
     assert [(row.title, row.chosen) for row in shown.rows] == [
         ("source model", False),
         ("step 100", False),
@@ -67,9 +71,12 @@ def test_the_page_holds_its_pictures_and_names_what_was_left_out(folder):
 
 
 def test_a_record_is_read_as_it_was_written_and_a_damaged_one_is_named(folder, tmp_path):
-    assert Selection.read(folder).best.step == 200
+    found = Selection.read(folder)
+    assert found is not None
+    assert found.best.step == 200
     assert Selection.read(tmp_path / "none") is None is choice(tmp_path / "none")
     (folder / FILE).write_text("{")
-    for read in (Selection.read, choice):
+    readers: tuple[Callable[[Path], object], ...] = (Selection.read, choice)
+    for read in readers:
         with pytest.raises(DataError, match=r"selection\.json cannot be understood"):
             read(folder)
