@@ -19,6 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 from benchmarks import cli
 from benchmarks.compare import WORK, Run
 from domainstudio import config
+from domainstudio.config import Adaptation
 from domainstudio.data import ImageSet, find_captions
 from domainstudio.project import ADAPTED_SAMPLES, SOURCE_SAMPLES, TARGETS
 from domainstudio.sampling import load_samples
@@ -54,7 +55,7 @@ def main() -> None:
     if subjects:
         rows.append(("real drawings", _own_drawings(ImageSet.load(target / "domain"), subjects)))
     rows.append(("source model", load_samples(source)))
-    rows += [(item.method, load_samples(folder)) for item, folder in zip(chosen, adapted, strict=True)]
+    rows += [(_title(item), load_samples(folder)) for item, folder in zip(chosen, adapted, strict=True)]
     picture = draw([(title, images[: arguments.columns]) for title, images in rows], subjects)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     picture.save(arguments.output, optimize=True)
@@ -85,6 +86,11 @@ def draw(rows: list[tuple[str, np.ndarray]], subjects: Sequence[str] = ()) -> Im
         place = (LABEL + column * (side + 2) + side // 2, 2 * GAP + side + heading // 2)
         pen.multiline_text(place, words, fill="black", font=small, anchor="mm", align="center", spacing=1)
     return canvas
+
+
+def _title(adaptation: Adaptation) -> str:
+    how = adaptation.combine
+    return adaptation.method if how is None else f"{adaptation.method},\n{how.title}"
 
 
 def _subjects(samples: Path) -> list[str]:
