@@ -26,7 +26,7 @@ from domainstudio.sampling import load_samples
 from domainstudio.sampling.pairs import sample_source
 from stages.cli import run
 
-SCALE, LABEL, GAP, HEADING = 2, 170, 10, 40
+SCALE, LABEL, GAP, HEADING, TITLE = 2, 170, 10, 40, 20
 
 
 def main() -> None:
@@ -76,7 +76,8 @@ def draw(rows: list[tuple[str, np.ndarray]], subjects: Sequence[str] = ()) -> Im
     pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=15)
     for index, (title, images) in enumerate(rows):
         top = GAP + index * (side + GAP) + (heading if index else 0)
-        pen.text((GAP, top + side // 2), title, fill="black", font=font, anchor="lm")
+        words = "\n".join(textwrap.wrap(title, TITLE))
+        pen.multiline_text((GAP, top + side // 2), words, fill="black", font=font, anchor="lm")
         for column, image in enumerate(images):
             tile = Image.fromarray(image.transpose(1, 2, 0)).resize((side, side), Image.Resampling.NEAREST)
             canvas.paste(tile, (LABEL + column * (side + 2), top))
@@ -90,7 +91,7 @@ def draw(rows: list[tuple[str, np.ndarray]], subjects: Sequence[str] = ()) -> Im
 
 def _title(adaptation: Adaptation) -> str:
     how = adaptation.combine
-    return adaptation.method if how is None else f"{adaptation.method},\n{how.title}"
+    return adaptation.method if how is None else f"{adaptation.method}, {how.title}"
 
 
 def _subjects(samples: Path) -> list[str]:
