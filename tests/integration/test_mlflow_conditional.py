@@ -24,7 +24,7 @@ from domainstudio.models.class_conditional import ClassConditionalDenoiser
 from domainstudio.models.stored import StoredModel
 from domainstudio.registry import reevaluation, versions
 from domainstudio.registry.results import Result
-from domainstudio.sampling import sample
+from domainstudio.sampling import draw, sample
 from domainstudio.tracking.provenance import Provenance
 from domainstudio.tracking.server import connect
 from domainstudio.training.cards import adapted_card
@@ -322,7 +322,7 @@ def test_measuring_again_uses_the_prompts_of_the_version(project, name, monkeypa
     prompt = "face" if name == "ink-class" else "a red house in [V] style"
     assert (entry["seed"], entry["prompt"], entry["subject"]) == (7, prompt, subject)
     denoiser = models.load(project.root / "models/adapted" / name)
-    (own,) = sample(denoiser, [7], [prompt], guidance_scale=sampling.guidance_scale, steps=3)
+    (own,) = draw(denoiser, [7], [prompt], sampling)
     picture = np.asarray(Image.open(folder / entry["file"])).transpose(2, 0, 1).astype(int)
     assert np.abs(picture - own).max() <= 2  # adapters are fused there
 
