@@ -77,7 +77,8 @@ def prior_images(
 ) -> PriorImages | None:
     """Return the images of prior preservation, or `None` where the method has no prior.
 
-    No image has a text that is a target prompt, because the prior would work against the adaptation.
+    No image has a text that is a target prompt, because the prior would work against the adaptation. Of
+    several processes all must take part: they share the drawing.
 
     Args:
         denoiser: the source model, not trained yet, on its device; it draws images to be generated.

@@ -59,7 +59,7 @@ class Recipe:
         Args:
             adaptation: the adaptation.
             sampling: how images of prior preservation and previews are drawn.
-            process: this process; of several, the first one draws.
+            process: this process; several draw together.
 
         Raises:
             CheckpointError: there is no source model.
@@ -69,8 +69,7 @@ class Recipe:
         source, tiny_vae = SOURCE_MODELS / adaptation.source, adaptation.weights.tiny_vae
         digests = {"source": models.digest(source), "shots": shots.digest}
         denoiser = models.load(source).to(process.device)
-        with process.main_process_first():  # it draws; the others read
-            prior = prior_images(denoiser, shots, adaptation, sampling, digests["source"])
+        prior = prior_images(denoiser, shots, adaptation, sampling, digests["source"])
         if prior is not None:
             digests["prior"] = prior.digest
         if tiny_vae and Path(tiny_vae).is_dir():
