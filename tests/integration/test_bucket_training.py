@@ -2,6 +2,7 @@
 
 import json
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -54,7 +55,7 @@ def text_denoiser(kind="sd1"):
 
 def trainer(folder, kind="sd1", method=PRIOR, denoiser=None, latents=None, images=None, **values):
     settings = training_settings(**{"batch_size": 3, "horizontal_flip": True, **values})
-    names = {"name": "mine", "source": "tiny", "target": "ink", "method": "any"}
+    names: dict[str, Any] = {"name": "mine", "source": "tiny", "target": "ink", "method": "any"}
     prompts = PromptSettings(source="{caption}", target="{caption} [V]")
     adaptation = Adaptation(
         **names, training=settings, weights=method, prompts=prompts, prior=PriorSettings(number=5)

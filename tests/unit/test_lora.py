@@ -44,7 +44,8 @@ SETTINGS = LoraSettings(rank=3, alpha=6)
 def source_of(kind):
     if kind in TEXT:
         return tiny_text_denoiser(kind)
-    return {"latent": tiny_latent_denoiser, "class": tiny_class_denoiser}.get(kind, tiny_denoiser)()
+    made = {"latent": tiny_latent_denoiser, "class": tiny_class_denoiser, "pixel": tiny_denoiser}
+    return made[kind if kind in made else "pixel"]()  # type: ignore[operator]
 
 
 def settings_for(kind, **changes):

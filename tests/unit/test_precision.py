@@ -9,7 +9,7 @@ from domainstudio.precision import usable_precision
 from domainstudio.sampling import sample
 from domainstudio.training.previews import previewer
 from tests.integration.test_training import trainer
-from tests.models import tiny_denoiser
+from tests.models import PROMPTS, tiny_denoiser
 from tests.unit import test_lora as adapters
 
 
@@ -43,7 +43,7 @@ def test_sampling_and_training_ask_for_it(has_bfloat16, tmp_path):
 @pytest.mark.parametrize("kind", ["unconditional", "sd1"])
 def test_a_lowered_base_draws_in_its_own_precision(tmp_path, kind):
     """Its adapters and its text encoders stay float32, though the source model shares them."""
-    told = [adapters.PROMPTS[0]] if kind == "sd1" else None
+    told = [PROMPTS[0]] if kind == "sd1" else None
     preview = previewer(SampleSettings(number=1, steps=2), told, number=1)
     lowered = {"mixed_precision": "bf16", "frozen_precision": "bf16"}
     training = adapters.trainer(tmp_path, kind, preview=preview, steps=1, preview_every=1, **lowered)

@@ -2,14 +2,16 @@
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
 
 from domainstudio import config, report
-from domainstudio.config import SampleSettings
+from domainstudio.config import SampleSettings, SwitchSettings
 from domainstudio.config.tradeoff import TradeoffSettings
 from domainstudio.errors import ConfigError, DataError
+from domainstudio.sampling import draw
 from domainstudio.sampling import folder as samples_folder
 from stages import tradeoff
 from tests.models import image_set, tiny_denoiser, tiny_images
@@ -43,7 +45,7 @@ def project(tmp_path, monkeypatch):
 def run_stage(monkeypatch, name):
     monkeypatch.setattr(sys, "argv", ["tradeoff", name])
     tradeoff.main()
-    return json.loads((tradeoff.Path("tradeoff") / name / "tradeoff.json").read_text())
+    return json.loads((Path("tradeoff") / name / "tradeoff.json").read_text())
 
 
 def test_every_combination_is_measured_beside_the_model_alone(project, monkeypatch, capsys):
@@ -66,8 +68,12 @@ def test_every_combination_is_measured_beside_the_model_alone(project, monkeypat
     assert set(found["references"]) >= {"source", "domain"}
 
     drawn = []
-    draw = samples_folder.draw
-    monkeypatch.setattr(samples_folder, "draw", lambda *given: drawn.append(given) or draw(*given))
+
+    def counted(*given):
+        drawn.append(given)
+        return draw(*given)
+
+    monkeypatch.setattr(samples_folder, "draw", counted)
     assert run_stage(monkeypatch, "second") == found
     assert not drawn
     values = yaml.safe_load((project / "params.yaml").read_text())
@@ -113,7 +119,9 @@ def test_steps_and_number_are_its_own():
     usual = SampleSettings(number=1000, steps=30, seed=5)
     assert TradeoffSettings(number=50).sampling(usual) == usual.model_copy(update={"number": 50})
     assert TradeoffSettings(steps=10).sampling(usual).steps == 10
-    assert TradeoffSettings(switch_below=(0.2,)).combinations[0].source == "below"
+    assert TradeoffSettings(switch_below=(0.2,)).combinations == (
+        SwitchSettings(mode="switch", at=0.2, source="below"),
+    )
 
 
 @pytest.mark.parametrize(("key", "value"), [("switch_above", 1.5), ("guide", -1), ("interpolate", 2)])
