@@ -110,7 +110,7 @@ def test_experiments_set_parameters(project, first):
     output = run(project, "dvc", "exp", "run", "-S", "evaluate.neighbours=1", "evaluate@ink-finetune")
     assert stages_run(output) == ["evaluate@ink-finetune"]
     left = {stage.split("@")[0] for stage in stages_run(run(project, "dvc", "repro", "--dry"))}
-    assert {"evaluate"} <= left <= {"evaluate", "register", "report"}
+    assert {"evaluate"} <= left <= {"evaluate", "tradeoff", "register", "report"}
     assert yaml.safe_load((project / "params.yaml").read_text())["evaluate"]["neighbours"] == 1
     assert "neighbours" in run(project, "dvc", "exp", "show", "--only-changed", "--csv")
 
