@@ -15,7 +15,7 @@ from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 ADAPTATION = {"source": "noto", "target": "ink"}
-COPIED = ("domainstudio", "stages", "dvc.yaml", ".dvcignore")
+COPIED = ("domainstudio", "stages", "demo", "dvc.yaml", ".dvcignore")
 
 
 def make_project(root: Path, more: Sequence[str] = ()) -> Path:

@@ -1,6 +1,8 @@
 """dvc.yaml, params.yaml, the settings and the modules agree with each other."""
 
 import ast
+import json
+import re
 
 import pytest
 import yaml
@@ -52,6 +54,20 @@ def test_every_declared_module_is_there_and_used(stages):
         used = reachable(stages[name]["cmd"].split()[2])
         for path in (d for d in stages[name]["deps"] if d.startswith(("domainstudio", "stages"))):
             assert any(file == path or file.startswith(f"{path}/") for file in used), f"{name}: {path}"
+
+
+def test_frozen_stages_name_what_their_settings_name_and_no_parameter(stages):
+    """`dvc unfreeze`, and so `make pretrain`, refuses a stage with a parameter."""
+    values = yaml.safe_load((ROOT / "params.yaml").read_text())
+    frozen = {name: stage for name, stage in stages.items() if stage.get("frozen")}
+    for name, stage in frozen.items():
+        section = values[name]
+        source = f"models/sources/{section['source']}" if "source" in section else None
+        vae = section["vae"] if isinstance(section.get("vae"), str) else None
+        assert stage["deps"] == [place for place in (section["images"], vae, source) if place], name
+        assert "${" not in json.dumps(stage), name
+    sources = re.search(r"^SOURCES \?= (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert sources and set(sources[1].split()) == set(frozen)
 
 
 # Sections that decide where something is logged, or how many processes do it: a change makes the same again.
