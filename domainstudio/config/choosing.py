@@ -29,7 +29,7 @@ class ChooseSettings(Section):
     gain_per_loss: float = Field(default=1.0, ge=0)
     """The least gain in fidelity, as a share of the way from the source model to the domain, for a loss of
     diversity, as a share of that of the training images. Where less is gained, training went on too long.
-    Larger: stop earlier."""
+    Larger: stop earlier. The default weighs both alike; it was not tuned on trainings."""
     keep: bool = True
     """Keep the candidates beside the training states, so that another rule needs no training. False deletes
     all but the chosen one."""

@@ -13,9 +13,8 @@ from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, UNet2DModel, 
 from domainstudio.errors import CheckpointError
 from domainstudio.models import adapter_folder
 from domainstudio.models.folders import read_index, save_pipeline
-from domainstudio.models.latents import decode_latents, draw_latents
+from domainstudio.models.latents import decode_latents, draw_latents, encode_images, factor
 from domainstudio.models.pixel import new_parts, read_parts
-from domainstudio.models.schedule import at_least_float32
 from domainstudio.models.unconditional import UnconditionalDenoiser
 
 if TYPE_CHECKING:
@@ -65,7 +64,7 @@ class LatentDenoiser(UnconditionalDenoiser):
             noise: the forward diffusion.
             resolution: height and width of the images, in pixels.
         """
-        side = resolution // _factor(vae)
+        side = resolution // factor(vae)
         network, scheduler, _ = new_parts(unet, noise, side, channels=vae.config.latent_channels)
         # latents have no range, unlike images
         return cls(network, type(scheduler).from_config(scheduler.config, clip_sample=False), vae)
@@ -74,20 +73,16 @@ class LatentDenoiser(UnconditionalDenoiser):
     def resolution(self) -> tuple[int, int]:
         """Height and width of its images, in pixels."""
         _, height, width = self.shape
-        return height * _factor(self.vae), width * _factor(self.vae)
+        return height * factor(self.vae), width * factor(self.vae)
 
     @property
     def multiple(self) -> int:
         """What sides must be multiples of: the VAE divides them, then the UNet halves them."""
-        return super().multiple * _factor(self.vae)
+        return super().multiple * factor(self.vae)
 
     def encode(self, images: Tensor) -> Tensor:
         """Return mean and standard deviation of the latents, with shape (N, 2C, H, W); a VQ model's is 0."""
-        with torch.no_grad():
-            encoded = self.vae.encode(images.to(self.vae.dtype))
-        if not hasattr(encoded, "latent_dist"):
-            return at_least_float32(torch.cat([encoded.latents, torch.zeros_like(encoded.latents)], dim=1))
-        return at_least_float32(torch.cat([encoded.latent_dist.mean, encoded.latent_dist.std], dim=1))
+        return encode_images(images, self.vae)
 
     def x0(self, encoded: Tensor, generator: torch.Generator) -> Tensor:
         """Draw latents with a CPU generator, moved and scaled as the UNet expects them."""
@@ -114,12 +109,6 @@ class LatentDenoiser(UnconditionalDenoiser):
             return
         pipeline = diffusers.LDMPipeline(vqvae=self.vae, unet=self.network, scheduler=self.scheduler)
         save_pipeline(pipeline, folder, half=half)
-
-
-def _factor(vae: Encoder) -> int:
-    """Return how many pixels, along a side, a latent stands for."""
-    factor: int = 2 ** (len(vae.config.block_out_channels) - 1)
-    return factor
 
 
 def read_encoder(folder: Path, kind: type[Encoder]) -> Encoder:

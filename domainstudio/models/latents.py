@@ -13,6 +13,31 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+def factor(vae: AutoencoderKL | VQModel) -> int:
+    """Return how many pixels, along a side, a latent stands for."""
+    found: int = 2 ** (len(vae.config.block_out_channels) - 1)
+    return found
+
+
+def encode_images(images: Tensor, vae: AutoencoderKL | VQModel) -> Tensor:
+    """Return mean and standard deviation of the latents of images; a VQ model's deviation is 0.
+
+    Args:
+        images: in [-1, 1], with shape (N, 3, H, W).
+        vae: the encoder.
+
+    Returns:
+        At least float32, with shape (N, 2C, H, W).
+    """
+    with torch.no_grad():
+        encoded = vae.encode(images.to(vae.dtype))
+    if hasattr(encoded, "latent_dist"):
+        parts = encoded.latent_dist.mean, encoded.latent_dist.std
+    else:
+        parts = encoded.latents, torch.zeros_like(encoded.latents)
+    return at_least_float32(torch.cat(parts, dim=1))
+
+
 def draw_latents(encoded: Tensor, vae: AutoencoderKL | VQModel, generator: torch.Generator) -> Tensor:
     """Draw latents, scaled to about unit variance (latent diffusion, arXiv 2112.10752, appendix G).
 

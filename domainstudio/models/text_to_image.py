@@ -15,9 +15,8 @@ from domainstudio.errors import CheckpointError, ConfigError, MissingExtraError
 from domainstudio.models import adapter_folder, lora
 from domainstudio.models.denoiser import Prediction
 from domainstudio.models.folders import read_index, save_pipeline
-from domainstudio.models.latents import decode_latents, draw_latents
+from domainstudio.models.latents import decode_latents, draw_latents, encode_images, factor
 from domainstudio.models.new_tokens import add_tokens, merged_tokens
-from domainstudio.models.schedule import at_least_float32
 from domainstudio.models.text_parts import (
     PIPELINES,
     check_folder,
@@ -158,23 +157,16 @@ class TextToImageDenoiser:
     @property
     def resolution(self) -> tuple[int, int]:
         """Height and width of its images, in pixels."""
-        return self.shape[1] * self._factor, self.shape[2] * self._factor
+        return self.shape[1] * factor(self.vae), self.shape[2] * factor(self.vae)
 
     @property
     def multiple(self) -> int:
         """What sides must be multiples of: latents have even sides, for the wavelet; the UNet takes any."""
-        return 2 * self._factor
-
-    @property
-    def _factor(self) -> int:
-        factor: int = 2 ** (len(self.vae.config.block_out_channels) - 1)
-        return factor
+        return 2 * factor(self.vae)
 
     def encode(self, images: Tensor) -> Tensor:
         """Return mean and standard deviation of the latents, with shape (N, 2C, H, W)."""
-        with torch.no_grad():
-            latents = self.vae.encode(images.to(self.vae.dtype)).latent_dist
-        return at_least_float32(torch.cat([latents.mean, latents.std], dim=1))
+        return encode_images(images, self.vae)
 
     def x0(self, encoded: Tensor, generator: torch.Generator) -> Tensor:
         """Draw latents with a CPU generator, moved and scaled as the UNet expects them."""

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from domainstudio.config import Settings
@@ -20,6 +19,7 @@ from domainstudio.git import State
 from domainstudio.report import curves, fronts, tables
 from domainstudio.report.reading import Content, read
 from domainstudio.report.sections import COLUMNS, comparisons, section
+from domainstudio.report.templating import template
 
 SCATTERS = (
     (
@@ -53,17 +53,10 @@ def render(root: Path, settings: Settings, git: State | None = None) -> str:
         DataError: an output is there but damaged.
     """
     content = read(root, settings)
-    environment = Environment(
-        loader=PackageLoader("domainstudio.report", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     slots = {item.adaptation.name: index for index, item in enumerate(content.results)}
     differing, shared = tables.setting_rows([item.adaptation for item in content.results])
     comparable = tables.metric_tables(content.results)
-    return environment.get_template("report.html.j2").render(
+    return template("report.html.j2").render(
         content=content,
         slots=slots,
         comparisons=comparisons(content, slots),

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from domainstudio.report import curves
 from domainstudio.report.pictures import Picture, picture
 from domainstudio.report.reading import open_image, read_selection
+from domainstudio.report.templating import template
 
 FIGURES = (
     ("fidelity", "how much of the way from the source model to the training images is done"),
@@ -97,16 +97,8 @@ def page(folder: Path, title: str) -> str:
     Raises:
         DataError: the record cannot be understood.
     """
-    environment = Environment(
-        loader=PackageLoader("domainstudio.report", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     shots = _pictures(folder, "shots")
-    template = environment.get_template("choice_page.html.j2")
-    return template.render(title=title, choice=choice(folder), shots=shots, columns=10)
+    return template("choice_page.html.j2").render(title=title, choice=choice(folder), shots=shots, columns=10)
 
 
 def _row(folder: Path, candidate: Mapping[str, Any], chosen: int) -> Row:
