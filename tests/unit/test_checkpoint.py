@@ -63,7 +63,7 @@ def test_a_damaged_state_is_passed_over_by_name(tmp_path, name):
 
 @pytest.mark.parametrize("name", ["state.safetensors", "state.json"])
 def test_one_flipped_bit_anywhere_is_noticed(tmp_path, name):
-    content = {"weights": torch.randn(3), "history": [{"step": 1, "total": 0.1}], "flag": None}
+    content = {"weights": torch.randn(64), "history": [{"step": 1, "total": 0.1}], "flag": None}
     checkpoint.save(tmp_path, 1, content)
     path = checkpoint.save(tmp_path, 2, content) / name
     whole = path.read_bytes()
