@@ -112,8 +112,8 @@ class Feed:
         mine = slice(rank * batch_size, (rank + 1) * batch_size)
         index = torch.cat(rounds)[:size][mine]
         flip = flips[mine] & self.settings.horizontal_flip
-        images = self.examples.images[index].float() / 127.5 - 1
-        images = torch.where(flip.view(-1, 1, 1, 1), images.flip(3), images).to(self.device)
+        images = self.examples.images[index].to(self.device).float() / 127.5 - 1
+        images = torch.where(flip.view(-1, 1, 1, 1).to(self.device), images.flip(3), images)
         if self.encoded is None:
             encoded = self.denoiser.encode(images)
         else:
