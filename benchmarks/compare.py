@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -25,15 +26,21 @@ from domainstudio.config import Adaptation, Settings
 from domainstudio.data import ImageSet
 from domainstudio.distributed import this_process
 from domainstudio.metrics.measure import measure_folders
+from domainstudio.models.denoiser import Denoiser
 from domainstudio.models.stored import StoredModel, Together
 from domainstudio.project import SOURCE_IMAGES, SOURCE_MODELS, TARGETS
 from domainstudio.sampling.pairs import sample_adapted_stored, sample_source
+from domainstudio.selection.chooser import SOURCE, Candidate, Chooser
 from domainstudio.storage import checkpoint
 from domainstudio.storage.files import output_folder, write_json
+from domainstudio.training.examples import texts_of
 from domainstudio.training.recipe import Recipe
 from stages.cli import run
 
 WORK = Path(".checkpoints/compare")
+
+_MEMOS: defaultdict[Path, dict[Any, Any]] = defaultdict(dict)
+"""What is the same for all samples of a target, by its folder: computed once for all runs."""
 
 
 def main() -> None:
@@ -45,6 +52,9 @@ def main() -> None:
         "--draws", nargs="+", type=int, help="seeds of the draw of training images; by default the target's"
     )
     parser.add_argument("--steps", nargs="+", type=int, default=[100, 200, 400, 800])
+    parser.add_argument(
+        "--choose", action="store_true", help="mark the step that the rule of params.yaml takes among these"
+    )
     parser.add_argument(
         "--null", metavar="ADAPTATION", help="measure it at half the learning rate too, after twice the steps"
     )
@@ -60,7 +70,8 @@ def main() -> None:
                 steps = [step if null_of is None else 2 * step for step in arguments.steps]
                 at = (adaptation.name, training.drawn, seed)
                 missing = [step for step in steps if (*at, step) not in done]
-                for record in training.measure(sorted(missing)):
+                chosen = training.choose(sorted(steps)) if arguments.choose and missing else None
+                for record in training.measure(sorted(missing), chosen):
                     with arguments.out.open("a", encoding="utf-8") as file:
                         file.write(json.dumps(record) + "\n")
                     print(_line(record), flush=True)
@@ -96,21 +107,58 @@ class Run:
     draw: int | None = None
     null_of: str | None = None
 
-    def measure(self, steps: list[int]) -> Iterator[dict[str, Any]]:
-        """Yield the record of each step, and the references before the first.
+    def choose(self, steps: list[int]) -> int:
+        """Return the step that section `choose` takes among some, by training images and few samples.
+
+        Args:
+            steps: the candidates, ascending.
+        """
+        for step in steps:
+            self._trained(step)
+        shots = ImageSet.load(self._target / "shots")
+        mirrored, features = self.of.training.horizontal_flip, self.settings.evaluate.features
+        rule, sampling = self.settings.choose, self.settings.sample
+        chooser = Chooser(shots.images, rule, sampling, features, WORK / "choice", mirrored)
+        source = StoredModel(SOURCE_MODELS / self.of.source)
+        drawn = [
+            (candidate, chooser.draw(candidate, texts_of(model, self.of, "target", shots)))
+            for candidate, model in (self._candidate(step) for step in steps)
+        ]
+        model = source.load().to(this_process().device)
+        unadapted = Candidate(0, SOURCE, source.digest, lambda: model)
+        return chooser.choose(
+            chooser.draw(unadapted, texts_of(model, self.of, "source", shots)), drawn
+        ).chosen
+
+    def _candidate(self, step: int) -> tuple[Candidate, Denoiser]:
+        stored = StoredModel(self._model(step), Together.of(self.of))
+        model = stored.load().to(this_process().device)
+        return Candidate(step, f"step-{step:05d}", stored.digest, lambda: model), model
+
+    def measure(self, steps: list[int], chosen: int | None = None) -> Iterator[dict[str, Any]]:
+        """Yield the record of each step, and the references before a target's first.
 
         Args:
             steps: where to measure, ascending.
+            chosen: the step that `choose` has found; its record says so.
         """
         for step in steps:
             cost, samples = self._trained(step), self.samples(step)
             source = sample_source(self.settings, self.of.source, WORK)
+            memo = _MEMOS[self._target]
+            first = not memo
             report, _ = measure_folders(
-                samples, source, self._target, self.settings.evaluate, source_images=self._source_images
+                samples,
+                source,
+                self._target,
+                self.settings.evaluate,
+                source_images=SOURCE_IMAGES / self.of.source,
+                references=first,
+                memo=memo,
             )
             paired = report.get("paired", {"samples": {}, "references": {}})
             kept = report.get("attributes", {"samples": {}})["samples"]
-            if step == steps[0]:
+            if first:
                 for name, scores in report["references"].items():
                     scores |= paired["references"].get(name, {})
                     yield {"reference": name, "target": self.of.target, **scores}
@@ -121,6 +169,7 @@ class Run:
                 "seed": self.seed,
                 "step": step,
                 **({} if self.null_of is None else {"null_of": self.null_of}),
+                **({"chosen": True} if step == chosen else {}),
                 **cost,
                 "target": self.of.target,
                 "features": report["features"],
@@ -167,10 +216,6 @@ class Run:
                 shots.save(partial / "shots")
                 (partial / "domain").symlink_to((prepared / "domain").resolve())
         return folder
-
-    @property
-    def _source_images(self) -> Path:
-        return SOURCE_IMAGES / self.of.source
 
     def _model(self, step: int) -> Path:
         return self._folder / f"model-{step:05d}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -51,8 +52,9 @@ class Labelled:
     rows: Floats
     attributes: Attributes
 
-    def probes(self) -> dict[str, Probe]:
-        """Return a probe of each attribute that has at least two values of `FEWEST` images each."""
+    @cached_property
+    def probes(self) -> Mapping[str, Probe]:
+        """A probe of each attribute that has at least two values of `FEWEST` images each."""
         labels = {}
         for name in dict.fromkeys(name for each in self.attributes for name in each):
             values = [each.get(name, OTHER) for each in self.attributes[:LARGEST]]
@@ -107,9 +109,9 @@ def attributes_kept(
     Returns:
         The result of each attribute by its name.
     """
-    own = {} if target_domain is None else target_domain.probes()
+    own = {} if target_domain is None else target_domain.probes
     found = {}
-    for name, probe in source_domain.probes().items():
+    for name, probe in source_domain.probes.items():
         transferred = own.get(name)
         shared = transferred is not None and len({*transferred.classes} & {*probe.classes}) >= 2
         looking = transferred if transferred is not None and shared else probe

@@ -108,6 +108,9 @@ def evaluate(
     mirrored: Features | None = None,
     source_domain: Features | None = None,
     garbage: Features | None = None,
+    *,
+    references: bool = True,
+    memo: dict[Any, Any] | None = None,
 ) -> MetricReport:
     """Measure samples, and the same way three references.
 
@@ -133,6 +136,8 @@ def evaluate(
         source_domain: Features of real images of the source's domain. Without them the samples of the source
             model teach the probe between the domains.
         garbage: Features of images in no domain, which the probe learns too.
+        references: Whether to measure the references too.
+        memo: See `Measured.memo`.
 
     Raises:
         DataError: features come from different networks, or a set is empty.
@@ -149,14 +154,16 @@ def evaluate(
         garbage=garbage,
         memorized_below=threshold.below,
         false_alarms=threshold.false_alarms,
+        memo={} if memo is None else memo,
     )
+    compared = _references(measured, domain, source) if references else {}
     return MetricReport(
         features=samples.network,
         features_digest=samples.digest,
         domain_number=len(measured.reference),
         domain_is_shots=domain is None,
         samples=_scores(measured, settings.resamples),
-        references={name: _scores(item) for name, item in _references(measured, domain, source).items()},
+        references={name: _scores(item) for name, item in compared.items()},
         nearest=memorization_of(measured),
         in_domain=in_domain(measured),
         probe=describe(measured, real_source=source_domain is not None),

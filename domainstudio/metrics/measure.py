@@ -32,6 +32,9 @@ def measure_folders(
     settings: EvaluateSettings,
     cache: Path = FEATURES,
     source_images: Path | None = None,
+    *,
+    references: bool = True,
+    memo: dict[Any, Any] | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the contents of metrics.json and nearest.json.
 
@@ -42,6 +45,8 @@ def measure_folders(
         settings: how to measure.
         cache: folder that keeps features.
         source_images: folder with real images of the source's domain; it need not be there.
+        references: whether to measure the references too; they are the same for all samples of a target.
+        memo: what an earlier call has computed for the same target, settings and real source images.
 
     Raises:
         DataError: a folder is missing or damaged.
@@ -59,7 +64,9 @@ def measure_folders(
         domain_attributes=tuple(record.attributes for record in domain.records),
         pairs=_pairs(drawn, drawn_source),
     )
-    report = measure_images(*images, settings, cache, known=known, progress=True)
+    report = measure_images(
+        *images, settings, cache, known=known, progress=True, references=references, memo=memo
+    )
     return report.metrics(), report.nearest_pairs([image["seed"] for image in drawn])
 
 
@@ -91,6 +98,8 @@ def measure_images(
     *,
     known: Known | None = None,
     progress: bool = False,
+    references: bool = True,
+    memo: dict[Any, Any] | None = None,
 ) -> MetricReport:
     """Measure samples against the domain's held-out images and the training images.
 
@@ -104,11 +113,14 @@ def measure_images(
         cache: folder that keeps features.
         known: what else is known of the images.
         progress: show a bar per set.
+        references: whether to measure the references too.
+        memo: see `Measured.memo`.
     """
     known = Known() if known is None else known
+    memo = {} if memo is None else memo
     texts, rest = known.texts, held_out(domain, shots)
-    sets = {"samples": samples, "source": source, "shots": shots, "domain": domain[rest]}
-    encode = partial(_encode, settings=settings, cache=cache, progress=progress)
+    sets = {"samples": samples, "source": source, "shots": shots, "domain": domain}
+    encode = partial(_encode, rest=rest, settings=settings, cache=cache, progress=progress)
     further = {"mirrored shots": shots[..., ::-1], "garbage": garbage(shots, settings.seed)}
     if known.source_domain is not None:
         further["source domain"] = known.source_domain.images
@@ -123,9 +135,11 @@ def measure_images(
         mirrored,
         encoded.get("source domain"),
         encoded["garbage"],
+        references=references,
+        memo=memo,
     )
     parts = {}
-    if kept := _attributes(encoded, known, rest, report.in_domain, settings):
+    if kept := _attributes(encoded, known, rest, report.in_domain, settings, memo):
         parts["attributes"] = kept
     if texts is not None and any(texts.samples.subjects):
         names = pairing.drawing_names([*shots, *domain], [*texts.shots, *texts.domain])
@@ -152,20 +166,22 @@ def _attributes(
     rest: Sequence[int],
     inside: NDArray[np.bool_] | None,
     settings: EvaluateSettings,
+    memo: dict[Any, Any],
 ) -> dict[str, Any]:
     """Return the attributes kept by samples in the domain; empty where none are known, or no such sample."""
     pairs = [pair for pair in known.pairs if inside is None or inside[pair[0]]]
     if known.source_domain is None or not pairs:
         return {}
     own, other = np.array(pairs).T
-    attributes = tuple(record.attributes for record in known.source_domain.records)
-    source = Labelled(encoded["source domain"].perceptual, attributes)
-    target = None
-    if known.domain_attributes and "domain" in encoded:
-        named = tuple(known.domain_attributes[index] for index in rest)
-        target = Labelled(encoded["domain"].perceptual, named)
+    if Labelled not in memo:
+        attributes = tuple(record.attributes for record in known.source_domain.records)
+        source, target = Labelled(encoded["source domain"].perceptual, attributes), None
+        if known.domain_attributes and "domain" in encoded:
+            named = tuple(known.domain_attributes[index] for index in rest)
+            target = Labelled(encoded["domain"].perceptual, named)
+        memo[Labelled] = source, target
     rows = encoded["samples"].perceptual[own], encoded["source"].perceptual[other]
-    kept = attributes_kept(*rows, source, target)
+    kept = attributes_kept(*rows, *memo[Labelled])
     if not kept:
         return {}
     found = attributes_summary(kept, settings.resamples, settings.seed)
@@ -181,16 +197,24 @@ def _encode(
     sets: Mapping[str, Images],
     network: FeatureNetwork,
     verb: str,
+    rest: Sequence[int],
     settings: EvaluateSettings,
     cache: Path,
     progress: bool,
 ) -> dict[str, Features]:
-    """Return the features of every set that has images; `verb` and a set's name are its bar's title."""
-    return {
+    """Return the features of every set that has images; `verb` and a set's name are its bar's title.
+
+    The whole domain is encoded, so that its features serve every draw of training images; only the images at
+    `rest` are returned.
+    """
+    found = {
         name: extract(images, network, settings.batch_size, cache, f"{verb} {name}" if progress else None)
         for name, images in sets.items()
         if len(images)
     }
+    if "domain" in found:
+        found["domain"] = found["domain"].take(rest)
+    return {name: features for name, features in found.items() if len(features)}
 
 
 def _paired(

@@ -56,11 +56,17 @@ def measure_tradeoff(adaptation: Adaptation, settings: Settings) -> Iterator[Mea
     """
     scoped = settings.model_copy(update={"sample": settings.tradeoff.sampling(settings.sample)})
     source, target = sample_source(scoped, adaptation.source, WORK), TARGETS / adaptation.target
+    memo: dict[Any, Any] = {}
     for combination in (None, *settings.tradeoff.combinations):
         together = Together.of(adaptation.model_copy(update={"combine": combination}))
         stored = StoredModel(ADAPTED_MODELS / adaptation.name, together)
         samples = sample_adapted_stored(stored, adaptation, scoped, WORK)
         metrics, _ = measure_folders(
-            samples, source, target, settings.evaluate, source_images=SOURCE_IMAGES / adaptation.source
+            samples,
+            source,
+            target,
+            settings.evaluate,
+            source_images=SOURCE_IMAGES / adaptation.source,
+            memo=memo,
         )
         yield Measurement(combination, samples, metrics)
