@@ -17,6 +17,7 @@ from domainstudio.metrics.clip_preprocessing import Preprocessing
 from domainstudio.metrics.diversity import intra_distance
 from domainstudio.metrics.features import Features, Rows
 from domainstudio.metrics.metric import Figure
+from domainstudio.models.weights import load_part
 
 if TYPE_CHECKING:
     import torch
@@ -227,11 +228,7 @@ def _load(folder: Path) -> tuple[Any, Any]:
         kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
         if kind != "clip":
             raise ValueError(f"its config.json is of a {kind}, not of a clip")
-        options: dict[str, Any] = {"use_safetensors": True, "local_files_only": True}
-        loaded: Any = CLIPModel.from_pretrained(folder, output_loading_info=True, **options)
-        model, found = loaded
-        if found["missing_keys"]:
-            raise ValueError(f"its weights lack {sorted(found['missing_keys'])[0]}")
+        model = load_part(CLIPModel, folder, local_files_only=True)
         # transformers makes an empty tokenizer where the files are missing.
         if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
             raise ValueError("it has no tokenizer.json")

@@ -23,6 +23,7 @@ from domainstudio.errors import CheckpointError, ConfigError
 from domainstudio.models import lora
 from domainstudio.models.adapters import Adapters
 from domainstudio.models.folders import RECORD, digest, local_folder
+from domainstudio.models.weights import check_finite, check_shapes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -171,10 +172,10 @@ def _read_weights(denoiser: Denoiser, path: Path) -> None:
     wanted = _joined({name: lora.weights_of(name, part) for name, part in parts})
     try:
         found = load_file(path)
-        if differing := sorted(wanted.keys() ^ found.keys()):
-            raise ValueError(f"{len(differing)} layers are missing or unknown, such as {differing[0]}")
-        with torch.no_grad():
-            for key, parameter in wanted.items():
-                parameter.copy_(found[key])
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{path} does not fit {RECORD} beside it: {error}. Adapt again") from error
+    check_shapes(found, wanted, path)
+    check_finite(found, path)
+    with torch.no_grad():
+        for key, parameter in wanted.items():
+            parameter.copy_(found[key])

@@ -16,6 +16,7 @@ from domainstudio.models.folders import read_index, save_pipeline
 from domainstudio.models.latents import decode_latents, draw_latents, encode_images, factor
 from domainstudio.models.pixel import new_parts, read_parts
 from domainstudio.models.unconditional import UnconditionalDenoiser
+from domainstudio.models.weights import load_part
 
 if TYPE_CHECKING:
     from typing import TypeAlias
@@ -129,7 +130,7 @@ def read_encoder(folder: Path, kind: type[Encoder]) -> Encoder:
         config = folder / "config.json"
         if not config.is_file():  # diffusers would look for a model of that name on the hub
             raise FileNotFoundError(f"there is no {config}")
-        encoder: Encoder = kind.from_pretrained(folder, use_safetensors=True, torch_dtype=torch.float32)
+        encoder: Encoder = load_part(kind, folder, torch_dtype=torch.float32)
         if kind is VQModel and "scaling_factor" not in kind.load_config(folder):
             encoder.register_to_config(scaling_factor=1.0)
     except (OSError, TypeError, ValueError, RuntimeError) as error:

@@ -18,6 +18,7 @@ from domainstudio.models import adapter_folder, lora
 from domainstudio.models.denoiser import Prediction
 from domainstudio.models.folders import read_index, save_pipeline
 from domainstudio.models.schedule import check_prediction_type
+from domainstudio.models.weights import load_part
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, VQModel
@@ -165,9 +166,7 @@ def read_parts(folder: Path) -> Parts:
     """
     index = read_index(folder)
     try:
-        network = UNet2DModel.from_pretrained(
-            folder / "unet", local_files_only=True, use_safetensors=True, torch_dtype=torch.float32
-        )
+        network = load_part(UNet2DModel, folder / "unet", local_files_only=True, torch_dtype=torch.float32)
         scheduler_class = {"DDPMScheduler": DDPMScheduler, "DDIMScheduler": DDIMScheduler}[
             index["scheduler"][1]
         ]

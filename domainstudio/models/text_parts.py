@@ -10,6 +10,7 @@ from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 
 from domainstudio.errors import CheckpointError
 from domainstudio.models.schedule import check_prediction_type
+from domainstudio.models.weights import load_part
 
 _PARTS = {
     "StableDiffusionPipeline": ("unet", "vae", "scheduler", "tokenizer", "text_encoder"),
@@ -48,6 +49,31 @@ def check_folder(folder: Path, index: Mapping[str, Any]) -> None:
                 f"{path} has no weights as safetensors; pickled ones (.bin, .ckpt) can run code and are "
                 "never read. Save the pipeline with save_pretrained(..., safe_serialization=True)"
             )
+
+
+def load_networks(folder: Path, index: Mapping[str, Any]) -> dict[str, Any]:
+    """Read the networks of a pipeline folder, by their parts' names, and check that their weights are whole.
+
+    A network of a kind that does not belong there is left to `check_parts`.
+
+    Args:
+        folder: the pipeline folder.
+        index: its `model_index.json`.
+
+    Raises:
+        CheckpointError: a weight is missing, unknown, misshapen, or not finite.
+        Exception: what diffusers' and transformers' loaders raise.
+    """
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+    kinds = (UNet2DConditionModel, AutoencoderKL, CLIPTextModel, CLIPTextModelWithProjection)
+    known = {kind.__name__: kind for kind in kinds}
+    parts = {part: known.get(index[part][1]) for part in _PARTS[index["_class_name"]]}
+    return {
+        part: load_part(kind, folder / part, local_files_only=True)
+        for part, kind in parts.items()
+        if kind is not None
+    }
 
 
 def check_parts(pipeline: Any, where: str) -> None:

@@ -21,6 +21,7 @@ from domainstudio.models.text_parts import (
     PIPELINES,
     check_folder,
     check_parts,
+    load_networks,
     make_portable,
     training_schedule,
 )
@@ -290,6 +291,7 @@ class TextToImageDenoiser:
         if index["_class_name"] == "StableDiffusionPipeline":
             options = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
         try:
+            options |= load_networks(folder, index)
             pipeline = getattr(diffusers, index["_class_name"]).from_pretrained(
                 folder, use_safetensors=True, local_files_only=True, **options
             )

@@ -9,6 +9,7 @@ import torch
 from diffusers import AutoencoderTiny
 
 from domainstudio.errors import CheckpointError, ConfigError
+from domainstudio.models.weights import load_part
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,7 +31,7 @@ def load_decoder(name_or_path: str, denoiser: Denoiser) -> Callable[[Tensor], Te
         ConfigError: it decodes latents of another shape.
     """
     try:
-        vae = AutoencoderTiny.from_pretrained(name_or_path, use_safetensors=True, torch_dtype=torch.float32)
+        vae = load_part(AutoencoderTiny, name_or_path, torch_dtype=torch.float32)
     except (OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(
             f"methods.*.tiny_vae: {name_or_path} is not an AutoencoderTiny as safetensors: {error}"

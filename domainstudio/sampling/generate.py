@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from domainstudio.errors import DataError
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
@@ -48,6 +50,9 @@ def sample(
 
     Returns:
         Images, with shape (len(seeds), 3, H, W).
+
+    Raises:
+        DataError: a prediction or an image is not finite.
     """
     import torch
 
@@ -66,12 +71,16 @@ def sample(
         guidance_scale = guidance_scale if condition else 1.0
         if guidance_scale != 1:
             condition = concatenate(denoiser.condition([negative] * len(seeds)), condition)
+        finite = torch.tensor(True, device=device)  # asked for once: a GPU need not wait in each step
         for timestep in stepper.timesteps:
             scaled = stepper.scale_model_input(xt, timestep)
             with autocast(mixed_precision, denoiser.network):
                 output = _predict(denoiser, scaled, timestep, condition, guidance_scale, scheduler == "ddpm")
+            finite &= torch.isfinite(output).all()
             xt = stepper.step(output, timestep, xt, generator=generators).prev_sample
-        return _decode(denoiser, xt)
+        _check_finite(finite, "a prediction")
+        images = _decode(denoiser, xt)
+    return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu().numpy()
 
 
 def _predict(
@@ -100,14 +109,23 @@ def _predict(
     return torch.cat([output, prediction.variance.float()[-len(xt) :]], dim=1)  # that of the condition itself
 
 
-def _decode(denoiser: Denoiser, x0: Tensor) -> Images:
-    """Return x0 as uint8 images, decoded a few at a time."""
+def _decode(denoiser: Denoiser, x0: Tensor) -> Tensor:
+    """Return the images of x0, in about [-1, 1], decoded a few at a time."""
     import torch
 
     height, width = denoiser.resolution
     parts = torch.split(x0, max(1, DECODED_PIXELS // (height * width)))
-    images = torch.cat([denoiser.decode(part) for part in parts]).clamp(-1, 1)
-    return ((images + 1) * 127.5).round().to(torch.uint8).cpu().numpy()
+    images = torch.cat([denoiser.decode(part) for part in parts])
+    _check_finite(torch.isfinite(images).all(), "an image that was decoded")
+    return images
+
+
+def _check_finite(finite: Tensor, what: str) -> None:
+    if not finite:
+        raise DataError(
+            f"{what} is not finite: the model's weights are damaged, or too large for mixed_precision. "
+            "Use sample.mixed_precision: no, and if that does not help another state of the training"
+        )
 
 
 def draw(

@@ -178,7 +178,7 @@ def test_a_new_kind_is_a_class_and_a_line_of_the_table(tmp_path, monkeypatch):
 def test_other_kinds_of_class_embedding_are_refused(tmp_path):
     denoiser = tiny_denoiser()
     network: Any = denoiser.network
-    network.register_to_config(class_embed_type="timestep")
+    denoiser.network = type(network).from_config(network.config, class_embed_type="timestep")
     denoiser.save(tmp_path)
     with pytest.raises(CheckpointError, match="class_embed_type 'timestep' is not supported"):
         models.load(tmp_path)

@@ -416,8 +416,8 @@ def add_pipeline(folder):
     [
         (partial(edit, format=2), "format 2 is unknown"),
         (partial(edit, rank=0), "rank"),
-        (partial(edit, rank=2), "does not fit adapter.json"),
-        (partial(edit, modules=["to_q"]), "layers are missing or unknown"),
+        (partial(edit, rank=2), r"has unet\..* with shape \[\d+, \d+.*\], expected \["),
+        (partial(edit, modules=["to_q"]), r"pytorch_lora_weights\.safetensors has the unknown weight"),
         (partial(edit, modules=["attn"]), "does not fit .*base: methods"),
         (cut_weights, r"pytorch_lora_weights\.safetensors does not fit.*Adapt again"),
         (add_pipeline, r"model_index\.json.* and adapters .*delete"),

@@ -293,7 +293,7 @@ LARGER = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32
     [
         (without_weights, "safetensors"),
         (pickled, "safetensors"),
-        (lacking, r"lack visual_projection\.weight"),
+        (lacking, r"lacks weight visual_projection\.weight"),
         (lambda folder: os.truncate(folder / "model.safetensors", 2000), "not a usable CLIP model"),
         (
             lambda folder: (folder / "config.json").write_text('{"model_type": "bert"}'),

@@ -1,0 +1,77 @@
+"""Weights as they are loaded: complete, of the right names and shapes, and finite."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from domainstudio.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_FAULTS = {"missing_keys": "lacks", "unexpected_keys": "has the unknown", "mismatched_keys": "misshapes"}
+"""What diffusers and transformers say of a loading; otherwise they go on, with weights of their own."""
+
+
+def load_part(kind: Any, folder: str | Path, **options: Any) -> Any:
+    """Read a network of diffusers' or transformers', on the CPU, and check that its weights are whole.
+
+    Args:
+        kind: its class.
+        folder: with `config.json` and weights as safetensors; or a hub id.
+        options: of `from_pretrained`.
+
+    Raises:
+        CheckpointError: a weight is missing, unknown, of another shape, or not finite: the message names the
+            file and the weight.
+        Exception: what `from_pretrained` raises.
+    """
+    if kind.__module__.startswith("transformers."):
+        options["ignore_mismatched_sizes"] = True  # its own error names no weight; refused below
+    network, found = kind.from_pretrained(folder, use_safetensors=True, output_loading_info=True, **options)
+    for key, fault in _FAULTS.items():
+        names = sorted(str(each) for each in found.get(key, ()) if "position_ids" not in str(each))
+        if names:
+            raise _unusable(
+                folder, f"{fault} weight {names[0]}" + f" and {len(names) - 1} more" * (len(names) > 1)
+            )
+    check_finite(network.state_dict(), folder)
+    return network
+
+
+def check_finite(weights: Mapping[str, Tensor], place: str | Path) -> None:
+    """Check that weights are numbers.
+
+    Args:
+        weights: by name.
+        place: their file, or its folder.
+
+    Raises:
+        CheckpointError: one is infinite, or not a number.
+    """
+    import torch
+
+    for name, value in weights.items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise _unusable(place, f"has values in {name} that are not finite")
+
+
+def check_shapes(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], place: Path) -> None:
+    """Check that weights are those expected.
+
+    Raises:
+        CheckpointError: one is missing, unknown or of another shape.
+    """
+    for name in sorted(expected.keys() | weights.keys()):
+        if name not in weights or name not in expected:
+            raise _unusable(place, f"{'has the unknown' if name in weights else 'lacks'} weight {name}")
+        if (found := weights[name].shape) != (wanted := expected[name].shape):
+            raise _unusable(place, f"has {name} with shape {list(found)}, expected {list(wanted)}")
+
+
+def _unusable(place: str | Path, fault: str) -> CheckpointError:
+    files = sorted(Path(place).glob("*.safetensors"))
+    where = files[0] if len(files) == 1 else place
+    return CheckpointError(f"{where} {fault}: it is damaged or of another model. Bring the whole model again")
