@@ -17,7 +17,6 @@ from domainstudio.metrics.clip_preprocessing import Preprocessing
 from domainstudio.metrics.diversity import intra_distance
 from domainstudio.metrics.features import Features, Rows
 from domainstudio.metrics.metric import Figure
-from domainstudio.models.weights import load_part
 
 if TYPE_CHECKING:
     import torch
@@ -221,6 +220,8 @@ def _local(location: str) -> Path:
 
 def _load(folder: Path) -> tuple[Any, Any]:
     from safetensors import SafetensorError
+
+    from domainstudio.storage.weights import load_part
 
     with needs_extra("evaluate.clip", "text"):
         from transformers import AutoTokenizer, CLIPModel

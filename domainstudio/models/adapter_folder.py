@@ -23,7 +23,7 @@ from domainstudio.errors import CheckpointError, ConfigError
 from domainstudio.models import lora
 from domainstudio.models.adapters import Adapters
 from domainstudio.models.folders import RECORD, digest, local_folder
-from domainstudio.models.weights import check_finite, check_shapes
+from domainstudio.storage.weights import check_finite, check_shapes
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -16,7 +16,7 @@ from domainstudio.models.folders import read_index, save_pipeline
 from domainstudio.models.latents import decode_latents, draw_latents, encode_images, factor
 from domainstudio.models.pixel import new_parts, read_parts
 from domainstudio.models.unconditional import UnconditionalDenoiser
-from domainstudio.models.weights import load_part
+from domainstudio.storage.weights import load_part
 
 if TYPE_CHECKING:
     from typing import TypeAlias

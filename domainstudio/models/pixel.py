@@ -18,7 +18,7 @@ from domainstudio.models import adapter_folder, lora
 from domainstudio.models.denoiser import Prediction
 from domainstudio.models.folders import read_index, save_pipeline
 from domainstudio.models.schedule import check_prediction_type
-from domainstudio.models.weights import load_part
+from domainstudio.storage.weights import load_part
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, VQModel

@@ -10,7 +10,7 @@ from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 
 from domainstudio.errors import CheckpointError
 from domainstudio.models.schedule import check_prediction_type
-from domainstudio.models.weights import load_part
+from domainstudio.storage.weights import load_part
 
 _PARTS = {
     "StableDiffusionPipeline": ("unet", "vae", "scheduler", "tokenizer", "text_encoder"),

@@ -9,7 +9,7 @@ import torch
 from diffusers import AutoencoderTiny
 
 from domainstudio.errors import CheckpointError, ConfigError
-from domainstudio.models.weights import load_part
+from domainstudio.storage.weights import load_part
 
 if TYPE_CHECKING:
     from torch import Tensor
