@@ -1,9 +1,9 @@
 r"""Measure adaptations along their training, over seeds and draws: a JSON record for each of their steps.
 
-    python -m benchmarks.compare --adaptations sketches-finetune sketches-domainstudio --seeds 0 1 2 \
-        --draws 1 2 --steps 100 200 400 800 --out benchmarks/results/sketches.jsonl
+    python -m benchmarks.compare --adaptations sunglasses-finetune sunglasses-domainstudio --seeds 0 1 2 \
+        --draws 1 2 --steps 100 200 400 800 --out benchmarks/results/sunglasses.jsonl
 
-Needs what `dvc repro prepare_target@sketches` makes. Goes on where it was interrupted: trained models and
+Needs what `dvc repro prepare_target@sunglasses` makes. Goes on where it was interrupted: trained models and
 measured points are kept. Adaptations that differ in `combine` alone share their training.
 `python -m benchmarks.curves` draws the result.
 """

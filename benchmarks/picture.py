@@ -1,6 +1,6 @@
 """The README's picture: the few training images, then every model's samples from the same noise.
 
-    python -m benchmarks.picture --adaptations sketches-finetune sketches-domainstudio \
+    python -m benchmarks.picture --adaptations sunglasses-finetune sunglasses-domainstudio \
         --output docs/images/result.png
 
 Needs what `dvc repro` makes; with `--step`, what `benchmarks.compare` has drawn.

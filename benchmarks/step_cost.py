@@ -1,6 +1,6 @@
 """What a step of each method costs, against plain fine-tuning: medians of steps taken in turn.
 
-    python -m benchmarks.step_cost --adaptations sketches-finetune sketches-domainstudio --rounds 30
+    python -m benchmarks.step_cost --adaptations sunglasses-finetune sunglasses-domainstudio --rounds 30
 
 The first adaptation is the baseline. Steps are taken in turn, in one process, so a noisy machine slows
 all of them alike.

@@ -2,7 +2,7 @@
 
 python -m stages.import_source sd15 stable-diffusion-v1-5/stable-diffusion-v1-5
 python -m stages.import_source ours s3://bucket/models/ours
-python -m stages.import_source best models:/domainstudio-sketches-domainstudio@champion
+python -m stages.import_source best models:/domainstudio-sunglasses-domainstudio@champion
 """
 
 from __future__ import annotations

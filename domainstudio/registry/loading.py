@@ -18,7 +18,7 @@ def load(uri: str, root: str | Path = ".") -> Denoiser:
     """Return the model of a version as it is served: adapters are fused, and a source model takes part.
 
     Args:
-        uri: such as `models:/domainstudio-sketches@champion` or `models:/domainstudio-sketches/3`.
+        uri: such as `models:/domainstudio-sunglasses@champion` or `models:/domainstudio-sunglasses/3`.
         root: the project's root.
 
     Raises:

@@ -126,5 +126,5 @@ def test_every_setting_is_described():
 
 def test_the_projects_own_params_are_valid():
     settings = config.load(ROOT / "params.yaml")
-    assert {"sketches-finetune", "sketches-domainstudio"} <= set(settings.resolved)
-    assert not settings.adaptation("sketches-finetune").weights.pairwise
+    assert {"sunglasses-finetune", "sunglasses-domainstudio"} <= set(settings.resolved)
+    assert not settings.adaptation("sunglasses-finetune").weights.pairwise

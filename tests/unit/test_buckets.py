@@ -167,7 +167,7 @@ def test_as_many_buckets_as_images(folder: Path) -> None:
 
 def test_the_contact_sheet_and_the_report_show_whole_shapes(folder: Path, tmp_path: Path) -> None:
     images = prepare(str(folder), SETTINGS.model_copy(update={"resolution": 64}), buckets=True)
-    target = tmp_path / "data/targets/sketches"
+    target = tmp_path / "data/targets/sunglasses"
     images.save(target / "shots")
     prepare(str(folder), SETTINGS).save(target / "domain")
     with Image.open(target / "shots/contact_sheet.png") as sheet:
@@ -175,7 +175,7 @@ def test_the_contact_sheet_and_the_report_show_whole_shapes(folder: Path, tmp_pa
     inside = (tile != 255).any(axis=0)  # the first picture is wide: 80 x 48, shown with 64 x 38 pixels
     assert abs(int(inside.any(axis=1).sum()) - 38) <= 1 and inside.any(axis=0).sum() == 64
     assert tile[0, 32, 0] < 16 and tile[0, 32, -1] > 239
-    known = read(tmp_path, config.load(ROOT / "params.yaml")).targets["sketches"]
+    known = read(tmp_path, config.load(ROOT / "params.yaml")).targets["sunglasses"]
     assert known.shots and known.domain
     shots = PackedImages(target / "shots", known.shots.manifest)
     assert [shots.image(i).size for i in range(5)] == [image.shape[:0:-1] for image in images.bucketed]

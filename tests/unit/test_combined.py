@@ -270,7 +270,7 @@ def test_two_models_are_not_trained_nor_written_as_one(tmp_path):
 
 @pytest.mark.parametrize("values", [{"mode": "switch", "at": 0.8}, {"mode": "interpolate", "weight": 0.5}])
 def test_how_a_model_is_drawn_changes_no_training(tmp_path, values):
-    name = "sketches-domainstudio"
+    name = "sunglasses-domainstudio"
     path = changed_params(tmp_path, lambda v: v["adaptations"][name].update(combine=values))
     plain, combined = (config.load(each).adaptation(name) for each in ("params.yaml", path))
     assert combined.combine is not None
@@ -292,8 +292,8 @@ def test_how_a_model_is_drawn_changes_no_training(tmp_path, values):
     ],
 )
 def test_settings_that_are_not_possible_are_refused(tmp_path, values, place):
-    path = changed_params(tmp_path, lambda v: v["adaptations"]["sketches-finetune"].update(combine=values))
-    with pytest.raises(ConfigError, match=rf"adaptations\.sketches-finetune\.combine.*{place}"):
+    path = changed_params(tmp_path, lambda v: v["adaptations"]["sunglasses-finetune"].update(combine=values))
+    with pytest.raises(ConfigError, match=rf"adaptations\.sunglasses-finetune\.combine.*{place}"):
         config.load(path)
 
 

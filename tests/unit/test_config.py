@@ -11,7 +11,7 @@ PARAMS = ROOT / "params.yaml"
 
 
 def plain(values):
-    return values["adaptations"]["sketches-finetune"]
+    return values["adaptations"]["sunglasses-finetune"]
 
 
 def real_prior(values):
@@ -24,9 +24,9 @@ def real_prior(values):
     [
         (lambda v: v["finetune"].update(stepz=3), r"finetune\.stepz: Extra inputs"),
         (lambda v: v["sample"].update(number=0), r"sample\.number: Input should be greater"),
-        (lambda v: plain(v).update(target="inc"), r"target is 'inc'.*\['sketches'\]"),
+        (lambda v: plain(v).update(target="inc"), r"target is 'inc'.*\['sunglasses'\]"),
         (lambda v: plain(v).update(method="none"), r"Add it to methods"),
-        (lambda v: plain(v).update(finetune={"stps": 1}), r"sketches-finetune.*\n.*stps"),
+        (lambda v: plain(v).update(finetune={"stps": 1}), r"sunglasses-finetune.*\n.*stps"),
         (lambda v: v["adaptations"].update({"a b": plain(v)}), r"a b"),
         (lambda v: v["pretrain"]["unet"].update(attention=[True]), "one true or false per resolution"),
         (lambda v: v["pretrain"]["noise"].update(prediction_type="epsilon"), "needs prediction_type v_pred"),
@@ -45,11 +45,11 @@ def test_what_is_wrong_is_named(tmp_path, change, message):
 
 def test_overrides_win_and_the_rest_stays(tmp_path):
     def change(values):
-        item = values["adaptations"]["sketches-domainstudio"]
+        item = values["adaptations"]["sunglasses-domainstudio"]
         item["finetune"], item["weights"] = {"steps": 7}, {"image": 9.0}
 
-    adaptation = config.load(changed_params(tmp_path, change)).adaptation("sketches-domainstudio")
-    default = config.load(PARAMS).adaptation("sketches-domainstudio")
+    adaptation = config.load(changed_params(tmp_path, change)).adaptation("sunglasses-domainstudio")
+    default = config.load(PARAMS).adaptation("sunglasses-domainstudio")
     assert adaptation.training.steps == 7
     assert adaptation.weights.image == 9.0
     assert adaptation.weights.high_frequency == default.weights.high_frequency

@@ -285,7 +285,7 @@ def reported(tmp_path, **metrics):
     """Return the report's tables and page of two adaptations of params.yaml."""
     settings = config.load(PARAMS)
     for name, content in metrics.items():
-        path = tmp_path / "evaluation" / f"sketches-{name}" / "metrics.json"
+        path = tmp_path / "evaluation" / f"sunglasses-{name}" / "metrics.json"
         write_json(path, content)
     tables = metric_tables(read(tmp_path, settings).results)
     rows = [{row.figure.key: row for row in table.rows} for table in tables]

@@ -40,8 +40,8 @@ def test_the_projects_params_fit_the_schema(params):
         (("sample", "nummber"), 3),
         (("finetune", "steps"), "many"),
         (("finetune", "steps"), 0),
-        (("adaptations", "sketches-finetune", "finetune"), {"stepps": 5}),
-        (("adaptations", "sketches-finetune", "weights"), {"image": -1}),
+        (("adaptations", "sunglasses-finetune", "finetune"), {"stepps": 5}),
+        (("adaptations", "sunglasses-finetune", "weights"), {"image": -1}),
         (("registry", "gate", "tolerance"), {"frechet": 0.1}),
     ],
 )
@@ -52,5 +52,8 @@ def test_editors_mark_what_the_settings_refuse(params, path, value):
 
 
 def test_overrides_of_an_adaptation_need_no_other_key(params):
-    params["adaptations"]["sketches-finetune"] |= {"finetune": {"steps": 5}, "weights": {"lora": {"rank": 4}}}
+    params["adaptations"]["sunglasses-finetune"] |= {
+        "finetune": {"steps": 5},
+        "weights": {"lora": {"rank": 4}},
+    }
     assert faults(params) == []

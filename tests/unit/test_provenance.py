@@ -9,7 +9,7 @@ from domainstudio import config
 from domainstudio.tracking.provenance import Provenance
 from tests.modules import ROOT
 
-ADAPTATION = config.load(ROOT / "params.yaml").adaptation("sketches-domainstudio")
+ADAPTATION = config.load(ROOT / "params.yaml").adaptation("sunglasses-domainstudio")
 
 
 @pytest.mark.parametrize("processes", [{}, {"processes": 2}])

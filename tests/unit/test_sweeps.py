@@ -19,7 +19,7 @@ from flows.sweep.ranking import Outcome
 from flows.sweep.search import Trial
 
 PARAMS = Path(__file__).parents[2] / "params.yaml"
-NAME = "sketches-domainstudio"
+NAME = "sunglasses-domainstudio"
 
 
 def sweep(**values):
