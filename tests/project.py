@@ -67,6 +67,7 @@ def params():
     values["choose"] |= {"number": 8, "steps": 2}
     values["sample"] |= {"number": 6, "steps": 2, "batch_size": 3}
     values["evaluate"] |= {"neighbours": 2, "resamples": 4}
+    values["registry"]["gate"] |= {"min_in_domain_share": 0.0, "min_samples": 1}
     methods = ("finetune", "domainstudio")
     values["adaptations"] = {f"ink-{each}": ADAPTATION | {"method": each} for each in methods}
     return values

@@ -32,6 +32,11 @@ class GateSettings(Section):
     max_memorized_share: float = Field(default=0.05, ge=0, le=1)
     """Largest share of samples that are copies of training images, whatever the champion's is. For
     comparison: 2% of the real images of the demo's domain are as near to a training image."""
+    min_in_domain_share: float = Field(default=0.5, ge=0, le=1)
+    """Smallest share of samples in the target domain, by a probe that also knows the source's domain and
+    garbage (docs/figures.md), for the first champion as for later ones. It counts where it was measured."""
+    min_samples: int = Field(default=100, ge=1)
+    """Fewest samples that figures may come from: of a dozen, they say little."""
     tolerance: ToleranceSettings = ToleranceSettings()
     """How much worse each figure may be."""
     margin: float = Field(default=0.05, ge=0)

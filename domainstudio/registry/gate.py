@@ -23,11 +23,13 @@ TITLES = {
 }
 """The compared figures by their key in metrics.json. All but the last have a tolerance."""
 
+FLOORS = {"in_domain_share": "in the domain", "number": "samples"}
+"""What a model needs at least, whatever the champion has."""
 
 Outcome = Literal["promoted", "refused", "not comparable"]
 
 HIGHER_IS_BETTER = frozenset({"intra_distance_in_domain", "intra_distance", "attributes_kept", "top_1"})
-SHARES = frozenset({"attributes_kept", "top_1", "memorized_share"})
+SHARES = frozenset({"attributes_kept", "top_1", "memorized_share", "in_domain_share"})
 
 INSTEAD = {
     "frechet_distance": "frechet_distance_infinity",
@@ -94,7 +96,8 @@ class Measurement:
             "training images": shots[:12],
             "memorised below": f"{threshold:g}",
         }
-        return cls({name: _finite(measured.get(name)) for name in TITLES}, conditions)
+        measured["number"] = metrics["number"]
+        return cls({name: _finite(measured.get(name)) for name in (*TITLES, *FLOORS)}, conditions)
 
     def figure(self, name: str) -> float | None:
         """Return a figure; None if it was not measured or is not finite."""
@@ -124,7 +127,7 @@ class Check:
         candidate: The new model's figure; None if it was not measured.
         champion: The champion's figure; None if there is none to compare with.
         allowed: How much worse the candidate may be, as a share of the champion's figure. For
-            `memorized_share` it is the largest value.
+            `memorized_share` it is the largest value, for those of `FLOORS` the smallest.
         passed: Whether the candidate is not worse than allowed.
         improved: Whether the candidate is better by the margin.
     """
@@ -139,7 +142,7 @@ class Check:
     @property
     def sentence(self) -> str:
         """The figures in words: `Fréchet distance 253 against 248.1 (+2.0%, allowed +5%)`."""
-        title = TITLES[self.name]
+        title = _title(self.name)
         if self.candidate is None:
             return f"{title} not measured"
         against = "" if self.champion is None else f" against {self._show(self.champion)}"
@@ -149,13 +152,17 @@ class Check:
     def fault(self) -> str:
         """What is wrong with the candidate's figure, if the check has not passed."""
         if self.candidate is None:
-            return f"{TITLES[self.name]} is missing or not finite"
+            return f"{_title(self.name)} is missing or not finite"
+        if self.name in FLOORS:
+            return f"too few samples{' in the domain' if self.name == 'in_domain_share' else ''}"
         return "memorises too much" if self.name == "memorized_share" else f"worse {TITLES[self.name]}"
 
     @property
     def _limit(self) -> str:
         if self.name == "memorized_share":
             return f" (allowed {_percent(self.allowed)})"
+        if self.name in FLOORS:
+            return f" (at least {self._show(self.allowed)})"
         if self.champion is None or self.candidate is None:
             return ""
         change = (self.candidate - self.champion) / abs(self.champion) if self.champion else None
@@ -191,9 +198,9 @@ class Verdict:
 def decide(candidate: Measurement, champion: Measurement | None, gate: GateSettings | None) -> Verdict:
     """Compare a candidate with the champion.
 
-    The candidate is promoted if all its figures were measured, it memorises no more than allowed, no figure
-    is worse than tolerated, and at least one is better by the margin. The first model needs only the first
-    two. A figure that is missing or not finite never wins.
+    The candidate is promoted if all its figures were measured, it memorises no more than allowed, enough
+    samples are in the domain, no figure is worse than tolerated, and at least one is better by the margin. The
+    first model needs only the first three. A figure that is missing or not finite never wins.
 
     Args:
         candidate: Measurement of the new model.
@@ -249,7 +256,18 @@ def _checks(candidate: Measurement, champion: Measurement | None, gate: GateSett
     checks = [_relative(*both(name), tolerance, gate.margin) for name, tolerance in tolerances.items()]
     share, ceiling = candidate.figure("memorized_share"), gate.max_memorized_share
     passed = share is not None and share <= ceiling
-    return [*checks, Check(*both("memorized_share"), ceiling, passed)]
+    return [*checks, Check(*both("memorized_share"), ceiling, passed), *_floors(candidate, gate)]
+
+
+def _floors(candidate: Measurement, gate: GateSettings) -> list[Check]:
+    """Check what a model needs at least; what passes by far is not worth a word."""
+    floors = {"in_domain_share": gate.min_in_domain_share, "number": float(gate.min_samples)}
+    found = {name: candidate.figure(name) for name in floors}
+    return [
+        Check(name, value, None, floors[name], passed=False)
+        for name, value in found.items()
+        if value is not None and value < floors[name]
+    ]
 
 
 def _relative(
@@ -279,6 +297,10 @@ def _tolerances(candidate: Measurement, champion: Measurement | None, gate: Gate
         known = all(measurement.figure(sounder) is not None for measurement in measurements)
         unused.add(older if known and sounder in tolerances else sounder)
     return {name: value for name, value in tolerances.items() if name not in unused}
+
+
+def _title(name: str) -> str:
+    return {**TITLES, **FLOORS}[name]
 
 
 def _percent(share: float) -> str:
