@@ -199,8 +199,8 @@ def decide(candidate: Measurement, champion: Measurement | None, gate: GateSetti
     """Compare a candidate with the champion.
 
     The candidate is promoted if all its figures were measured, it memorises no more than allowed, enough
-    samples are in the domain, no figure is worse than tolerated, and at least one is better by the margin. The
-    first model needs only the first three. A figure that is missing or not finite never wins.
+    samples are in the domain, no figure is worse than tolerated, and at least one is better by the margin.
+    The first model needs only the first three. A figure that is missing or not finite never wins.
 
     Args:
         candidate: Measurement of the new model.

@@ -194,25 +194,36 @@ class Trainer:
         """Make one optimiser step and return what to log; `train` counts, logs and keeps the steps."""
         settings = self.settings
         self.denoiser.network.train()
-        sums: dict[str, float] = {}
+        sums: dict[str, Tensor] = {}
         for micro in range(settings.gradient_accumulation_steps):
             last = micro == settings.gradient_accumulation_steps - 1
             with _no_sync_unless(last, self.accelerator, self.denoiser.network):
                 terms = self._micro_step(micro)
             for name, value in terms.items():
                 sums[name] = sums.get(name, 0.0) + value / settings.gradient_accumulation_steps
-        norm = float(whole(self.accelerator.clip_grad_norm_(self.parameters, settings.max_grad_norm)))
-        if not math.isfinite(norm) and settings.mixed_precision != "fp16":  # fp16's scaler skips such steps
-            raise TrainingError(self._not_finite("gradient norm", norm))
+        norm = whole(self.accelerator.clip_grad_norm_(self.parameters, settings.max_grad_norm))
+        values = self._finite(sums, norm)
         learning_rate = float(self.lr_scheduler.get_last_lr()[0])
         self.optimizer.step()
         self.lr_scheduler.step()
         self.optimizer.zero_grad()
         if self.ema is not None:
             self.ema.step(self.parameters)
-        return {**sums, "learning_rate": learning_rate, "grad_norm": norm}
+        return {**values, "learning_rate": learning_rate}
 
-    def _micro_step(self, micro: int) -> dict[str, float]:
+    def _finite(self, sums: Mapping[str, Tensor], norm: Tensor) -> dict[str, float]:
+        """Return the means over processes and the norm of the gradient: the step's only wait for a GPU."""
+        logged = self.accelerator.reduce(torch.stack([*sums.values()]), "mean")
+        found = torch.cat([logged, norm.detach().reshape(1).to(logged)]).tolist()
+        values: dict[str, float] = dict(zip((*sums, "grad_norm"), found, strict=True))
+        for name, value in values.items():
+            skipped = name == "grad_norm" and self.settings.mixed_precision == "fp16"  # by fp16's scaler
+            if not math.isfinite(value) and not skipped:
+                what = "gradient norm" if name == "grad_norm" else f"loss term {name!r}"
+                raise TrainingError(self._not_finite(what, value))
+        return values
+
+    def _micro_step(self, micro: int) -> dict[str, Tensor]:
         settings, rank = self.settings, self.accelerator.process_index
         noise = generator(_NOISE, settings.seed, rank, self.step, micro)
         torch.manual_seed(noise.initial_seed())  # dropout draws from the global generator
@@ -220,14 +231,8 @@ class Trainer:
         batch = noisy_batch(self.denoiser, self._batch(micro, noise), settings, noise, shared)
         terms = self.objective(batch, self.accelerator.autocast)
         total = self.objective.total(terms)
-        logged = torch.stack([total, *terms.values()]).detach().float()
-        means = self.accelerator.reduce(logged, "mean").tolist()
-        values = dict(zip(("total", *terms), means, strict=True))
-        for name, value in values.items():
-            if not math.isfinite(value):
-                raise TrainingError(self._not_finite(f"loss term {name!r}", value))
         self.accelerator.backward(total / settings.gradient_accumulation_steps)
-        return values
+        return {name: value.detach().float() for name, value in {"total": total, **terms}.items()}
 
     def _batch(self, micro: int, noise: torch.Generator) -> Batch:
         """Return this process's share of the global batch, images of the prior last."""
