@@ -31,7 +31,7 @@ help:  ## List the commands
 install: .venv/installed  ## Create .venv from the pinned constraints
 
 .PHONY: demo
-demo: .venv/installed  ## Ten line drawings adapt a model of coloured emoji; ends with report.html
+demo: .venv/installed  ## Ten faces with sunglasses adapt a model of drawn faces; ends with report.html
 	@started=$$SECONDS; dvc repro; \
 	echo "done in $$((SECONDS - started)) s: open report.html, or 'make ui' for the runs and models"
 
