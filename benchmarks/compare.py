@@ -4,20 +4,26 @@ r"""Measure adaptations along their training, over seeds and draws: a JSON recor
         --draws 1 2 --steps 100 200 400 800 --out benchmarks/results/sunglasses.jsonl
 
 Needs what `dvc repro prepare_target@sunglasses` makes. Goes on where it was interrupted: trained models and
-measured points are kept. Adaptations that differ in `combine` alone share their training.
-`python -m benchmarks.curves` draws the result.
+measured points are kept. Adaptations that differ in `combine` alone share their training. A small model
+leaves a GPU waiting for Python: `--jobs 15` trains fifteen side by side. `python -m benchmarks.curves` draws
+the result.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence, Set
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from benchmarks import cli
 from benchmarks.memory import peak_memory, reset_peak_memory
@@ -58,23 +64,80 @@ def main() -> None:
     parser.add_argument(
         "--null", metavar="ADAPTATION", help="measure it at half the learning rate too, after twice the steps"
     )
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="trainings side by side; several small ones share a GPU well"
+    )
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     settings = config.load(*arguments.params)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    done = _done(arguments.out)
-    for draw in arguments.draws or [None]:
-        for seed in arguments.seeds:
-            for adaptation, null_of in _compared(settings, arguments.adaptations, arguments.null):
-                training = Run(settings, adaptation, seed, draw, null_of)
-                steps = [step if null_of is None else 2 * step for step in arguments.steps]
-                at = (adaptation.name, training.drawn, seed)
-                missing = [step for step in steps if (*at, step) not in done]
-                chosen = training.choose(sorted(steps)) if arguments.choose and missing else None
-                for record in training.measure(sorted(missing), chosen):
-                    with arguments.out.open("a", encoding="utf-8") as file:
-                        file.write(json.dumps(record) + "\n")
-                    print(_line(record), flush=True)
+    runs = [
+        Run(settings, adaptation, seed, draw, null_of)
+        for draw in arguments.draws or [None]
+        for seed in arguments.seeds
+        for adaptation, null_of in _compared(settings, arguments.adaptations, arguments.null)
+    ]
+    measure = partial(_measure, out=arguments.out, every=arguments.steps, choose=arguments.choose)
+    missing = _missing(runs, arguments.steps, _done(arguments.out))
+    if arguments.jobs == 1:
+        for each in missing:
+            measure(each)
+        return
+    _draw_shared(runs)
+    threads = max(1, (os.cpu_count() or 1) // arguments.jobs)
+    spawn = get_context("spawn")
+    with ProcessPoolExecutor(arguments.jobs, spawn, torch.set_num_threads, (threads,)) as pool:
+        list(pool.map(measure, missing))  # raises what a process has raised
+
+
+@dataclass(frozen=True)
+class Missing:
+    """What one process measures: the runs of one training, as they are drawn alone and in combinations.
+
+    Attributes:
+        runs: each with the steps that the output file lacks.
+        references: whether to measure the target's references too.
+    """
+
+    runs: tuple[tuple[Run, list[int]], ...]
+    references: bool
+
+
+def _missing(
+    runs: Sequence[Run], steps: Sequence[int], done: Set[tuple[str, int, int, int]]
+) -> list[Missing]:
+    trainings: dict[Path, list[tuple[Run, list[int]]]] = {}
+    for each in runs:
+        at = (each.of.name, each.drawn, each.seed)
+        lacking = [step for step in each.steps(steps) if (*at, step) not in done]
+        if lacking:
+            trainings.setdefault(each.folder, []).append((each, lacking))
+    found, seen = [], set()
+    for training in trainings.values():
+        target = training[0][0].target
+        found.append(Missing(tuple(training), references=target not in seen))
+        seen.add(target)
+    return found
+
+
+def _measure(missing: Missing, out: Path, every: Sequence[int], choose: bool) -> None:
+    """Measure runs, and append their records to the output file, a line each."""
+    references = missing.references
+    for each, steps in missing.runs:
+        chosen = each.choose(each.steps(every)) if choose else None
+        for record in each.measure(steps, chosen, references=references):
+            with out.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+            print(_line(record), flush=True)
+        references = False
+
+
+def _draw_shared(runs: Sequence[Run]) -> None:
+    """Draw what several trainings need, so that no two processes draw the same at once."""
+    for each in {each.of.source: each for each in runs}.values():
+        sample_source(each.settings, each.of.source, WORK)
+    for each in {each.of.name: each for each in runs if each.of.weights.uses_prior}.values():
+        Recipe.load(each.of, each.settings.sample, this_process())
 
 
 def _compared(
@@ -115,10 +178,10 @@ class Run:
         """
         for step in steps:
             self._trained(step)
-        shots = ImageSet.load(self._target / "shots")
+        shots = ImageSet.load(self.target / "shots")
         mirrored, features = self.of.training.horizontal_flip, self.settings.evaluate.features
         rule, sampling = self.settings.choose, self.settings.sample
-        chooser = Chooser(shots.images, rule, sampling, features, WORK / "choice", mirrored)
+        chooser = Chooser(shots.images, rule, sampling, features, self.folder / "choice", mirrored)
         source = StoredModel(SOURCE_MODELS / self.of.source)
         drawn = [
             (candidate, chooser.draw(candidate, texts_of(model, self.of, "target", shots)))
@@ -135,26 +198,32 @@ class Run:
         model = stored.load().to(this_process().device)
         return Candidate(step, f"step-{step:05d}", stored.digest, lambda: model), model
 
-    def measure(self, steps: list[int], chosen: int | None = None) -> Iterator[dict[str, Any]]:
-        """Yield the record of each step, and the references before a target's first.
+    def steps(self, steps: Sequence[int]) -> list[int]:
+        """Return where the training is measured, ascending: at half the speed after twice the steps."""
+        return sorted(step if self.null_of is None else 2 * step for step in steps)
+
+    def measure(
+        self, steps: list[int], chosen: int | None = None, *, references: bool = False
+    ) -> Iterator[dict[str, Any]]:
+        """Yield the record of each step, and the references before the first.
 
         Args:
             steps: where to measure, ascending.
             chosen: the step that `choose` has found; its record says so.
+            references: whether to yield the references.
         """
         for step in steps:
             cost, samples = self._trained(step), self.samples(step)
             source = sample_source(self.settings, self.of.source, WORK)
-            memo = _MEMOS[self._target]
-            first = not memo
+            first = references and step == steps[0]
             report, _ = measure_folders(
                 samples,
                 source,
-                self._target,
+                self.target,
                 self.settings.evaluate,
                 source_images=SOURCE_IMAGES / self.of.source,
                 references=first,
-                memo=memo,
+                memo=_MEMOS[self.target],
             )
             paired = report.get("paired", {"samples": {}, "references": {}})
             kept = report.get("attributes", {"samples": {}})["samples"]
@@ -183,7 +252,7 @@ class Run:
         """Return the folder of the samples at a step, drawn now if need be."""
         self._trained(step)
         stored = StoredModel(self._model(step), Together.of(self.of))
-        return sample_adapted_stored(stored, self.of, self.settings, self._folder)
+        return sample_adapted_stored(stored, self.of, self.settings, self.folder)
 
     @property
     def drawn(self) -> int:
@@ -195,15 +264,15 @@ class Run:
         return _with(self.of, seed=self.seed, preview_every=0)
 
     @cached_property
-    def _folder(self) -> Path:
+    def folder(self) -> Path:
         """The folder of states, models and samples, whatever the number of steps."""
         params = self._adaptation.model_dump(mode="json", exclude={"training": {"steps"}, "name": True})
-        shots = ImageSet.load(self._target / "shots").digest
+        shots = ImageSet.load(self.target / "shots").digest
         digests = {"source": models.digest(SOURCE_MODELS / self.of.source), "shots": shots}
         return WORK / checkpoint.run_key(params, digests)
 
     @cached_property
-    def _target(self) -> Path:
+    def target(self) -> Path:
         """The folder of the target, with the training images of this draw."""
         prepared = TARGETS / self.of.target
         if self.draw is None:
@@ -218,13 +287,13 @@ class Run:
         return folder
 
     def _model(self, step: int) -> Path:
-        return self._folder / f"model-{step:05d}"
+        return self.folder / f"model-{step:05d}"
 
     def _trained(self, step: int) -> dict[str, Any]:
         """Train to a step if that was not done yet, and return what it took."""
-        record = self._folder / f"cost-{step:05d}.json"
+        record = self.folder / f"cost-{step:05d}.json"
         if not record.is_file():
-            states = self._folder / "states"
+            states = self.folder / "states"
             if any(int(path.name.rpartition("-")[2]) > step for path in states.glob("step-*")):
                 shutil.rmtree(states)  # an earlier call has trained beyond this step
             cost = self._train(_with(self._adaptation, steps=step, checkpoint_every=step), states)
@@ -234,7 +303,7 @@ class Run:
 
     def _train(self, adaptation: Adaptation, states: Path) -> dict[str, Any]:
         recipe = Recipe.load(adaptation, self.settings.sample, this_process())
-        shots = ImageSet.load(self._target / "shots")
+        shots = ImageSet.load(self.target / "shots")
         reset_peak_memory()
         recipe = replace(recipe, shots=shots, latents=None, sampling=None)
         history, peak = recipe.trainer(states).train(), peak_memory()

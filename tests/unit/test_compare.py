@@ -35,9 +35,9 @@ def project(tmp_path, monkeypatch):
     return tmp_path
 
 
-def run(monkeypatch, *options):
-    command = ["compare", "--adaptations", "plain", "switched", "--draws", "2", "--seeds", "0", *options]
-    monkeypatch.setattr(sys, "argv", [*command, "--steps", "1", "3", "--out", "out.jsonl"])
+def run(monkeypatch, *options, draws=("2",), out="out.jsonl"):
+    command = ["compare", "--adaptations", "plain", "switched", "--seeds", "0", "--draws", *draws, *options]
+    monkeypatch.setattr(sys, "argv", [*command, "--steps", "1", "3", "--out", out])
     compare.main()
 
 
@@ -69,6 +69,19 @@ def test_a_comparison_records_each_step_once_with_its_null_and_the_step_that_the
     again = [json.loads(line) for line in (project / "out.jsonl").read_text().splitlines()]
     assert [row["step"] for row in again if row.get("null_of")] == [2, 6]
     assert [row for row in again if "reference" not in row] == points
+
+
+@pytest.mark.slow
+def test_trainings_side_by_side_are_recorded_as_one_after_another(project, monkeypatch):
+    run(monkeypatch, "--jobs", "2", draws=("2", "3"), out="jobs.jsonl")
+    run(monkeypatch, draws=("2", "3"), out="alone.jsonl")  # the trained models are kept
+    found = []
+    for name in ("jobs.jsonl", "alone.jsonl"):
+        rows = [json.loads(line) for line in (project / name).read_text().splitlines()]
+        assert sum("reference" in row for row in rows) == 6, "three of each draw"
+        found.append(sorted(json.dumps(row) for row in rows if "adaptation" in row))
+    assert len(found[0]) == 8
+    assert found[0] == found[1]
 
 
 def point(step, kid, varied, chosen=False, seed=0):
