@@ -64,12 +64,11 @@ def scores(tmp_path_factory):
         "noise": of_noise.take(repeated),
         "half noise": joined(perfect.take(half), of_noise.take(repeated[: NUMBER // 2])),
     }
-    known = {"domain": target.take(range(SHOTS + NUMBER, len(target))), "source": leftovers}
-    known |= {"source_domain": source.take(range(NUMBER, 2 * NUMBER)), "garbage": nothing}
+    domain, other = target.take(range(SHOTS + NUMBER, len(target))), source.take(range(NUMBER, 2 * NUMBER))
     settings = EvaluateSettings(memorized_below=0.15, resamples=20)
     shots = target.take(range(SHOTS))
     return {
-        name: evaluate(images, shots, settings=settings, **known).samples
+        name: evaluate(images, shots, domain, leftovers, settings, None, other, nothing).samples
         for name, images in generators.items()
     }
 
