@@ -45,8 +45,8 @@ from stages.cli import run
 
 WORK = Path(".checkpoints/compare")
 
-_MEMOS: defaultdict[Path, dict[Any, Any]] = defaultdict(dict)
-"""What is the same for all samples of a target, by its folder: computed once for all runs."""
+_MEMOS: defaultdict[tuple[Path, str], dict[Any, Any]] = defaultdict(dict)
+"""What is the same for all samples of a target, by its folder and the source model: computed once."""
 
 
 def main() -> None:
@@ -69,6 +69,8 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
+    if arguments.jobs < 1:
+        parser.error(f"--jobs {arguments.jobs}: give the number of trainings side by side, at least 1")
     settings = config.load(*arguments.params)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     runs = [
@@ -223,7 +225,7 @@ class Run:
                 self.settings.evaluate,
                 source_images=SOURCE_IMAGES / self.of.source,
                 references=first,
-                memo=_MEMOS[self.target],
+                memo=_MEMOS[self.target, self.of.source],
             )
             paired = report.get("paired", {"samples": {}, "references": {}})
             kept = report.get("attributes", {"samples": {}})["samples"]

@@ -80,15 +80,24 @@ def _judgements(records: Records, others: Sequence[str], baseline: str) -> str:
 
 
 def table(records: Records) -> str:
-    """Mean ± standard deviation over runs of every figure, adaptation and step, as Markdown."""
+    """Mean ± standard deviation over runs of every figure, adaptation and step, as Markdown.
+
+    Where steps were chosen for each run, a row more has the runs at those steps.
+    """
     metrics = [m for m in METRICS if any(m in item.values for item in records.measurements)]
     lines = ["| | step | runs | " + " | ".join(m.replace("_", " ") for m in metrics) + " |"]
     lines.append("|---|---:|---:|" + "---:|" * len(metrics))
     for adaptation in records.names:
-        for step in records.steps(adaptation):
-            runs = sum((item.name, item.step) == (adaptation, step) for item in records.measurements)
-            cells = [_spread(records.over_runs(adaptation, step, metric)) for metric in metrics]
-            lines.append(f"| {adaptation} | {step} | {runs} | " + " | ".join(cells) + " |")
+        items = [item for found in records.runs(adaptation).values() for item in found]
+        rows = {
+            str(step): [each for each in items if each.step == step] for step in records.steps(adaptation)
+        }
+        if chosen := [each for each in items if each.chosen]:
+            rows[f"chosen: {', '.join(str(each.step) for each in chosen)}"] = chosen
+        for step, runs in rows.items():
+            known = [[each.values[m] for each in runs if m in each.values] for m in metrics]
+            cells = [_spread(np.array(values)) for values in known]
+            lines.append(f"| {adaptation} | {step} | {len(runs)} | " + " | ".join(cells) + " |")
     for name, values in records.references.items():
         cells = [_spread(np.array([values[m]] if m in values else [])) for m in metrics]
         lines.append(f"| *{name}* | – | – | " + " | ".join(cells) + " |")

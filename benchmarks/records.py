@@ -26,6 +26,7 @@ METRICS = (
     "intra_distance",
     "in_domain_share",
     "attributes_kept",
+    "attributes_kept_chance",
     "precision",
     "recall",
     "density",

@@ -260,7 +260,7 @@ def _checks(candidate: Measurement, champion: Measurement | None, gate: GateSett
 
 
 def _floors(candidate: Measurement, gate: GateSettings) -> list[Check]:
-    """Check what a model needs at least; what passes by far is not worth a word."""
+    """Check what a model needs at least; a check that passes is not worth a word."""
     floors = {"in_domain_share": gate.min_in_domain_share, "number": float(gate.min_samples)}
     found = {name: candidate.figure(name) for name in floors}
     return [

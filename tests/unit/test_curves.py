@@ -122,6 +122,9 @@ def test_table_has_mean_and_deviation_over_seeds(recorded):
     text = curves.table(recorded([*records, {"reference": "domain", "kid": 0.5}]))
     assert "| a | 10 | 3 | 20.0 ± 10.0 |" in text
     assert "*domain*" in text
+    assert "chosen" not in text
+    chosen = [record("a", 0, 20, 50.0, None, chosen=True), {**records[1], "chosen": True}]
+    assert "| a | chosen: 20, 10 | 2 | 35.0 ± 21.2 |" in curves.table(recorded([*records, *chosen]))
 
 
 OTHER = record("b", 0, 1, 1, 1)
