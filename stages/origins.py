@@ -27,6 +27,7 @@ def list_s3(url: str) -> Listing:
             item.size,
             item.read,
             None if s3.is_safe(item.path) else "its key is not a plain path. Rename the object",
+            version=f"{item.etag} {item.size}" if item.etag else "",
         )
         for item in s3.list_objects(url)
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -13,9 +12,9 @@ from typing import Literal, Self
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
 
 from domainstudio.data.pictures import contact_sheet
+from domainstudio.data.pixels import blocks, map_pixels, write_pixels
 from domainstudio.errors import DataError
 
 IMAGES, MANIFEST, SHEET = "images.safetensors", "manifest.json", "contact_sheet.png"
@@ -149,9 +148,13 @@ class ImageSet:
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the bytes of images, in (N, 3, H, W) order, and buckets: equal digests, equal pixels."""
-        total = hashlib.sha256(np.ascontiguousarray(self.images).tobytes())
+        total = hashlib.sha256()
+        for block in blocks(self.images):
+            total.update(block)
         for image in self.bucketed:
-            total.update(f"{image.shape}".encode() + image.tobytes())
+            total.update(f"{image.shape}".encode())
+            for block in blocks(image):
+                total.update(block)
         return total.hexdigest()
 
     def draw(self, number: int | None, seed: int) -> ImageSet:
@@ -182,7 +185,12 @@ class ImageSet:
         for index, image in enumerate(self.bucketed):
             groups.setdefault(image.shape, []).append(index)
         return tuple(
-            replace(self.take(group), images=np.stack([self.bucketed[i] for i in group]), bucketed=())
+            replace(
+                self,
+                images=np.stack([self.bucketed[index] for index in group]),
+                records=tuple(self.records[index] for index in group),
+                bucketed=(),
+            )
             for _, group in sorted(groups.items())
         )
 
@@ -190,8 +198,8 @@ class ImageSet:
         """Write the images, their manifest and a contact sheet into `folder`, the manifest last."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        bucketed = {bucketed_name(i): np.ascontiguousarray(image) for i, image in enumerate(self.bucketed)}
-        save_file({"images": np.ascontiguousarray(self.images), **bucketed}, folder / IMAGES)
+        bucketed = {bucketed_name(index): image for index, image in enumerate(self.bucketed)}
+        write_pixels(folder / IMAGES, {"images": self.images, **bucketed})
         contact_sheet(self.bucketed or self.images).save(folder / SHEET)
         manifest = Manifest(
             format=1,
@@ -200,26 +208,31 @@ class ImageSet:
             images=self.records,
             **{name: getattr(self, name) for name in DESCRIPTION},
         )
-        text = json.dumps(manifest.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n"
-        (folder / MANIFEST).write_text(text, encoding="utf-8")
+        (folder / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
-        """Read a folder that `save` wrote, and verify that manifest and pixels belong together.
+        """Map a folder that `save` wrote, and verify that manifest and pixels belong together.
+
+        Pixels are read from the file when they are looked at: a set may be larger than the memory.
 
         Raises:
             DataError: a file is missing or damaged, or the pixels are not those of the manifest.
         """
         folder = Path(folder)
         manifest = _read_manifest(folder / MANIFEST)
-        images, bucketed = _read_images(folder / IMAGES)
         described = {name: getattr(manifest, name) for name in DESCRIPTION}
+        mapped = (_map_images(folder / IMAGES, "r"), _map_images(folder / IMAGES, "c"))
         try:
-            loaded = cls(images, manifest.images, bucketed=bucketed, **described)
+            # Pages that were read to compare are given back; the set itself may be changed in memory.
+            compared, loaded = (
+                cls(images, manifest.images, bucketed=bucketed, **described) for images, bucketed in mapped
+            )
         except DataError as error:
             raise DataError(f"{folder} is damaged: {error}. {_REMEDY}") from error
-        if loaded.digest != manifest.digest or loaded.resolution != manifest.resolution:
+        if compared.digest != manifest.digest or loaded.resolution != manifest.resolution:
             raise DataError(f"{folder / IMAGES} is not what {MANIFEST} describes (digest differs). {_REMEDY}")
+        vars(loaded)["digest"] = compared.digest
         return loaded
 
 
@@ -235,12 +248,12 @@ def _read_manifest(path: Path) -> Manifest:
         raise DataError(f"{path} is not an image set's manifest: {error}\n{_REMEDY}") from error
 
 
-def _read_images(path: Path) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+def _map_images(path: Path, mode: Literal["r", "c"]) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
     try:
-        tensors = load_file(path)
-        images = tensors.pop("images")
-        return images, tuple(tensors[bucketed_name(index)] for index in range(len(tensors)))
+        arrays = map_pixels(path, mode)
+        images = arrays.pop("images")
+        return images, tuple(arrays[bucketed_name(index)] for index in range(len(arrays)))
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror or 'missing'}). {_REMEDY}") from error
-    except (SafetensorError, KeyError) as error:
+    except (SafetensorError, KeyError, ValueError) as error:
         raise DataError(f"{path} is damaged ({error}). {_REMEDY}") from error

@@ -47,6 +47,7 @@ class Candidate:
         codepoint: The emoji's code points, or None.
         keywords: Further words for what it shows.
         attributes: Returns what is known of it, by the attribute's name.
+        version: Changes with the file and its caption; empty where that is not known without reading them.
     """
 
     id: str
@@ -58,6 +59,7 @@ class Candidate:
     codepoint: str | None = None
     keywords: tuple[str, ...] = ()
     attributes: Callable[[], Mapping[str, str]] = dict
+    version: str = ""
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,7 @@ class Entry:
         read: Returns the bytes.
         fault: Why it must not be read, or None.
         folder: Whether it is a link to a folder, which is not followed.
+        version: Changes with the content, such as the time of the last change; empty if not known.
     """
 
     path: str
@@ -102,6 +105,7 @@ class Entry:
     read: Callable[[], bytes]
     fault: str | None = None
     folder: bool = False
+    version: str = ""
 
     @property
     def kind(self) -> Literal["image", "caption", "stray"]:
@@ -215,6 +219,7 @@ def _candidate(entry: Entry, captions: Mapping[str, Entry]) -> Candidate:
         read=entry.contents,
         caption=caption.text if caption else str,
         label=None if folder == "." else printable(folder),
+        version=f"{entry.version} {caption.version if caption else ''}" if entry.version else "",
     )
 
 
@@ -236,23 +241,23 @@ def _cannot_list(error: OSError) -> None:
 
 
 def _folder_entry(path: Path, root: Path) -> Entry:
-    size, folder, fault = 0, False, None
+    size, folder, fault, version = 0, False, None, ""
     try:
-        real = path.resolve(strict=True)
-        status = real.stat()
+        link, status = path.is_symlink(), path.stat()
         size, folder = status.st_size, stat.S_ISDIR(status.st_mode)
-        fault = _fault(real, root, status.st_mode)
+        version = f"{status.st_ino} {size} {status.st_mtime_ns}"
+        fault = _fault(path.resolve() if link else None, root, status.st_mode)
     except (OSError, RuntimeError) as error:
         fault = f"a link that leads nowhere ({error})" if path.is_symlink() else f"cannot be read ({error})"
     name = path.relative_to(root).as_posix()
     printable = name.encode("utf-8", "backslashreplace").decode()
     if printable != name:
         fault = "its name is not UTF-8. Rename it"
-    return Entry(printable, f"{root.as_posix()}/{printable}", size, path.read_bytes, fault, folder)
+    return Entry(printable, f"{root.as_posix()}/{printable}", size, path.read_bytes, fault, folder, version)
 
 
-def _fault(real: Path, root: Path, mode: int) -> str | None:
-    if not real.is_relative_to(root.resolve()):
+def _fault(linked: Path | None, root: Path, mode: int) -> str | None:
+    if linked is not None and not linked.is_relative_to(root.resolve()):
         return "a link that leaves the folder. Copy the file itself there"
     if stat.S_ISDIR(mode):
         return "a link to a folder. Copy the folder itself there, or remove the link"

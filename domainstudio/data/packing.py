@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 from PIL import ImageColor
 
 from domainstudio.config import PrepareSettings
-from domainstudio.data.image_set import ImageRecord, ImageSet, Refusal, draw_indices
-from domainstudio.data.origins import Candidate, Lister, Listing, list_origin, printable
-from domainstudio.data.reading import Prepared, prepare_image
+from domainstudio.data.image_set import ImageSet, Refusal, draw_indices
+from domainstudio.data.origins import Lister, Listing, list_origin
+from domainstudio.data.outcome import Outcome, read_candidate
+from domainstudio.data.scratch import scratch_of
 from domainstudio.errors import ConfigError, DataError
+
+MANY = 256
+"""Fewer images are read one by one: several processes would take longer to start."""
 
 
 def prepare(
@@ -29,7 +33,8 @@ def prepare(
     """Read, check and pack the images of an origin.
 
     Files that cannot be read faithfully are refused. So are duplicates, by their bytes or by their prepared
-    pixels, unless the origin keeps them.
+    pixels, unless the origin keeps them. `MANY` images are read by several processes into files that the set
+    maps, so that they need not fit in memory. A start after one that was ended reads only the rest.
 
     Args:
         origin: A folder, or an origin that one of `listers` lists.
@@ -50,62 +55,61 @@ def prepare(
     if number is not None:
         chosen = draw_indices(len(listing.candidates), number, seed, origin)
         listing = replace(listing, candidates=tuple(listing.candidates[index] for index in chosen))
-    accepted, refused = _read_all(listing, settings, buckets)
-    _check_refused(origin, refused, len(accepted), settings)
-    return ImageSet(
-        images=np.stack([prepared.pixels for _, prepared in accepted]),
-        records=tuple(record for record, _ in accepted),
-        origin=origin,
-        licence=listing.licence,
-        attribution=listing.attribution,
-        refused=tuple(refused),
-        ignored=listing.ignored,
-        bucketed=tuple(prepared.bucketed for _, prepared in accepted if prepared.bucketed is not None),
-    )
+    if len(listing.candidates) < MANY:
+        return _packed_in_memory(origin, listing, settings, buckets)
+    with scratch_of(origin, settings, buckets) as scratch:
+        rows = scratch.read(listing.candidates)
+        kept, described = _judge(origin, listing, [outcome for _, outcome in rows], settings)
+        kept_rows = [rows[index] for index in kept]
+        squares = scratch.squares([slot for slot, _ in kept_rows])
+        return ImageSet(squares, bucketed=scratch.bucketed(kept_rows), **described)
 
 
-def _read_all(
-    listing: Listing, settings: PrepareSettings, buckets: bool
-) -> tuple[list[tuple[ImageRecord, Prepared]], list[Refusal]]:
-    """Return all images that can be used, and the refusal of each other one."""
-    accepted: list[tuple[ImageRecord, Prepared]] = []
+def _packed_in_memory(origin: str, listing: Listing, settings: PrepareSettings, buckets: bool) -> ImageSet:
+    read = [read_candidate(candidate, settings, buckets) for candidate in listing.candidates]
+    kept, described = _judge(origin, listing, [outcome for outcome, _ in read], settings)
+    prepared = [found for index in kept if (found := read[index][1]) is not None]
+    squares = np.stack([each.pixels for each in prepared])
+    bucketed = tuple(each.bucketed for each in prepared if each.bucketed is not None)
+    return ImageSet(squares, bucketed=bucketed, **described)
+
+
+def _judge(
+    origin: str, listing: Listing, outcomes: Sequence[Outcome], settings: PrepareSettings
+) -> tuple[list[int], dict[str, Any]]:
+    """Return the indices of the images to keep, and all of their set but the pixels.
+
+    Raises:
+        DataError: refusals stop the stage, or nothing is left.
+    """
+    kept: list[int] = []
     refused: list[Refusal] = []
     seen: dict[str, str] = {}
-    for candidate in listing.candidates:
-        try:
-            accepted.append(_read(candidate, settings, buckets, {} if listing.keep_repeats else seen))
-        except DataError as error:
-            refused.append(Refusal(candidate.origin, printable(str(error))))
-    return accepted, refused
+    for index, (candidate, outcome) in enumerate(zip(listing.candidates, outcomes, strict=True)):
+        reason = outcome.refusal or (None if listing.keep_repeats else _repeated(outcome, seen))
+        if reason is not None:
+            refused.append(Refusal(candidate.origin, reason))
+            continue
+        seen[outcome.sha256] = seen[outcome.pixels] = candidate.origin
+        kept.append(index)
+    _check_refused(origin, refused, len(kept), settings)
+    return kept, {
+        "records": tuple(outcomes[index].record(listing.candidates[index]) for index in kept),
+        "origin": origin,
+        "licence": listing.licence,
+        "attribution": listing.attribution,
+        "refused": tuple(refused),
+        "ignored": listing.ignored,
+    }
 
 
-def _read(
-    candidate: Candidate, settings: PrepareSettings, buckets: bool, seen: dict[str, str]
-) -> tuple[ImageRecord, Prepared]:
-    """Read and prepare an image; `seen` maps digests of earlier files and of their pixels to origins."""
-    data, caption = candidate.read(), candidate.caption()
-    sha256 = hashlib.sha256(data).hexdigest()
-    if sha256 in seen:
-        raise DataError(f"the same file as {seen[sha256]}. Remove one of them")
-    picture = candidate.rasterize(data, settings.resolution) if candidate.rasterize else data
-    prepared = prepare_image(picture, settings, buckets)
-    pixels = hashlib.sha256(prepared.pixels.tobytes()).hexdigest()
-    if pixels in seen:
-        raise DataError(f"the same pixels as {seen[pixels]}, once prepared. Remove one of them")
-    seen[sha256] = seen[pixels] = candidate.origin
-    record = ImageRecord(
-        id=candidate.id,
-        sha256=sha256,
-        width=prepared.width,
-        height=prepared.height,
-        origin=candidate.origin,
-        caption=caption,
-        label=candidate.label,
-        codepoint=candidate.codepoint,
-        keywords=candidate.keywords,
-        attributes=candidate.attributes(),
-    )
-    return record, prepared
+def _repeated(outcome: Outcome, seen: Mapping[str, str]) -> str | None:
+    """Return which earlier image this one repeats; `seen` maps digests of files and pixels to origins."""
+    if outcome.sha256 in seen:
+        return f"the same file as {seen[outcome.sha256]}. Remove one of them"
+    if outcome.pixels in seen:
+        return f"the same pixels as {seen[outcome.pixels]}, once prepared. Remove one of them"
+    return None
 
 
 def _check_refused(origin: str, refused: list[Refusal], accepted: int, settings: PrepareSettings) -> None:

@@ -269,8 +269,11 @@ def _pages(client: Any, bucket: str, prefix: str) -> Iterator[dict[str, Any]]:
 
 
 def _object(path: str, url: str, size: int, etag: str) -> S3Object:
-    item = S3Object(path, url, size, lambda: cached(item).read_bytes(), etag)
-    return item
+    return S3Object(path, url, size, partial(_read, path, url, size, etag), etag)
+
+
+def _read(path: str, url: str, size: int, etag: str) -> bytes:
+    return cached(_object(path, url, size, etag)).read_bytes()
 
 
 def _version(item: S3Object) -> str:

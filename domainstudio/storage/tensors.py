@@ -48,11 +48,11 @@ def load_tensors(path: Path, *, unmarked: bool = False) -> dict[str, Tensor]:
     return tensors
 
 
-def bytes_of(tensor: Tensor) -> bytes:
-    """Return a tensor's values as they lie in memory, row by row."""
+def bytes_of(tensor: Tensor) -> memoryview:
+    """Return a tensor's values as they lie in memory, row by row; not copied if they do so already."""
     import torch
 
-    values: bytes = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+    values: memoryview = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
     return values
 
 

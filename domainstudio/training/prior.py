@@ -13,6 +13,7 @@ from PIL import Image
 
 from domainstudio.data import ImageSet
 from domainstudio.data.buckets import Size, crop
+from domainstudio.data.image_set import draw_indices
 from domainstudio.errors import ConfigError
 from domainstudio.project import SOURCE_IMAGES
 from domainstudio.sampling import load_samples, sample_to_folder
@@ -45,7 +46,7 @@ class PriorImages:
     @property
     def digest(self) -> str:
         """SHA-256 of images and texts."""
-        total = hashlib.sha256(np.ascontiguousarray(self.images).tobytes())
+        total = hashlib.sha256(np.ascontiguousarray(self.images).data)
         total.update(repr(self.texts).encode())
         return total.hexdigest()
 
@@ -112,8 +113,10 @@ def _given(
     """Return a draw of the source images, with their own source prompts."""
     prior = adaptation.prior
     texts = texts_of(denoiser, adaptation, "source", everything) or (None,) * len(everything)
-    kept = everything.take(_others(texts, adapted, adaptation))
-    chosen = kept.draw(min(prior.number, len(kept)), prior.seed)
+    others = _others(texts, adapted, adaptation)
+    number = min(prior.number, len(others))
+    drawn = draw_indices(len(others), number, prior.seed, everything.origin)
+    chosen = everything.take([others[index] for index in drawn])
     return PriorImages(chosen.images, texts_of(denoiser, adaptation, "source", chosen))
 
 
