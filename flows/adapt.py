@@ -53,7 +53,12 @@ def _positive(text: str) -> int:
 def _run(options: argparse.Namespace) -> int:
     from flows.run import graph
 
-    graph.select(graph.read(), options.adaptations)  # a misspelt name is an error before a server starts
+    known = graph.read()
+    stages = graph.select(known, options.adaptations)  # a misspelt name is an error before a server starts
+    if not options.force and not cli.may_have_server() and graph.unchanged(known).issuperset(stages):
+        # Prefect's imports and its temporary server take many times as long as this look.
+        print(f"{len(stages)} cached: nothing to run, so Prefect was not started")
+        return 0
     cli.start_server()
 
     from flows.run.pipeline import adapt

@@ -6,7 +6,9 @@ import argparse
 import os
 import signal
 import sys
+import tomllib
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -52,6 +54,26 @@ def run(action: Callable[[], int], interrupted: str) -> int:
     except KeyboardInterrupt:
         print(f"interrupted: {interrupted}", file=sys.stderr)
         return 128 + signal.SIGINT
+
+
+def may_have_server() -> bool:
+    """Tell whether a Prefect server that stays may be named somewhere; Prefect is not imported.
+
+    Such a server shows every run. A temporary one is seen by nobody.
+    """
+    if os.environ.keys() & {"PREFECT_API_URL", "PREFECT_PROFILE", "PREFECT_PROFILES_PATH"}:
+        return True
+    signs = ((".env", "PREFECT_"), ("prefect.toml", ""), ("pyproject.toml", "[tool.prefect"))
+    if any(Path(name).is_file() and sign in Path(name).read_text("utf-8") for name, sign in signs):
+        return True
+    profiles = Path(os.environ.get("PREFECT_HOME", "~/.prefect")).expanduser() / "profiles.toml"
+    try:
+        found = tomllib.loads(profiles.read_text("utf-8"))
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError):
+        return True
+    return "PREFECT_API_URL" in found.get("profiles", {}).get(found.get("active"), {})
 
 
 def start_server() -> None:

@@ -6,12 +6,14 @@ Every lister returns the same `Listing`, so that reading, checking and packing d
 from __future__ import annotations
 
 import os
+import posixpath
 import stat
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from pathlib import Path, PurePosixPath
+from functools import cached_property
+from pathlib import Path
 from typing import Literal, TypeAlias
 
 from domainstudio.errors import DataError
@@ -107,15 +109,25 @@ class Entry:
     folder: bool = False
     version: str = ""
 
-    @property
+    @cached_property
     def kind(self) -> Literal["image", "caption", "stray"]:
         """The kind of file, by its name."""
-        path = PurePosixPath(self.path)
-        if any((part.startswith(".") and part != "..") or part.lower() in STRAY_NAMES for part in path.parts):
+        parts = self.path.split("/")
+        if any((part.startswith(".") and part != "..") or part.lower() in STRAY_NAMES for part in parts):
             return "stray"
-        if path.suffix.lower() in IMAGE_SUFFIXES | OTHER_IMAGE_SUFFIXES or self.folder:
+        if self.suffix in IMAGE_SUFFIXES or self.suffix in OTHER_IMAGE_SUFFIXES or self.folder:
             return "image"
-        return "caption" if path.suffix.lower() == CAPTION_SUFFIX else "stray"
+        return "caption" if self.suffix == CAPTION_SUFFIX else "stray"
+
+    @cached_property
+    def suffix(self) -> str:
+        """The end of the name, in small letters: `.png`."""
+        return posixpath.splitext(self.path)[1].lower()
+
+    @cached_property
+    def caption_path(self) -> str:
+        """The path that an image's caption has."""
+        return posixpath.splitext(self.path)[0] + CAPTION_SUFFIX
 
     def contents(self) -> bytes:
         """Read it.
@@ -123,11 +135,10 @@ class Entry:
         Raises:
             DataError: it must not or cannot be read. The message is the reason alone.
         """
-        suffix = PurePosixPath(self.path).suffix.lower()
         if self.fault:
             raise DataError(self.fault)
-        if suffix in OTHER_IMAGE_SUFFIXES:
-            raise DataError(f"{suffix} files are not read. Convert it to PNG or JPEG")
+        if self.suffix in OTHER_IMAGE_SUFFIXES:
+            raise DataError(f"{self.suffix} files are not read. Convert it to PNG or JPEG")
         if self.size > MAX_FILE_BYTES:
             raise DataError(f"too large: {self.size:,} bytes, at most {MAX_FILE_BYTES:,}. Shrink it")
         try:
@@ -153,6 +164,8 @@ def printable(text: str) -> str:
     These are control characters, line breaks, and the formatting ones of Unicode, such as those that turn the
     direction of writing. The two joiners stay, which words of some languages and emoji need.
     """
+    if text.isprintable():  # Python's word for it is stricter
+        return text
     return "".join(
         character.encode("unicode_escape").decode()
         if unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp") and character not in _JOINERS
@@ -201,7 +214,7 @@ def list_folder(folder: str) -> Listing:
 def listing_of(entries: Iterable[Entry]) -> Listing:
     """Sort entries into images and strays, and give each image its caption: the `.txt` of the same name."""
     ordered = sorted(entries, key=lambda entry: entry.path)
-    images = {_caption_path(entry) for entry in ordered if entry.kind == "image"}
+    images = {entry.caption_path for entry in ordered if entry.kind == "image"}
     captions = {entry.path: entry for entry in ordered if entry.kind == "caption" and entry.path in images}
     candidates = tuple(_candidate(entry, captions) for entry in ordered if entry.kind == "image")
     ignored = [
@@ -211,27 +224,24 @@ def listing_of(entries: Iterable[Entry]) -> Listing:
 
 
 def _candidate(entry: Entry, captions: Mapping[str, Entry]) -> Candidate:
-    caption = captions.get(_caption_path(entry))
-    folder = str(PurePosixPath(entry.path).parent)
+    caption = captions.get(entry.caption_path)
+    folder = posixpath.dirname(entry.path)
     return Candidate(
         id=printable(entry.path),
         origin=printable(entry.origin),
         read=entry.contents,
         caption=caption.text if caption else str,
-        label=None if folder == "." else printable(folder),
+        label=printable(folder) if folder else None,
         version=f"{entry.version} {caption.version if caption else ''}" if entry.version else "",
     )
 
 
-def _caption_path(entry: Entry) -> str:
-    return str(PurePosixPath(entry.path).with_suffix(CAPTION_SUFFIX))
-
-
 def _folder_entries(root: Path) -> Iterator[Entry]:
     for folder, subfolders, files in os.walk(root, onerror=_cannot_list):
+        inside = Path(folder).relative_to(root).as_posix()
         links = [name for name in subfolders if Path(folder, name).is_symlink()]
         for name in [*files, *links]:
-            yield _folder_entry(Path(folder, name), root)
+            yield _folder_entry(Path(folder, name), name if inside == "." else f"{inside}/{name}", root)
 
 
 def _cannot_list(error: OSError) -> None:
@@ -240,7 +250,7 @@ def _cannot_list(error: OSError) -> None:
     ) from error
 
 
-def _folder_entry(path: Path, root: Path) -> Entry:
+def _folder_entry(path: Path, name: str, root: Path) -> Entry:
     size, folder, fault, version = 0, False, None, ""
     try:
         link, status = path.is_symlink(), path.stat()
@@ -249,7 +259,6 @@ def _folder_entry(path: Path, root: Path) -> Entry:
         fault = _fault(path.resolve() if link else None, root, status.st_mode)
     except (OSError, RuntimeError) as error:
         fault = f"a link that leads nowhere ({error})" if path.is_symlink() else f"cannot be read ({error})"
-    name = path.relative_to(root).as_posix()
     printable = name.encode("utf-8", "backslashreplace").decode()
     if printable != name:
         fault = "its name is not UTF-8. Rename it"

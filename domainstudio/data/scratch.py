@@ -24,7 +24,7 @@ from domainstudio.data.workers import each
 CACHE = Path(".cache/prepare")
 """Images of stages that were ended. It can be deleted whenever nothing runs."""
 
-CHUNK = 32
+CHUNK = 128
 """Images that a worker reads at a time."""
 
 _SQUARES, _BUCKETED, _CHOSEN, _JOURNAL = "squares", "bucketed", "chosen", "journal.jsonl"

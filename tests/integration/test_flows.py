@@ -232,6 +232,10 @@ def test_the_graph_is_run_side_by_side_and_the_second_run_is_cached(server, repo
     assert server.tasks(server.last_run()) == dict.fromkeys(ADDRESSES, "Cached")
     assert traces(repository) == before
 
+    status, output = finish(start(repository, None))
+    assert (status, output) == (0, "7 cached: nothing to run, so Prefect was not started\n")
+    assert not (repository.parent / "home").exists()
+
 
 def test_the_first_run_sets_the_servers_limit_and_later_ones_keep_it(server, monkeypatch):
     monkeypatch.setenv(gpus.CLASS_VARIABLE, "a100")
