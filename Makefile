@@ -8,6 +8,7 @@ export PYTHONWARNINGS ?= ignore
 PORT ?= 5000
 SOURCES ?= pretrain_latent pretrain pretrain_class pretrain_text
 WORKERS ?= 2
+IMAGE ?= domainstudio
 # Workers side by side, each with its own servers. A file's tests stay together: they share trained models.
 pytest = python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
@@ -69,6 +70,12 @@ services-stop: .venv/installed  ## Stop them; their data stays in .services
 .PHONY: services-status
 services-status: .venv/installed  ## Show which of them answer, where, and their logs
 	@python -m services status
+
+.PHONY: image
+image:  ## Build the image of this commit with Docker, as IMAGE:<commit>; IMAGE=registry.example/domainstudio
+	@test -z "$$(git status --porcelain)" || { echo "error: commit first: the image is named after the commit" >&2; exit 1; }
+	@commit=$$(git rev-parse HEAD); \
+	docker build --file deploy/Dockerfile --build-arg COMMIT=$$commit --tag $(IMAGE):$$commit .
 
 .PHONY: flow
 flow: .venv/installed  ## The same pipeline as a Prefect flow

@@ -14,18 +14,16 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import httpx
-import yaml
 
 from domainstudio.errors import ConfigError
 from domainstudio.redaction import redact
-from flows import cli
+from flows import cli, pools
 from flows.run.gpus import LIMIT_NAME
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
     from prefect.events.schemas.automations import AutomationCore
 
-TEMPLATE = Path(__file__).parents[1] / "deploy" / "kubernetes-pool.yaml"
 LOST_AFTER_SECONDS = 540
 """A run whose last heartbeat is older was lost with its node. prefect.yaml asks for one every 30 s."""
 HEARTBEAT, ENDED = "prefect.flow-run.heartbeat", ("Completed", "Failed", "Cancelled", "Crashed")
@@ -45,8 +43,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _setup(options: argparse.Namespace) -> int:
+    path = options.job_variables
+    given = pools.read_job_variables(path) if path else None
     try:
-        lines = setup(options.pool, options.cluster, dict(options.gpus), options.lost_after, options.notify)
+        lines = setup(
+            options.pool, options.cluster, dict(options.gpus), options.lost_after, options.notify, given
+        )
     except (httpx.HTTPError, httpx.InvalidURL) as error:  # Prefect's own are among them
         raise ConfigError(
             f"the Prefect server gave an error or no answer: {redact(str(error) or type(error).__name__)}\n"
@@ -60,6 +62,13 @@ def _parser() -> argparse.ArgumentParser:
     parser = cli.parser("flows.setup", __doc__)
     parser.add_argument("--pool", default="local", help="work pool of processes (default: local)")
     parser.add_argument("--cluster", default="cluster", help="work pool of Kubernetes (default: cluster)")
+    parser.add_argument(
+        "--job-variables",
+        type=Path,
+        metavar="FILE",
+        help="YAML with the cluster's defaults of variables in deploy/kubernetes-pool.yaml, such as `image` "
+        "(default: those that the pool has)",
+    )
     parser.add_argument(
         "--gpus",
         type=_limit,
@@ -85,7 +94,12 @@ def _limit(text: str) -> tuple[str, int]:
 
 
 def setup(
-    pool: str, cluster: str, limits: Mapping[str, int], lost_after: int, notify: UUID | None = None
+    pool: str,
+    cluster: str,
+    limits: Mapping[str, int],
+    lost_after: int,
+    notify: UUID | None = None,
+    job_variables: Mapping[str, Any] | None = None,
 ) -> list[str]:
     """Make pools, limits and automations, or bring them up to date.
 
@@ -95,6 +109,7 @@ def setup(
         limits: slots by name of the limit: `gpu`, or `gpu-<class>`. Empty: `gpu` is 1, if there is none yet.
         lost_after: seconds without a heartbeat after which a run is started again, on another node.
         notify: id of a notification block for failed runs.
+        job_variables: the cluster's defaults of the job template's variables; None: those that the pool has.
 
     Returns:
         A line for each.
@@ -108,8 +123,7 @@ def setup(
     if not PREFECT_API_URL.value():
         raise ConfigError("no Prefect server: set PREFECT_API_URL, such as http://127.0.0.1:4200/api")
     client = get_client(sync_client=True)
-    template = yaml.safe_load(TEMPLATE.read_text(encoding="utf-8"))
-    lines = [_pool(client, pool, "process", {}), _pool(client, cluster, "kubernetes", template)]
+    lines = [_pool(client, pool, "process"), _pool(client, cluster, "kubernetes", job_variables)]
     for name, count in (limits or _missing(client)).items():
         client.upsert_global_concurrency_limit_by_name(name, count)
         lines.append(f"limit {name}: {count}")
@@ -126,19 +140,25 @@ def _missing(client: SyncPrefectClient) -> dict[str, int]:
     return {}
 
 
-def _pool(client: SyncPrefectClient, name: str, kind: str, template: dict[str, Any]) -> str:
+def _pool(
+    client: SyncPrefectClient, name: str, kind: str, job_variables: Mapping[str, Any] | None = None
+) -> str:
     from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
     from prefect.exceptions import ObjectNotFound
+
+    def template(before: Mapping[str, Any]) -> dict[str, Any]:
+        return pools.template(job_variables, before) if kind == "kubernetes" else {}
 
     try:
         found = client.read_work_pool(name)
     except ObjectNotFound:
-        client.create_work_pool(WorkPoolCreate(name=name, type=kind, base_job_template=template))
+        client.create_work_pool(WorkPoolCreate(name=name, type=kind, base_job_template=template({})))
         return f"work pool {name}: made, of type {kind}"
     if found.type != kind:
         raise ConfigError(f"work pool {name} is of type {found.type}, not {kind}: choose another name")
-    if template and found.base_job_template != template:
-        client.update_work_pool(name, WorkPoolUpdate(base_job_template=template))
+    wanted = template(found.base_job_template)
+    if wanted and found.base_job_template != wanted:
+        client.update_work_pool(name, WorkPoolUpdate(base_job_template=wanted))
         return f"work pool {name}: updated"
     return f"work pool {name}: is there"
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from domainstudio.errors import ConfigError, DomainStudioError
 from domainstudio.redaction import redact
-from flows.run import graph
+from flows.run import code, graph
 from flows.run.commands import Commands, Log, environment
 
 REPOSITORY_VARIABLE = "DOMAINSTUDIO_REPOSITORY"
@@ -63,7 +63,7 @@ def checkout(repository: str, revision: str, root: Path) -> Workspace:
         root: Folder to make.
 
     Raises:
-        ConfigError: there is no such repository or revision.
+        ConfigError: there is no such repository or revision, or its flow code is not the code that runs.
         WorkspaceError: `root` holds something already.
     """
     if root.exists() and any(root.iterdir()):
@@ -80,6 +80,7 @@ def checkout(repository: str, revision: str, root: Path) -> Workspace:
         except WorkspaceError:
             continue
         _git(root, "checkout", "--quiet", "--detach", commit)
+        code.require_same(root, commit)
         return Workspace(root, commit)
     raise ConfigError(f"{redact(repository)} has no branch, tag or commit {revision!r}: correct `revision`")
 

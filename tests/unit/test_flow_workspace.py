@@ -1,10 +1,14 @@
 """Where a run's results go: to a branch of its own in a real repository, whatever the run is called."""
 
+import ast
+import shutil
+
 import pytest
 
-from flows.run import workspace
+from domainstudio.errors import ConfigError
+from flows.run import code, workspace
 from flows.run.workspace import WorkspaceError
-from tests.project import run
+from tests.project import ROOT, run
 
 
 @pytest.fixture
@@ -60,3 +64,40 @@ def test_a_repository_that_takes_nothing_is_an_error(origin):
     with pytest.raises(WorkspaceError, match="closed for today"):
         publish(origin, "red-fox", "result")
     assert branches(origin) == {"runs/red-fox"}
+
+
+def test_a_flow_of_another_commit_refuses_to_run(origin, monkeypatch):
+    clone = origin.parent / "first"
+    for room in ("flows", "domainstudio"):
+        shutil.copytree(ROOT / room, clone / room, ignore=shutil.ignore_patterns("__pycache__"))
+    (clone / "params.yaml").write_text("settings may differ\n")
+    (clone / "domainstudio/training/losses.py").write_text("# stages run the clone's own code\n")
+    push(clone)
+    workspace.checkout(str(origin), "main", origin.parent / "same")
+    (clone / "flows/new.py").touch()
+    (clone / "domainstudio/config/settings.py").write_text("")
+    commit = push(clone)
+    monkeypatch.setenv(code.COMMIT_VARIABLE, "0ld")
+    with pytest.raises(
+        ConfigError, match=rf"{commit}: flows/new.py, domainstudio/config/settings.py differ.*0ld"
+    ):
+        workspace.checkout(str(origin), "main", origin.parent / "other")
+
+
+def push(clone):
+    run(clone, "git", "add", "--all")
+    run(clone, "git", "-c", "user.name=t", "-c", "user.email=t@localhost", "commit", "-q", "-m", "change")
+    run(clone, "git", "push", "-q", "origin", "HEAD:main")
+    return run(clone, "git", "rev-parse", "HEAD").strip()
+
+
+def test_all_that_a_flow_imports_is_compared():
+    compared = {path for pattern in code.DRIVING for path in ROOT.glob(pattern)}
+    sources = [
+        path for path in (ROOT / "flows").rglob("*.py") if "sweep" not in path.parts
+    ]  # sweeps clone nothing
+    for path in sources:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("domainstudio."):
+                module = ROOT / str(node.module).replace(".", "/")
+                assert {module.with_suffix(".py"), module / "__init__.py"} & compared, (path, node.module)
