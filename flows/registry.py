@@ -13,6 +13,7 @@ from domainstudio import config
 from domainstudio.registry import aliases
 from domainstudio.registry.aliases import Alias
 from flows import events
+from flows.run import workspace
 
 APPROVAL_SECONDS = 24 * 3600
 """How long a promotion waits for a person."""
@@ -27,7 +28,13 @@ class Approval(RunInput):
 
 
 @flow(name="promote", persist_result=False)
-def promote(adaptation: str, version: str = "challenger", reason: str = "", approval: bool = False) -> Any:
+def promote(
+    adaptation: str,
+    version: str = "challenger",
+    reason: str = "",
+    approval: bool = False,
+    revision: str = "",
+) -> Any:
     """Make a version of an adaptation's model the champion, whatever the gate's verdict is.
 
     Args:
@@ -35,8 +42,10 @@ def promote(adaptation: str, version: str = "challenger", reason: str = "", appr
         version: Its number, or one of its aliases.
         reason: Why, for the audit trail.
         approval: Wait until a person approves on the flow run's page.
+        revision: Branch, tag or commit of `DOMAINSTUDIO_REPOSITORY` whose params.yaml is read; by default the
+            params.yaml of the worker's folder.
     """
-    alias = _alias(adaptation)
+    alias = _alias(adaptation, revision)
     if (earlier := _completed_earlier(alias)) is not None:
         return earlier
     version = aliases.version_number(alias, version)
@@ -55,21 +64,25 @@ def promote(adaptation: str, version: str = "challenger", reason: str = "", appr
 
 
 @flow(name="rollback", persist_result=False)
-def rollback(adaptation: str, reason: str = "") -> Any:
+def rollback(adaptation: str, reason: str = "", revision: str = "") -> Any:
     """Give the champion's alias of an adaptation's model back to the version that had it before.
 
     Args:
         adaptation: A key of `adaptations` in params.yaml.
         reason: Why, for the audit trail.
+        revision: Branch, tag or commit of `DOMAINSTUDIO_REPOSITORY` whose params.yaml is read; by default the
+            params.yaml of the worker's folder.
     """
-    alias = _alias(adaptation)
+    alias = _alias(adaptation, revision)
     if (earlier := _completed_earlier(alias)) is not None:
         return earlier
     return _finish(aliases.rollback(alias, reason, _this_run()))
 
 
-def _alias(adaptation: str) -> Alias:
-    return Alias.of(adaptation, config.load())
+def _alias(adaptation: str, revision: str) -> Alias:
+    if not revision:
+        return Alias.of(adaptation, config.load())
+    return Alias.of(adaptation, workspace.settings(workspace.repository_of(None), revision))
 
 
 def _this_run() -> str:

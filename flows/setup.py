@@ -17,7 +17,7 @@ import httpx
 
 from domainstudio.errors import ConfigError
 from domainstudio.redaction import redact
-from flows import cli, pools
+from flows import cli, notifications, pools
 from flows.run.gpus import LIMIT_NAME
 
 if TYPE_CHECKING:
@@ -27,8 +27,7 @@ if TYPE_CHECKING:
 LOST_AFTER_SECONDS = 540
 """A run whose last heartbeat is older was lost with its node. prefect.yaml asks for one every 30 s."""
 HEARTBEAT, ENDED = "prefect.flow-run.heartbeat", ("Completed", "Failed", "Cancelled", "Crashed")
-FAILED = ("prefect.flow-run.Failed", "prefect.flow-run.Crashed")
-FLOWS = ("adapt", "adapt-revision", "promote", "rollback", "sweep", "watch-targets")
+FLOWS = ("adapt", "adapt-revision", "choose", "promote", "rollback", "sweep", "watch-targets")
 OF_OUR_FLOWS: dict[str, str | list[str]] = {
     "prefect.resource.role": "flow",
     "prefect.resource.name": list(FLOWS),
@@ -81,7 +80,11 @@ def _parser() -> argparse.ArgumentParser:
         "--lost-after", type=int, default=LOST_AFTER_SECONDS, metavar="S", help="seconds without a heartbeat"
     )
     parser.add_argument(
-        "--notify", type=UUID, metavar="BLOCK", help="id of a notification block for failed runs"
+        "--notify",
+        type=UUID,
+        metavar="BLOCK",
+        help="id of a notification block for failed runs and promotions "
+        f"(default: one is made of the addresses in {notifications.VARIABLE})",
     )
     return parser
 
@@ -108,7 +111,7 @@ def setup(
         cluster: name of the work pool of Kubernetes.
         limits: slots by name of the limit: `gpu`, or `gpu-<class>`. Empty: `gpu` is 1, if there is none yet.
         lost_after: seconds without a heartbeat after which a run is started again, on another node.
-        notify: id of a notification block for failed runs.
+        notify: id of a notification block; by default one is made of `DOMAINSTUDIO_NOTIFY`, if that is set.
         job_variables: the cluster's defaults of the job template's variables; None: those that the pool has.
 
     Returns:
@@ -127,6 +130,7 @@ def setup(
     for name, count in (limits or _missing(client)).items():
         client.upsert_global_concurrency_limit_by_name(name, count)
         lines.append(f"limit {name}: {count}")
+    notify = notify or notifications.block()
     return lines + [_automation(client, each) for each in automations(lost_after, notify)]
 
 
@@ -178,11 +182,7 @@ def automations(lost_after: int, notify: UUID | None) -> list[AutomationCore]:
     `retries` of a flow do not see a run that was lost with its node; an automation does.
     """
     found = [_lost_runs(lost_after)]
-    if notify:
-        runs, models = "prefect.flow-run.*", "domainstudio.model.*"
-        found.append(_message("tell of failed runs", FAILED, runs, notify, OF_OUR_FLOWS))
-        found.append(_message("tell of promotions", ("domainstudio.model.promoted",), models, notify))
-    return found
+    return found + (notifications.automations(notify, OF_OUR_FLOWS) if notify else [])
 
 
 def _lost_runs(lost_after: int) -> AutomationCore:
@@ -211,30 +211,6 @@ def _lost_runs(lost_after: int) -> AutomationCore:
                 message=f"No heartbeat for {lost_after} s: its node was lost",
             )
         ],
-    )
-
-
-def _message(
-    name: str,
-    events: Sequence[str],
-    about: str,
-    block: UUID,
-    related: dict[str, str | list[str]] | None = None,
-) -> AutomationCore:
-    from prefect.automations import AutomationCore, EventTrigger, Posture
-    from prefect.events.actions import SendNotification
-
-    subject, body = "{{ event.event }}", "{{ event.resource.name }}: {{ event.payload }}"
-    return AutomationCore(
-        name=f"domainstudio: {name}",
-        trigger=EventTrigger(
-            expect={*events},
-            match={"prefect.resource.id": [about]},
-            match_related=related or {},
-            posture=Posture.Reactive,
-            threshold=1,
-        ),
-        actions=[SendNotification(block_document_id=block, subject=subject, body=body)],
     )
 
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import tempfile
 import time
-from pathlib import Path
 from typing import Any, cast
 
 from prefect import flow, get_run_logger
@@ -41,7 +38,7 @@ def watch_targets(
         The adaptations that were started, by target.
     """
     cloned, logger = workspace.repository_of(repository), get_run_logger()
-    settings = _settings(cloned, revision)
+    settings = workspace.settings(cloned, revision)
     started: dict[str, list[str]] = {}
     for target, prefixes in watched(settings).items():
         adaptations = sorted(name for name, each in settings.adaptations.items() if each.target == target)
@@ -61,13 +58,6 @@ def watch_targets(
         logger.info("%s changed: %s", target, ", ".join(adaptations))
         started[target] = adaptations
     return started
-
-
-def _settings(repository: str, revision: str) -> config.Settings:
-    with tempfile.TemporaryDirectory(prefix="domainstudio-") as folder:
-        clone = workspace.checkout(repository, revision, Path(folder, "clone")).root
-        with contextlib.chdir(clone):
-            return config.load()
 
 
 def _new_change(name: str, digest: str) -> int | None:

@@ -107,19 +107,25 @@ class Commands:
         for process in running:
             _end_group(process, max(0.0, deadline - time.monotonic()))
 
-    def run(self, command: Sequence[str], log: Log, name: str) -> None:
+    def run(
+        self, command: Sequence[str], log: Log, name: str, variables: Mapping[str, str] | None = None
+    ) -> Sequence[str]:
         """Run a command that is no stage, such as `dvc pull`. It waits for locks and servers like `repro`.
 
         Args:
             command: The program and its arguments.
             log: Gets each line of output as it comes, from another thread.
             name: What it does, for messages.
+            variables: Further environment variables.
+
+        Returns:
+            The last lines of its output.
 
         Raises:
             StageFailedError: It failed.
             StoppedError: `stop` was called, before or meanwhile.
         """
-        self._patiently(command, log, name, {})
+        return self._patiently(command, log, name, variables or {})
 
     def repro(
         self,

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from domainstudio import config
 from domainstudio.errors import ConfigError, DomainStudioError
 from domainstudio.redaction import redact
 from flows.run import code, graph
@@ -83,6 +86,18 @@ def checkout(repository: str, revision: str, root: Path) -> Workspace:
         code.require_same(root, commit)
         return Workspace(root, commit)
     raise ConfigError(f"{redact(repository)} has no branch, tag or commit {revision!r}: correct `revision`")
+
+
+def settings(repository: str, revision: str) -> config.Settings:
+    """Return the settings of a repository's params.yaml at a revision.
+
+    Raises:
+        ConfigError: as `checkout`, or the settings are wrong.
+    """
+    with tempfile.TemporaryDirectory(prefix="domainstudio-") as folder:
+        clone = checkout(repository, revision, Path(folder, "clone")).root
+        with contextlib.chdir(clone):
+            return config.load()
 
 
 def share_cache(workspace: Workspace) -> None:

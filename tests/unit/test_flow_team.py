@@ -52,7 +52,7 @@ def versions(tmp_path, monkeypatch):
         for number in "123":
             client.create_model_version(MODEL, str(tmp_path))
             aliases.promote(Alias(MODEL), number, "first", by="ada")
-    monkeypatch.setattr(registry, "_alias", lambda adaptation: Alias(MODEL))
+    monkeypatch.setattr(registry, "_alias", lambda adaptation, revision: Alias(MODEL))
 
 
 def champion():

@@ -63,6 +63,6 @@ def test_the_check_finds_a_misplaced_field():
 def test_deployments_name_variables_that_the_pool_knows():
     given = yaml.safe_load(Path("prefect.yaml").read_text(encoding="utf-8"))["deployments"]
     pods = [each["work_pool"] for each in given if each["work_pool"]["name"] == "cluster"]
-    assert len(pods) == 2
+    assert len(pods) == 5
     known = set(TEMPLATE["variables"]["properties"])
     assert all(set(pool["job_variables"]) <= known for pool in pods)
