@@ -48,9 +48,9 @@ def require_same(clone: Path, commit: str, root: Path = ROOT) -> None:
     built = os.environ.get(COMMIT_VARIABLE)
     origin = f"the image of commit {built}" if built else f"the checkout {root}"
     raise ConfigError(
-        f"the flow's code is not that of commit {commit}: {', '.join(different[:_NAMED])}{more} differ. "
-        f"It was loaded from {origin}. Start the run with the image of {commit} (job variable `image`), "
-        "or bring the worker's checkout to that commit"
+        f"the flow's code is not that of commit {commit}. It was loaded from {origin}. "
+        f"What differs: {', '.join(different[:_NAMED])}{more}. Start the run with the image of {commit} "
+        "(job variable `image`), or bring the worker's checkout to that commit"
     )
 
 

@@ -1,5 +1,6 @@
 """The Helm chart, rendered by Helm's own engine: Kubernetes takes it, and its parts fit each other."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -12,11 +13,15 @@ pytest.importorskip("prefect_kubernetes")
 import helm_python
 import kubernetes_validate
 
+from domainstudio import telemetry
 from domainstudio.errors import ConfigError
 from flows import pools
+from services import layout, programs
 from tests.unit.test_kubernetes_pool import job
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
+SERVERS = "postgres", "s3", "prefect", "mlflow"
+COMPOSE = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]
 EXAMPLE = yaml.safe_load((DEPLOY / "cluster/worker.yaml").read_text())
 COMMIT = "0123456789" * 4
 LEAST = {
@@ -181,3 +186,28 @@ def test_the_example_secrets_have_the_names_and_keys_that_the_chart_expects():
     assert {*secrets} == {values["secret"]["name"], values["git"]["secret"]}
     assert values["secret"]["prefectAuthKey"] in secrets[values["secret"]["name"]]["stringData"]
     assert {"ssh-privatekey", "known_hosts"} == {*secrets[values["git"]["secret"]]["stringData"]}
+
+
+def strings(value) -> set[str]:
+    """Return every string in a value, at any depth."""
+    if isinstance(value, dict | list):
+        parts = [*value.values()] if isinstance(value, dict) else value
+        return {text for part in parts for text in strings(part)}
+    return {value} if isinstance(value, str) else set()
+
+
+def test_the_servers_values_name_the_secrets_and_the_version_that_are_there():
+    secrets = [*yaml.safe_load_all((DEPLOY / "cluster/servers.secrets.example.yaml").read_text())]
+    for each in secrets:
+        kubernetes_validate.validate(each, "1.37", strict=True)
+    values = {name: yaml.safe_load((DEPLOY / f"cluster/{name}.yaml").read_text()) for name in SERVERS}
+    assert {each["metadata"]["name"] for each in secrets} <= strings([*values.values()])
+    installed = re.search(r"^prefect==(.*)$", (DEPLOY / "../constraints.txt").read_text(), re.MULTILINE)
+    assert values["prefect"]["global"]["prefect"]["image"]["prefectTag"].startswith(f"{installed[1]}-")
+    assert {each["name"]: each["owner"] for each in values["postgres"]["databases"]} == programs.DATABASES
+    assert {each["name"] for each in values["s3"]["allInOne"]["s3"]["createBuckets"]} == {*layout.BUCKETS}
+    variables = {**COMPOSE["mlflow"]["environment"]}
+    given = {each["name"] for each in values["mlflow"]["env"]}
+    given |= {*next(each for each in secrets if each["metadata"]["name"] == "mlflow-server")["stringData"]}
+    assert {*variables} - {"HEALTH", "MLFLOW_BACKEND_STORE_URI"} - {*telemetry.OFF} <= given
+    assert values["mlflow"]["mlflow"]["backendStoreUri"] == variables["MLFLOW_BACKEND_STORE_URI"]
