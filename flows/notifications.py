@@ -27,7 +27,7 @@ FAILED = ("prefect.flow-run.Failed", "prefect.flow-run.Crashed")
 PROMOTED = ("domainstudio.model.promoted",)
 _RUN = (
     "{{ flow.name }}: run {{ flow_run.name }} {{ flow_run.state.name | lower }}",
-    "{{ flow_run.state.message }}\n\n{{ flow_run | ui_url }}",
+    "{{ flow_run.state.message }}\n\nFlow run: {{ (flow_run | ui_url) or flow_run.id }}",
 )
 _MODEL = (
     "{{ event.resource.name }}: version {{ event.payload.version }} is the champion",
