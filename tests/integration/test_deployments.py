@@ -65,7 +65,9 @@ def test_a_lora_file_of_another_trainer_is_chosen(company, tmp_path):
     keys = [each["Key"] for each in s3.list_objects_v2(Bucket=company.bucket, Prefix="chosen/")["Contents"]]
     for key in keys:
         s3.download_file(company.bucket, key, str(tmp_path / Path(key).name))
-    chosen = Selection.read(tmp_path).best.name
+    selection = Selection.read(tmp_path)
+    assert selection is not None
+    chosen = selection.best.name
     assert told.startswith(f"{out}/{chosen}.safetensors: ") and chosen in ("ink-000100", "ink-000200")
     assert {"chosen/report.html", "chosen/selection.json", f"chosen/{chosen}.safetensors"} <= {*keys}
     original = (tmp_path / "files" / f"{chosen}.safetensors").read_bytes()

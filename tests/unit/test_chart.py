@@ -202,8 +202,8 @@ def test_the_servers_values_name_the_secrets_and_the_version_that_are_there():
         kubernetes_validate.validate(each, "1.37", strict=True)
     values = {name: yaml.safe_load((DEPLOY / f"cluster/{name}.yaml").read_text()) for name in SERVERS}
     assert {each["metadata"]["name"] for each in secrets} <= strings([*values.values()])
-    installed = re.search(r"^prefect==(.*)$", (DEPLOY / "../constraints.txt").read_text(), re.MULTILINE)
-    assert values["prefect"]["global"]["prefect"]["image"]["prefectTag"].startswith(f"{installed[1]}-")
+    [installed] = re.findall(r"^prefect==(.*)$", (DEPLOY / "../constraints.txt").read_text(), re.MULTILINE)
+    assert values["prefect"]["global"]["prefect"]["image"]["prefectTag"].startswith(f"{installed}-")
     assert {each["name"]: each["owner"] for each in values["postgres"]["databases"]} == programs.DATABASES
     assert {each["name"] for each in values["s3"]["allInOne"]["s3"]["createBuckets"]} == {*layout.BUCKETS}
     variables = {**COMPOSE["mlflow"]["environment"]}
