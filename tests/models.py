@@ -156,11 +156,35 @@ def tiny_text_pipeline(kind: str = "sd1", seed: int = 0):
     )
 
 
-def tiny_text_denoiser(kind: str = "sd1", seed: int = 0):
-    """Return an untrained text-to-image model of 16x16 pixels (see `tiny_text_pipeline`)."""
-    from domainstudio.models.text_to_image import TextToImageDenoiser
+def tiny_sd3_pipeline(seed: int = 0, *, t5: bool = True):
+    """Return an untrained SD3 pipeline of 16x16 pixels and 8x8 latents, with T5 or without.
 
-    return TextToImageDenoiser(tiny_text_pipeline(kind, seed), f"tiny-{kind}")
+    Prompts have `PROMPT_LENGTH` tokens for all text encoders.
+    """
+    import diffusers
+
+    torch.manual_seed(seed)
+    return diffusers.StableDiffusion3Pipeline(
+        transformer=_tiny_sd3_transformer(),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=_tiny_vae(1.5305, shift_factor=0.0609),
+        text_encoder=_tiny_text_encoder("CLIPTextModelWithProjection", 16),
+        tokenizer=_copied_tokenizer("<|endoftext|>"),
+        text_encoder_2=_tiny_text_encoder("CLIPTextModelWithProjection", 24),
+        tokenizer_2=_copied_tokenizer("!"),
+        text_encoder_3=_tiny_t5(48) if t5 else None,
+        tokenizer_3=_copied_tokenizer("!") if t5 else None,
+    )
+
+
+def tiny_text_denoiser(kind: str = "sd1", seed: int = 0):
+    """Return an untrained text-to-image model of 16x16 pixels: `sd3`, or one of `tiny_text_pipeline`."""
+    from domainstudio.models.stable_diffusion import StableDiffusionDenoiser
+    from domainstudio.models.stable_diffusion_3 import StableDiffusion3Denoiser
+
+    if kind == "sd3":
+        return StableDiffusion3Denoiser(tiny_sd3_pipeline(seed), "tiny-sd3")
+    return StableDiffusionDenoiser(tiny_text_pipeline(kind, seed), f"tiny-{kind}")
 
 
 def tiny_text_images(number: int = 6, seed: int = 0) -> np.ndarray:
@@ -168,7 +192,7 @@ def tiny_text_images(number: int = 6, seed: int = 0) -> np.ndarray:
     return tiny_images(number, seed, TEXT_RESOLUTION)
 
 
-def _tiny_vae(scaling_factor: float):
+def _tiny_vae(scaling_factor: float, **options: Any):
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
@@ -178,6 +202,7 @@ def _tiny_vae(scaling_factor: float):
         up_block_types=("UpDecoderBlock2D",) * 2,
         norm_num_groups=4,
         scaling_factor=scaling_factor,
+        **options,
     ).eval()
 
 
@@ -223,6 +248,41 @@ def _tiny_text_unet(kind: str):
             if "attn2.to_v" in name:  # prompts matter as much as in a trained model
                 parameter.mul_(8)
     return unet
+
+
+def _tiny_sd3_transformer():
+    from diffusers import SD3Transformer2DModel
+
+    transformer = SD3Transformer2DModel(
+        sample_size=TEXT_RESOLUTION // 2,
+        patch_size=2,
+        in_channels=4,
+        out_channels=4,
+        num_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=48,
+        caption_projection_dim=32,
+        pooled_projection_dim=24,
+        pos_embed_max_size=16,
+    ).eval()
+    with torch.no_grad():
+        for name, parameter in transformer.named_parameters():
+            if (
+                "add_v_proj" in name or "norm_out" in name or name.startswith("proj_out")
+            ) and "weight" in name:
+                parameter.mul_(8)  # prompts matter as much as in a trained model
+    return transformer
+
+
+def _tiny_t5(width: int):
+    from transformers import T5Config, T5EncoderModel
+
+    tokenizer = _tiny_tokenizer("!")
+    config = T5Config(
+        vocab_size=len(tokenizer), d_model=width, d_kv=8, d_ff=32, num_layers=1, num_heads=2, dropout_rate=0.0
+    )
+    return T5EncoderModel(config).eval()
 
 
 @cache

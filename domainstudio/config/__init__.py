@@ -21,6 +21,7 @@ from domainstudio.config.combination import (
 )
 from domainstudio.config.data import PrepareSettings
 from domainstudio.config.evaluation import EvaluateSettings
+from domainstudio.config.flow import FlowSettings
 from domainstudio.config.method import MIN_PAIRED_BATCH, LoraSettings, LossWeights, Method
 from domainstudio.config.model import (
     AutoencoderSettings,
@@ -45,6 +46,7 @@ __all__ = [
     "ChooseSettings",
     "Combination",
     "EvaluateSettings",
+    "FlowSettings",
     "GateSettings",
     "GuideSettings",
     "InterpolateSettings",

@@ -59,6 +59,9 @@ class LossWeights(Section):
     VAE: less memory and time, and a rougher picture."""
     min_snr_gamma: float | None = Field(default=None, gt=0)
     """γ of Min-SNR weighting of the denoising errors (arXiv 2303.09556); `null` weighs all levels alike."""
+    flow_weighting: Literal["none", "sigma_squared", "cosmap"] = "none"
+    """Weight of the denoising errors of flow-matching models, by σ. `none` is the velocity's own error, as in
+    the paper of SD3. `sigma_squared` is the error of x0, as in diffusers' script for SD3."""
     clamp_x0: bool = True
     """Clamp predicted x0 to the image range before the terms on x0, so that large t does not dominate.
     Latents have no such range: under `space: latent` those of latent models are not clamped."""

@@ -7,6 +7,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from domainstudio.config.base import Section
+from domainstudio.config.flow import FlowSettings
 
 
 class TrainingSettings(Section):
@@ -47,6 +48,8 @@ class TrainingSettings(Section):
     """`shared` draws one noise level per step for the whole batch, so that pairs are comparable."""
     max_timestep: float = Field(default=1.0, gt=0, le=1)
     """Draw t from this first fraction of the noise levels."""
+    flow: FlowSettings = FlowSettings()
+    """How t is drawn for models of flow matching."""
     condition_dropout: float = Field(default=0.0, ge=0, lt=1)
     """Probability of training an image without its prompt or class, for classifier-free guidance."""
     train_text_encoder: bool = False

@@ -19,7 +19,7 @@ from domainstudio.demo.text_model import new_pipeline
 from domainstudio.errors import DataError
 from domainstudio.models.class_conditional import ClassConditionalDenoiser
 from domainstudio.models.latent import LatentDenoiser, read_encoder
-from domainstudio.models.text_to_image import TextToImageDenoiser
+from domainstudio.models.stable_diffusion import StableDiffusionDenoiser
 from domainstudio.models.unconditional import UnconditionalDenoiser
 from domainstudio.project import CHECKPOINTS, SOURCE_MODELS
 from domainstudio.sampling import default_device
@@ -109,7 +109,7 @@ def pretrain_text(settings: Settings, images: ImageSet, folder: Path) -> None:
     with mirrored(encoder_folder):
         latents = mean_latents(vae, shown) * float(vae.config.scaling_factor)
         train_text_encoder(pipeline, texts, latents, section.text_encoder, encoder_folder)
-    denoiser = TextToImageDenoiser(pipeline, folder.as_posix())
+    denoiser = StableDiffusionDenoiser(pipeline, folder.as_posix())
     denoiser.train(unet=True, text_encoders=True)
     captions = [record.caption for record in images.records[::31]]
     examples = Examples.of(denoiser, shown, texts)
@@ -201,6 +201,6 @@ def _described(denoiser: ClassConditionalDenoiser, training: TrainingSettings) -
     attention = ["Attn" in block for block in unet.down_block_types]
     return {
         "unet": {"block_out_channels": list(unet.block_out_channels), "attention": attention},
-        "noise": denoiser.noise_scheduler.config,
+        "noise": denoiser.schedule.noise_scheduler.config,
         "training": training.model_dump(mode="json"),
     }

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 from domainstudio.config import LoraSettings
 
+TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
+"""Diffusers' names of a pipeline's text encoders. No pipeline reads adapters of the third."""
+
 TEXT_MODULES = ("q_proj", "k_proj", "v_proj", "out_proj")
 """The attention's projections in CLIP's text encoders."""
 
@@ -27,6 +30,6 @@ class Adapters:
 
     def modules(self, part: str) -> Sequence[str]:
         """Return the ends of the names of a part's adapted layers."""
-        if part == "unet":
+        if part not in TEXT_ENCODERS:
             return self.settings.modules
-        return TEXT_MODULES if self.settings.text_encoder else ()
+        return TEXT_MODULES if self.settings.text_encoder and part != TEXT_ENCODERS[2] else ()

@@ -45,8 +45,8 @@ _FACTS: Mapping[str, Callable[[Denoiser], object]] = {
     "kind": lambda denoiser: denoiser.kind,
     "shape": lambda denoiser: denoiser.shape,
     "learned variance": lambda denoiser: denoiser.learned_variance,
-    "prediction type": lambda denoiser: denoiser.noise_scheduler.config.prediction_type,
-    "timesteps": lambda denoiser: denoiser.noise_scheduler.config.num_train_timesteps,
+    "prediction type": lambda denoiser: denoiser.schedule.prediction_type,
+    "timesteps": lambda denoiser: denoiser.schedule.num_train_timesteps,
 }
 """What two models must share to draw together."""
 
@@ -75,8 +75,8 @@ def combine(
 class CombinedDenoiser:
     """A denoiser that asks the source model, the adapted one, or both. It is for sampling alone.
 
-    Both predict ε, or both v, of the same schedule. x0, ε and v are linear in each other at a given xt and t.
-    So mixing outputs mixes x0 by the same weights.
+    Both predict ε, or v, or velocity, of the same schedule. All are linear in x0 at a given xt and t. So
+    mixing outputs mixes x0 by the same weights.
 
     Args:
         source: the source model.
@@ -101,7 +101,7 @@ class CombinedDenoiser:
         self.vae, self.text_encoders = adapted.vae, adapted.text_encoders
         self.shape, self.resolution, self.multiple = adapted.shape, adapted.resolution, adapted.multiple
         self.learned_variance = adapted.learned_variance
-        self.noise_scheduler = adapted.noise_scheduler
+        self.schedule = adapted.schedule
         self.network: nn.Module = nn.ModuleList([source.network, adapted.network])
 
     def condition(self, values: Sequence[str], size: tuple[int, int] | None = None) -> Condition:
@@ -176,7 +176,7 @@ class CombinedDenoiser:
     def _switched(
         self, switch: SwitchSettings, xt: Tensor, timesteps: Tensor, condition: Condition
     ) -> Prediction:
-        above = timesteps >= first_timestep(switch.at, self.noise_scheduler.config.num_train_timesteps)
+        above = timesteps >= first_timestep(switch.at, self.schedule.num_train_timesteps)
         of_source = above if switch.source == "above" else ~above
         parts = [(of_source, _SOURCE, self.source), (~of_source, _ADAPTED, self.adapted)]
         asked = [part for part in parts if bool(part[0].any())]
@@ -210,7 +210,7 @@ def _check(source: Denoiser, adapted: Denoiser) -> None:
     for name, fact in _FACTS.items():
         if (first := fact(source)) != (second := fact(adapted)):
             raise CheckpointError(_UNLIKE.format(f"in {name}, {first} and {second}"))
-    if not torch.equal(source.noise_scheduler.alphas_cumprod, adapted.noise_scheduler.alphas_cumprod):
+    if not torch.equal(source.schedule.levels, adapted.schedule.levels):
         raise CheckpointError(_UNLIKE.format("in their noise levels"))
 
 

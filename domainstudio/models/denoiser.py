@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 
 if TYPE_CHECKING:
     import torch
-    from diffusers import AutoencoderKL, DDPMScheduler, VQModel
+    from diffusers import AutoencoderKL, VQModel
     from torch import Tensor, nn
 
     from domainstudio.models.adapters import Adapters
     from domainstudio.models.condition import Condition
+    from domainstudio.models.schedule import Schedule
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Prediction:
     """A network's output for a noisy batch."""
 
     output: Tensor
-    """ε or v, as the noise scheduler's `prediction_type` says, with shape (N, C, H, W)."""
+    """ε, v or velocity, as the schedule's `prediction_type` says, with shape (N, C, H, W)."""
     variance: Tensor | None = None
     """The learned variance's interpolation value (improved DDPM), with the same shape; `None` if fixed."""
 
@@ -39,8 +40,11 @@ class Denoiser(Protocol):
     """Its low-rank adapters, if it has any (`domainstudio.models.lora`)."""
     network: nn.Module
     """Every module that training may change; what of it is trained requires gradients."""
-    noise_scheduler: DDPMScheduler
-    """The forward diffusion, by its ᾱ and prediction type."""
+
+    @property
+    def schedule(self) -> Schedule:
+        """Its noise levels, and what it predicts at each."""
+        ...
 
     @property
     def classes(self) -> tuple[str, ...]:

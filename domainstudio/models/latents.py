@@ -41,6 +41,8 @@ def encode_images(images: Tensor, vae: AutoencoderKL | VQModel) -> Tensor:
 def draw_latents(encoded: Tensor, vae: AutoencoderKL | VQModel, generator: torch.Generator) -> Tensor:
     """Draw latents, scaled to about unit variance (latent diffusion, arXiv 2112.10752, appendix G).
 
+    VAEs of SD3 and Flux have a mean too, their shift factor.
+
     Args:
         encoded: mean and standard deviation, with shape (N, 2C, H, W).
         vae: gives the scaling factor.
@@ -48,6 +50,8 @@ def draw_latents(encoded: Tensor, vae: AutoencoderKL | VQModel, generator: torch
     """
     mean, deviation = encoded.chunk(2, dim=1)
     latents = mean + deviation * torch.randn(mean.shape, generator=generator).to(mean)
+    if shift := _shift(vae):
+        latents = latents - shift
     scaled: Tensor = latents * vae.config.scaling_factor
     return scaled
 
@@ -55,5 +59,12 @@ def draw_latents(encoded: Tensor, vae: AutoencoderKL | VQModel, generator: torch
 def decode_latents(x0: Tensor, vae: AutoencoderKL | VQModel) -> Tensor:
     """Return the images of scaled latents, in about [-1, 1]; gradients flow through."""
     latents = at_least_float32(x0) / vae.config.scaling_factor
+    if shift := _shift(vae):
+        latents = latents + shift
     images: Tensor = vae.decode(latents.to(vae.dtype)).sample
     return at_least_float32(images)
+
+
+def _shift(vae: AutoencoderKL | VQModel) -> float:
+    """Return the mean of unscaled latents; 0 where the VAE has none."""
+    return float(vae.config.get("shift_factor") or 0.0)

@@ -19,7 +19,8 @@ from domainstudio.models.folders import (
     read_index,
 )
 from domainstudio.models.latent import LatentDenoiser
-from domainstudio.models.text_to_image import TextToImageDenoiser
+from domainstudio.models.stable_diffusion import StableDiffusionDenoiser
+from domainstudio.models.stable_diffusion_3 import StableDiffusion3Denoiser
 from domainstudio.models.unconditional import UnconditionalDenoiser
 
 
@@ -49,7 +50,8 @@ KINDS: tuple[type[Kind], ...] = (
     UnconditionalDenoiser,
     LatentDenoiser,
     ClassConditionalDenoiser,
-    TextToImageDenoiser,
+    StableDiffusionDenoiser,
+    StableDiffusion3Denoiser,
 )
 """Of these, the first that knows a folder's pipeline class and UNet reads the folder."""
 

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from domainstudio.errors import ConfigError, MissingExtraError
-from domainstudio.models.adapters import Adapters
+from domainstudio.models.adapters import TEXT_ENCODERS, Adapters
 from domainstudio.models.folders import digest, local_folder
 from domainstudio.seeding import generator
 
@@ -140,10 +140,11 @@ def save_merged(denoiser: Denoiser, folder: Path, *, half: bool = False) -> None
 
 
 def parts_of(network: nn.Module) -> dict[str, nn.Module]:
-    """Return the modules of a denoiser's network, by diffusers' names of a pipeline's parts."""
+    """Return a network's modules by diffusers' names of a pipeline's parts, text encoders last."""
     network = network.network if isinstance(network, SourceView) else network
-    encoders = zip(("text_encoder", "text_encoder_2"), getattr(network, "text_encoders", ()), strict=False)
-    return {"unet": getattr(network, "unet", network), **dict(encoders)}
+    encoders = zip(TEXT_ENCODERS, getattr(network, "text_encoders", ()), strict=False)
+    name = getattr(network, "part", "unet")
+    return {name: getattr(network, name, network), **dict(encoders)}
 
 
 def weights_of(name: str, part: nn.Module) -> dict[str, nn.Parameter]:
@@ -153,7 +154,7 @@ def weights_of(name: str, part: nn.Module) -> dict[str, nn.Parameter]:
         for key, parameter in sorted(part.named_parameters())
         if ".lora_A." in key or ".lora_B." in key
     }
-    if name == "unet":
+    if name not in TEXT_ENCODERS:
         return weights
     # transformers 5 dropped this prefix from CLIP's text model; other programs still look for it
     return {f"text_model.{key.removeprefix('text_model.')}": value for key, value in weights.items()}

@@ -16,8 +16,8 @@ from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
 from domainstudio.errors import CheckpointError, ConfigError
 from domainstudio.models import adapter_folder, lora
 from domainstudio.models.denoiser import Prediction
+from domainstudio.models.diffusion_schedule import DiffusionSchedule
 from domainstudio.models.folders import read_index, save_pipeline
-from domainstudio.models.schedule import check_prediction_type
 from domainstudio.storage.weights import load_part
 
 if TYPE_CHECKING:
@@ -56,9 +56,9 @@ class PixelDenoiser(ABC):
         self.network: nn.Module = network
         self.scheduler = scheduler
         self.pipeline = pipeline
-        self.noise_scheduler = DDPMScheduler.from_config(scheduler.config)
+        noise_scheduler: DDPMScheduler = DDPMScheduler.from_config(scheduler.config)
+        self.schedule = DiffusionSchedule(noise_scheduler, "scheduler/scheduler_config.json")
         self._config = network.config
-        check_prediction_type(self.noise_scheduler, "scheduler/scheduler_config.json")
 
     @classmethod
     def reads(cls, folder: Path) -> bool:

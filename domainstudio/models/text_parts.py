@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-
-from domainstudio.errors import CheckpointError
-from domainstudio.models.schedule import check_prediction_type
+from domainstudio.errors import CheckpointError, ConfigError
 from domainstudio.storage.weights import load_part
 
-_PARTS = {
-    "StableDiffusionPipeline": ("unet", "vae", "scheduler", "tokenizer", "text_encoder"),
-    "StableDiffusionXLPipeline": (
-        *("unet", "vae", "scheduler", "tokenizer", "text_encoder"),
-        *("tokenizer_2", "text_encoder_2"),
-    ),
-}
-PIPELINES = frozenset(_PARTS)
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    Parts: TypeAlias = Mapping[str, str | None]
+    """Names of a pipeline's parts, with the class of those that are networks."""
+
+VOCABULARIES = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model")
+"""Files that hold a tokenizer's words; one is enough."""
 
 
-def check_folder(folder: Path, index: Mapping[str, Any]) -> None:
+def check_folder(
+    folder: Path, index: Mapping[str, Any], parts: Parts, optional: Collection[str] = ()
+) -> None:
     """Refuse a pipeline folder that lacks a part.
 
     Diffusers' own errors name another folder, and transformers make an empty tokenizer of an empty folder.
@@ -30,19 +29,23 @@ def check_folder(folder: Path, index: Mapping[str, Any]) -> None:
     Args:
         folder: the pipeline folder.
         index: its `model_index.json`.
+        parts: what must be there.
+        optional: which of them may be left out of the index.
 
     Raises:
         CheckpointError: a part is missing, has no weights, or has them pickled.
     """
     kind = index["_class_name"]
-    for part in _PARTS[kind]:
+    for part in parts:
         path = folder / part
         if not index.get(part) or None in index[part]:
+            if part in optional:
+                continue
             raise CheckpointError(f"{folder}/model_index.json has no {part}, which a {kind} needs")
         if not path.is_dir():
             raise CheckpointError(f"{path} is missing: copy the whole pipeline folder, {part}/ included")
         if part.startswith("tokenizer"):
-            if not (path / "tokenizer.json").is_file() and not (path / "vocab.json").is_file():
+            if not any((path / name).is_file() for name in VOCABULARIES):
                 raise CheckpointError(f"{path} has neither tokenizer.json nor vocab.json: copy it again")
         elif part != "scheduler" and not any(path.glob("*.safetensors")):
             raise CheckpointError(
@@ -51,68 +54,85 @@ def check_folder(folder: Path, index: Mapping[str, Any]) -> None:
             )
 
 
-def load_networks(folder: Path, index: Mapping[str, Any]) -> dict[str, Any]:
+def load_networks(folder: Path, index: Mapping[str, Any], parts: Parts) -> dict[str, Any]:
     """Read the networks of a pipeline folder, by their parts' names, and check that their weights are whole.
 
-    A network of a kind that does not belong there is left to `check_parts`.
+    A network of a class that no part has is left to the pipeline's own loader, and then refused. A part that
+    the index leaves out is `None`.
 
     Args:
         folder: the pipeline folder.
         index: its `model_index.json`.
+        parts: names and classes of the parts.
 
     Raises:
         CheckpointError: a weight is missing, unknown, misshapen, or not finite.
         Exception: what diffusers' and transformers' loaders raise.
     """
-    from transformers import CLIPTextModel, CLIPTextModelWithProjection
+    known = {*parts.values(), *_SAME_FOLDERS}
+    found: dict[str, Any] = {}
+    for part in parts:
+        library, name = index.get(part) or (None, None)
+        if library is None:
+            found[part] = None
+        elif name is not None and name in known:
+            found[part] = load_part(_class(name), folder / part, local_files_only=True)
+    return found
 
-    kinds = (UNet2DConditionModel, AutoencoderKL, CLIPTextModel, CLIPTextModelWithProjection)
-    known = {kind.__name__: kind for kind in kinds}
-    parts = {part: known.get(index[part][1]) for part in _PARTS[index["_class_name"]]}
-    return {
-        part: load_part(kind, folder / part, local_files_only=True)
-        for part, kind in parts.items()
-        if kind is not None
-    }
 
-
-def check_parts(pipeline: Any, where: str) -> None:
-    """Refuse a pipeline whose parts are missing, belong to different models, or are of another kind.
+def check_present(pipeline: Any, parts: Parts, where: str, optional: Collection[str] = ()) -> None:
+    """Refuse a pipeline that lacks a part.
 
     Args:
         pipeline: the loaded pipeline.
+        parts: what it must have.
         where: what to call it in errors.
+        optional: which of them may be missing.
 
     Raises:
-        CheckpointError: one of these, with the part's name.
+        CheckpointError: with the part's name.
     """
-    for part in _PARTS[type(pipeline).__name__]:
-        if getattr(pipeline, part, None) is None:
+    for part in parts:
+        if part not in optional and getattr(pipeline, part, None) is None:
             raise CheckpointError(f"{where} has no {part}, which a {type(pipeline).__name__} needs")
-    for part, kind in ("unet", UNet2DConditionModel), ("vae", AutoencoderKL):
-        if not isinstance(found := getattr(pipeline, part), kind):
-            raise CheckpointError(f"{where}/{part} is a {type(found).__name__}, not a {kind.__name__}")
-    _check_latents(pipeline.unet.config, pipeline.vae.config, where)
-    _check_text(pipeline, where)
 
 
-def training_schedule(scheduler: Any, where: str) -> DDPMScheduler:
-    """Return the forward diffusion of a pipeline's scheduler, whatever sampler it is.
+def check_part(pipeline: Any, part: str, name: str, where: str) -> None:
+    """Refuse a part of another class than `name`.
 
     Raises:
-        CheckpointError: its noise levels are not those of a DDPM, or what it predicts has no conversion.
+        CheckpointError: it is.
     """
-    levels = getattr(scheduler, "alphas_cumprod", None)
-    if levels is None:
-        raise CheckpointError(
-            f"{where}/scheduler is a {type(scheduler).__name__} whose noise levels are not those of a DDPM; "
-            "models of flow matching or EDM are not supported"
-        )
-    schedule: DDPMScheduler = DDPMScheduler.from_config(
-        scheduler.config, clip_sample=False, thresholding=False, variance_type="fixed_small"
-    )
-    check_prediction_type(schedule, f"{where}/scheduler/scheduler_config.json")
-    return schedule
+    if not isinstance(found := getattr(pipeline, part), _class(name)):
+        raise CheckpointError(f"{where}/{part} is a {type(found).__name__}, not a {name}")
+
+
+def token_ids(tokenizer: Any, values: Sequence[str], longest: int, *, cut: bool = False) -> Tensor:
+    """Return the texts' token ids, padded to the longest, with shape (N, longest).
+
+    Args:
+        tokenizer: the tokenizer.
+        values: the texts.
+        longest: how many tokens the model takes.
+        cut: leave out what is longer, where another text encoder reads all.
+
+    Raises:
+        ConfigError: a text has more tokens.
+    """
+    for value in values if not cut else ():
+        if (number := len(tokenizer(value, truncation=False).input_ids)) > longest:
+            raise ConfigError(
+                f"the prompt {value!r} has {number} tokens and the model takes {longest}, begin and end "
+                "included: shorten it"
+            )
+    ids: Tensor = tokenizer(
+        list(values), padding="max_length", truncation=cut, max_length=longest, return_tensors="pt"
+    ).input_ids
+    return ids
+
+
+_SAME_FOLDERS = ("CLIPTextModel", "CLIPTextModelWithProjection")
+"""Classes of text encoders that read each other's folders; both may be named as a part of any pipeline."""
 
 
 def make_portable(folder: Path, pipeline: Any) -> None:
@@ -129,6 +149,8 @@ def make_portable(folder: Path, pipeline: Any) -> None:
 
     for part, value in pipeline.components.items():
         weights = folder / part / "model.safetensors"
+        if not type(value).__name__.startswith("CLIP"):
+            continue
         if part.startswith("tokenizer") and (fast := getattr(value, "backend_tokenizer", None)) is not None:
             fast.model.save(str(folder / part))
         elif part.startswith("text_encoder") and weights.is_file():
@@ -136,6 +158,27 @@ def make_portable(folder: Path, pipeline: Any) -> None:
             if not any(name.startswith("text_model.") for name in tensors):
                 renamed = {f"text_model.{name}": tensor for name, tensor in tensors.items()}
                 save_file(renamed, weights, metadata={"format": "pt"})
+
+
+def check_stable_diffusion(pipeline: Any, where: str) -> None:
+    """Refuse a Stable Diffusion pipeline whose parts belong to different models.
+
+    Raises:
+        CheckpointError: with the parts' names.
+    """
+    _check_latents(pipeline.unet.config, pipeline.vae.config, where)
+    _check_text(pipeline, where)
+
+
+def _class(name: str) -> Any:
+    """Return a class of diffusers or transformers."""
+    import diffusers
+
+    if hasattr(diffusers, name):
+        return getattr(diffusers, name)
+    import transformers
+
+    return getattr(transformers, name)
 
 
 def _check_latents(unet: Any, vae: Any, where: str) -> None:
@@ -164,7 +207,7 @@ def _check_latents(unet: Any, vae: Any, where: str) -> None:
 
 def _check_text(pipeline: Any, where: str) -> None:
     unet = pipeline.unet.config
-    names = [part for part in _PARTS[type(pipeline).__name__] if part.startswith("text_encoder")]
+    names = [name for name in ("text_encoder", "text_encoder_2") if hasattr(pipeline, name)]
     configs = [getattr(pipeline, name).config for name in names]
     width = sum(config.hidden_size for config in configs)
     if unet.cross_attention_dim != width:

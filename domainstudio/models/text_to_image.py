@@ -1,11 +1,16 @@
-"""Text-to-image models in latent space: Stable Diffusion 1.x, 2.x and XL pipeline folders."""
+"""What text-to-image models in latent space share: a pipeline of network, VAE and text encoders.
+
+A family is a file with two classes: a `PromptedNetwork`, which says how its network is told a text, and a
+`TextToImageDenoiser`, which names the pipeline's parts. Then it is a line in `loading.KINDS`.
+"""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import diffusers
 import torch
@@ -13,18 +18,13 @@ from torch import nn
 
 from domainstudio.errors import CheckpointError, ConfigError, MissingExtraError
 from domainstudio.models import adapter_folder, lora
+from domainstudio.models.adapters import TEXT_ENCODERS
+from domainstudio.models.condition import to_device
 from domainstudio.models.denoiser import Prediction
 from domainstudio.models.folders import read_index, save_pipeline
 from domainstudio.models.latents import decode_latents, draw_latents, encode_images, factor
 from domainstudio.models.new_tokens import add_tokens, merged_tokens
-from domainstudio.models.text_parts import (
-    PIPELINES,
-    check_folder,
-    check_parts,
-    load_networks,
-    make_portable,
-    training_schedule,
-)
+from domainstudio.models.text_parts import check_folder, check_present, load_networks, make_portable
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
@@ -32,73 +32,50 @@ if TYPE_CHECKING:
 
     from domainstudio.models.adapters import Adapters
     from domainstudio.models.condition import Condition
+    from domainstudio.models.schedule import Schedule
+    from domainstudio.models.text_parts import Parts
 
 _UNUSABLE = (OSError, LookupError, AttributeError, TypeError, ValueError, RuntimeError)
 """What diffusers' and transformers' loaders raise."""
 
 
-class ConditionedUNet(nn.Module):
-    """A UNet and its text encoders in one forward pass, so that both can be trained, also over processes.
+class PromptedNetwork(nn.Module, ABC):
+    """A network and its text encoders in one forward pass, so that both can be trained, also over processes.
 
     Args:
-        unet: the denoiser of latents.
-        text_encoders: one (Stable Diffusion 1.x and 2.x) or two (XL).
+        network: the denoiser of latents; it becomes the attribute that `part` names.
+        text_encoders: in the pipeline's order.
     """
 
-    def __init__(self, unet: nn.Module, text_encoders: Sequence[nn.Module]) -> None:
+    part: ClassVar[str]
+    """The network's name in the pipeline: `unet` or `transformer`."""
+
+    def __init__(self, network: nn.Module, text_encoders: Sequence[nn.Module]) -> None:
         super().__init__()
-        self.unet = unet
+        self.add_module(self.part, network)
         self.text_encoders = nn.ModuleList(text_encoders)
 
     def forward(self, xt: Tensor, timesteps: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
-        """Return the UNet's output; a condition of `input_ids` goes through the text encoders first."""
+        """Return the network's output; a condition of `input_ids` goes through the text encoders first."""
         if "input_ids" in condition:
-            condition = {**condition, **self.embed(condition["input_ids"], condition.get("has_text"))}
-        added = {name: condition[name] for name in ("text_embeds", "time_ids") if name in condition}
-        output: Tensor = self.unet(
-            xt,
-            timesteps,
-            encoder_hidden_states=condition["encoder_hidden_states"],
-            added_cond_kwargs=added or None,
-        ).sample
-        return output
+            condition = {**condition, **self.embed(condition)}
+        return self.denoise(xt, timesteps, condition)
 
-    def embed(self, input_ids: Tensor, has_text: Tensor | None = None) -> dict[str, Tensor]:
-        """Encode tokens as diffusers' pipelines do.
+    @abstractmethod
+    def denoise(self, xt: Tensor, timesteps: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
+        """Return the network's output for embeddings, with the shape (N, C, H, W) of xt."""
 
-        One encoder gives its last hidden state. Two give their second-to-last hidden states, joined along
-        the channels, and the second one's pooled projection.
-
-        Args:
-            input_ids: token ids for each encoder, with shape (N, encoders, L).
-            has_text: whether a row has a text, with shape (N,); the embeddings of the others are zeros.
-        """
-        if len(self.text_encoders) == 1:
-            embeddings = {"encoder_hidden_states": self.text_encoders[0](input_ids[:, 0])[0]}
-        else:
-            outputs = [
-                encoder(ids, output_hidden_states=True)
-                for encoder, ids in zip(self.text_encoders, input_ids.unbind(1), strict=True)
-            ]
-            hidden = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1)
-            embeddings = {"encoder_hidden_states": hidden, "text_embeds": outputs[-1][0]}
-        if has_text is None:
-            return embeddings
-        return {name: each * has_text.view(-1, *[1] * (each.ndim - 1)) for name, each in embeddings.items()}
+    @abstractmethod
+    def embed(self, told: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Encode what `TextToImageDenoiser.told` returns, as the family's pipeline does."""
 
     def train_text_encoders(self, train: bool) -> None:
-        """Train text encoders or not; of the first of two, the last layer has no output that is used."""
+        """Train those text encoders that can be trained, or not."""
         self.text_encoders.requires_grad_(train)
-        if len(self.text_encoders) == 2:
-            for name, module in self.text_encoders[0].named_modules():
-                if name.endswith("encoder.layers"):
-                    module[-1].requires_grad_(False)
-                elif name.endswith("final_layer_norm"):
-                    module.requires_grad_(False)
 
 
-class TextToImageDenoiser:
-    """A Stable Diffusion pipeline: x0 is the image's latent, scaled as the UNet expects it.
+class TextToImageDenoiser(ABC):
+    """A pipeline told by texts: x0 is the image's latent, scaled as the network expects it.
 
     Args:
         pipeline: the loaded pipeline; its parts are used in place.
@@ -106,7 +83,17 @@ class TextToImageDenoiser:
     """
 
     kind = "text-to-image"
-    pipelines = PIPELINES
+    pipelines: frozenset[str]
+    parts: ClassVar[Mapping[str, Parts]]
+    """The parts of each class of pipeline."""
+    optional: ClassVar[Collection[str]] = ()
+    """Parts that a pipeline may lack."""
+    network_class: ClassVar[type[PromptedNetwork]]
+    """The family's network."""
+    trainable_encoders: ClassVar[int] = 2
+    """How many text encoders, from the first, can be trained and get new tokens and adapters."""
+    options: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """Options of `from_pretrained` for each class of pipeline."""
     conditional = True
     classes = ()
     learned_variance = False
@@ -114,19 +101,58 @@ class TextToImageDenoiser:
     adapters: Adapters | None = None
 
     def __init__(self, pipeline: Any, where: str) -> None:
-        check_parts(pipeline, where)
+        check_present(pipeline, self.parts[type(pipeline).__name__], where, self.optional)
+        self.check(pipeline, where)
         self.pipeline = pipeline
         self.vae: AutoencoderKL = pipeline.vae
-        names = [name for name in ("", "_2") if hasattr(pipeline, f"text_encoder{name}")]
-        self.tokenizers = [getattr(pipeline, f"tokenizer{name}") for name in names]
-        encoders = [getattr(pipeline, f"text_encoder{name}") for name in names]
-        self._unwrapped = ConditionedUNet(pipeline.unet, encoders)
+        names = [name for name in TEXT_ENCODERS if getattr(pipeline, name, None) is not None]
+        self.tokenizers = [getattr(pipeline, name.replace("text_encoder", "tokenizer")) for name in names]
+        encoders = [getattr(pipeline, name) for name in names]
+        self._unwrapped = self.network_class(getattr(pipeline, self.network_class.part), encoders)
         self.network: nn.Module = self._unwrapped
-        self.noise_scheduler = training_schedule(pipeline.scheduler, where)
+        self.schedule = self.schedule_of(pipeline, where)
         self.vae.requires_grad_(False).eval()
         self.network.requires_grad_(False)
         self._shared = False
         self.train(unet=True)
+
+    @classmethod
+    @abstractmethod
+    def check(cls, pipeline: Any, where: str) -> None:
+        """Refuse a pipeline whose parts are of another kind or belong to different models.
+
+        Args:
+            pipeline: the loaded pipeline; no part is missing.
+            where: what to call it in errors.
+
+        Raises:
+            CheckpointError: with the part's name.
+        """
+
+    @classmethod
+    @abstractmethod
+    def schedule_of(cls, pipeline: Any, where: str) -> Schedule:
+        """Return the noise levels of the pipeline, whatever sampler it has.
+
+        Raises:
+            CheckpointError: the scheduler is of another family.
+        """
+
+    @abstractmethod
+    def told(self, values: Sequence[str]) -> dict[str, Tensor]:
+        """Return what `PromptedNetwork.embed` takes of texts: `input_ids`, and what goes with them.
+
+        Raises:
+            ConfigError: a prompt has more tokens than the model takes.
+        """
+
+    @abstractmethod
+    def key(self, values: Sequence[str], size: tuple[int, int]) -> list[Any]:
+        """Return what decides embeddings beside texts, weights and configurations of the text encoders."""
+
+    def sizes(self, number: int, size: tuple[int, int]) -> dict[str, Tensor]:
+        """Return what the network is told of the images' size, of as many images; most are told nothing."""
+        return {}
 
     def train(
         self, *, unet: bool = True, text_encoders: bool = False, new_tokens: Mapping[str, str] | None = None
@@ -136,11 +162,22 @@ class TextToImageDenoiser:
             raise ValueError("the frozen source shares the text encoders: call train before frozen_source")
         if self.adapters is not None:
             raise ValueError("the model has adapters, and they alone are trained")
-        self._unwrapped.unet.requires_grad_(unet)
+        if (text_encoders or new_tokens) and not self.trainable_encoders:
+            raise ConfigError(
+                f"the text encoder of a {type(self.pipeline).__name__} is a language model, which is not "
+                "trained: set finetune.train_text_encoder to false, and no prompts.new_tokens"
+            )
+        self.denoising.requires_grad_(unet)
         self._unwrapped.train_text_encoders(text_encoders)
         if new_tokens:
-            add_tokens(self.tokenizers, self.text_encoders, new_tokens)
+            learning = slice(self.trainable_encoders)
+            add_tokens(self.tokenizers[learning], self.text_encoders[learning], new_tokens)
         self.trains_text = text_encoders or bool(new_tokens)
+
+    @property
+    def denoising(self) -> Any:
+        """The network without the text encoders."""
+        return getattr(self._unwrapped, self.network_class.part)
 
     @property
     def text_encoders(self) -> list[Any]:
@@ -150,7 +187,7 @@ class TextToImageDenoiser:
     @property
     def shape(self) -> tuple[int, int, int]:
         """Shape (C, H, W) of one latent."""
-        config = self.pipeline.unet.config
+        config = self.denoising.config
         size = config.sample_size
         height, width = (size, size) if isinstance(size, int) else size
         return config.in_channels, height, width
@@ -162,7 +199,7 @@ class TextToImageDenoiser:
 
     @property
     def multiple(self) -> int:
-        """What sides must be multiples of: latents have even sides, for the wavelet; the UNet takes any."""
+        """What sides must be multiples of: latents have even sides, for the wavelet and patches of two."""
         return 2 * factor(self.vae)
 
     def encode(self, images: Tensor) -> Tensor:
@@ -170,7 +207,7 @@ class TextToImageDenoiser:
         return encode_images(images, self.vae)
 
     def x0(self, encoded: Tensor, generator: torch.Generator) -> Tensor:
-        """Draw latents with a CPU generator, moved and scaled as the UNet expects them."""
+        """Draw latents with a CPU generator, moved and scaled as the network expects them."""
         return draw_latents(encoded, self.vae, generator)
 
     def decode(self, x0: Tensor) -> Tensor:
@@ -180,44 +217,37 @@ class TextToImageDenoiser:
     def condition(self, values: Sequence[str], size: tuple[int, int] | None = None) -> Condition:
         """Return the prompts' tokens where text encoders are trained, else their embeddings.
 
-        Of "" the embeddings are zeros where the pipeline says `force_zeros_for_empty_prompt` (XL).
-
         Args:
             values: the prompts.
-            size: height and width of the images, for XL; by default `resolution`.
+            size: height and width of the images, for models that take it; by default `resolution`.
 
         Raises:
             ConfigError: a prompt has more tokens than the model takes.
         """
         device = next(self._unwrapped.parameters()).device
-        condition: dict[str, Tensor] = {"input_ids": self._tokens(values).to(device)}
-        if self.pipeline.config.get("force_zeros_for_empty_prompt"):
-            condition["has_text"] = torch.tensor([value != "" for value in values], device=device)
+        condition = to_device(self.told(values), device)
         if not self.trains_text:
             with torch.no_grad():
-                condition = self._unwrapped.embed(**condition)
-        if len(self.tokenizers) == 2:
-            condition["time_ids"] = self._time_ids(len(values), size or self.resolution).to(device)
-        return condition
+                condition = self._unwrapped.embed(condition)
+        return condition | to_device(self.sizes(len(values), size or self.resolution), device)
 
     def condition_key(self, values: Sequence[str], size: tuple[int, int] | None = None) -> list[Any] | None:
         """Return what decides the embeddings of prompts; `None` where text encoders are trained."""
         if self.trains_text:
             return None
-        zeros = self.pipeline.config.get("force_zeros_for_empty_prompt")
         configs = [encoder.config.to_dict() for encoder in self.text_encoders]
-        return [list(values), self._tokens(values).tolist(), zeros, size or self.resolution, configs]
+        return [list(values), *self.key(values, size or self.resolution), configs]
 
     def predict(self, xt: Tensor, timesteps: Tensor, condition: Condition) -> Prediction:
-        """Return the UNet's prediction."""
+        """Return the network's prediction."""
         return Prediction(self.network(xt, timesteps, condition))
 
     def enable_gradient_checkpointing(self) -> None:
-        """Recompute activations of the UNet, of trained text encoders, and of the VAE's decoder."""
-        self._unwrapped.unet.enable_gradient_checkpointing()  # type: ignore[operator]
+        """Recompute activations of the network, of trained text encoders, and of the VAE's decoder."""
+        self.denoising.enable_gradient_checkpointing()
         self.vae.enable_gradient_checkpointing()
         if self.trains_text:
-            for encoder in self._unwrapped.text_encoders:
+            for encoder in self.text_encoders[: self.trainable_encoders]:
                 new = "activation_checkpointing_enable"  # newer transformers deprecate the other name
                 name = new if hasattr(encoder, new) else "gradient_checkpointing_enable"
                 getattr(encoder, name)({"use_reentrant": False})
@@ -228,12 +258,13 @@ class TextToImageDenoiser:
         if self.adapters is not None:
             source.network = lora.SourceView(self._unwrapped)
             return source
-        unet = copy.deepcopy(self._unwrapped.unet)
-        encoders = list(self._unwrapped.text_encoders)
-        if self.trains_text:
-            encoders = [copy.deepcopy(encoder) for encoder in encoders]
+        number = self.trainable_encoders if self.trains_text else 0
+        encoders = [
+            copy.deepcopy(each) if index < number else each for index, each in enumerate(self.text_encoders)
+        ]
         self._shared = not self.trains_text
-        source._unwrapped = ConditionedUNet(unet, encoders).eval().requires_grad_(False)
+        source._unwrapped = self.network_class(copy.deepcopy(self.denoising), encoders)
+        source._unwrapped.eval().requires_grad_(False)
         source.network = source._unwrapped
         return source
 
@@ -252,29 +283,6 @@ class TextToImageDenoiser:
             save_pipeline(self.pipeline, folder, half=half)
         make_portable(folder, self.pipeline)
 
-    def _tokens(self, values: Sequence[str]) -> Tensor:
-        """Return token ids for each encoder, with shape (N, encoders, L).
-
-        Raises:
-            ConfigError: a prompt has more tokens than the model takes.
-        """
-        input_ids = []
-        for tokenizer, encoder in zip(self.tokenizers, self.text_encoders, strict=True):
-            longest = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
-            for value in values:
-                if (number := len(tokenizer(value, truncation=False).input_ids)) > longest:
-                    raise ConfigError(
-                        f"the prompt {value!r} has {number} tokens and the model takes {longest}, begin and "
-                        "end included: shorten it"
-                    )
-            tokens = tokenizer(list(values), padding="max_length", max_length=longest, return_tensors="pt")
-            input_ids.append(tokens.input_ids)
-        return torch.stack(input_ids, dim=1)
-
-    def _time_ids(self, number: int, size: tuple[int, int]) -> Tensor:
-        """Return original size, crop's corner and target size (SDXL, arXiv 2307.01952, section 2.2)."""
-        return torch.tensor([[*size, 0, 0, *size]], dtype=torch.float32).expand(number, -1)
-
     @classmethod
     def reads(cls, folder: Path) -> bool:
         """Return true: the pipeline's class decides."""
@@ -286,13 +294,12 @@ class TextToImageDenoiser:
         from safetensors import SafetensorError
 
         index = read_index(folder)
-        check_folder(folder, index)
-        options: dict[str, Any] = {}
-        if index["_class_name"] == "StableDiffusionPipeline":
-            options = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+        name = index["_class_name"]
+        parts = cls.parts[name]
+        check_folder(folder, index, parts, cls.optional)
         try:
-            options |= load_networks(folder, index)
-            pipeline = getattr(diffusers, index["_class_name"]).from_pretrained(
+            options = {**cls.options.get(name, {}), **load_networks(folder, index, parts)}
+            pipeline = getattr(diffusers, name).from_pretrained(
                 folder, use_safetensors=True, local_files_only=True, **options
             )
         except ImportError as error:
@@ -301,8 +308,8 @@ class TextToImageDenoiser:
             ) from error
         except (*_UNUSABLE, SafetensorError) as error:
             raise CheckpointError(
-                f"{folder} is not a usable {index['_class_name']}: {error}. A file is damaged, or a part "
-                "of another kind: copy the folder again"
+                f"{folder} is not a usable {name}: {error}. A file is damaged, or a part of another kind: "
+                "copy the folder again"
             ) from error
         for part in pipeline.components.values():
             if isinstance(part, nn.Module):

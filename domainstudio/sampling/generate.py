@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,7 +44,8 @@ def sample(
         negative: prompt or class that guidance leads away from; "" is the model without a condition.
         guidance_scale: w of classifier-free guidance, negative + w·(condition - negative); 1 is without
             (arXiv 2207.12598; 1 + w there).
-        scheduler: `ddpm`, `ddim` (η = 0) or `dpm-solver++` (second order).
+        scheduler: `ddpm`, `ddim` (η = 0) or `dpm-solver++` (second order). For flow matching `ddim` is
+            Euler's method, and `ddpm` adds fresh noise at every step.
         steps: denoising steps.
         mixed_precision: autocast type, `no`, `bf16` or `fp16`; see `precision.autocast`.
 
@@ -63,9 +64,9 @@ def sample(
     denoiser.network.eval()
     device = next(denoiser.network.parameters()).device
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    stepper = make_scheduler(denoiser, scheduler)
-    stepper.set_timesteps(steps)
-    xt = initial_noise(generators, denoiser.shape).to(device) * stepper.init_noise_sigma
+    _, height, width = denoiser.shape
+    stepper = denoiser.schedule.sampler(scheduler, steps, (height, width))
+    xt = initial_noise(generators, denoiser.shape).to(device)
     with torch.inference_mode():
         condition = denoiser.condition(list(conditions) if conditions is not None else [""] * len(seeds))
         guidance_scale = guidance_scale if condition else 1.0
@@ -73,9 +74,8 @@ def sample(
             condition = concatenate(denoiser.condition([negative] * len(seeds)), condition)
         finite = torch.tensor(True, device=device)  # asked for once: a GPU need not wait in each step
         for timestep in stepper.timesteps:
-            scaled = stepper.scale_model_input(xt, timestep)
             with autocast(mixed_precision, denoiser.network):
-                output = _predict(denoiser, scaled, timestep, condition, guidance_scale, scheduler == "ddpm")
+                output = _predict(denoiser, xt, timestep, condition, guidance_scale, scheduler == "ddpm")
             finite &= torch.isfinite(output).all()
             xt = stepper.step(output, timestep, xt, generator=generators).prev_sample
         _check_finite(finite, "a prediction")
@@ -148,19 +148,6 @@ def draw(
             for start in batches
         ]
     )
-
-
-def make_scheduler(denoiser: Denoiser, name: str) -> Any:
-    """Return a diffusers scheduler of that name with the model's own noise levels."""
-    from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
-
-    config = dict(denoiser.noise_scheduler.config)
-    if name == "ddpm":
-        return DDPMScheduler.from_config(config)
-    config.pop("variance_type", None)
-    if name == "ddim":
-        return DDIMScheduler.from_config(config)
-    return DPMSolverMultistepScheduler.from_config(config, algorithm_type="dpmsolver++")
 
 
 def default_device() -> torch.device:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from domainstudio.distributed import gather_with_gradients
-from domainstudio.models.schedule import alpha_bar, min_snr_weights, to_x0, true_output
 from domainstudio.training import losses
 from domainstudio.training.wavelet import high_frequency
 
@@ -48,7 +47,7 @@ class NoisyBatch(Batch):
     noise: Tensor
     """Standard normal, with the shape of `x0`."""
     timesteps: Tensor
-    """Noise levels, integers in [0, T), with shape (N + P,)."""
+    """Noise levels, in [0, T], with shape (N + P,)."""
     xt: Tensor
     """x0 with noise added, with the same shape."""
 
@@ -69,16 +68,12 @@ def noisy_batch(
         generator: a CPU generator of this process.
         shared: a CPU generator that draws the same in every process, for a timestep that all share.
     """
-    x0 = batch.x0
-    noise_scheduler = denoiser.noise_scheduler
-    top = max(1, round(settings.max_timestep * noise_scheduler.config.num_train_timesteps))
-    if settings.timesteps == "shared":
-        timesteps = torch.randint(top, (1,), generator=shared).expand(len(x0))
-    else:
-        timesteps = torch.randint(top, (len(x0),), generator=generator)
-    timesteps = timesteps.to(x0.device)
+    x0, schedule = batch.x0, denoiser.schedule
+    number, draw = (1, shared) if settings.timesteps == "shared" else (len(x0), generator)
+    size = x0.shape[2], x0.shape[3]
+    timesteps = schedule.draw(number, settings, size, draw).expand(len(x0)).to(x0.device)
     noise = torch.randn(x0.shape, generator=generator).to(x0)
-    xt = noise_scheduler.add_noise(x0, noise, timesteps)
+    xt = schedule.add_noise(x0, noise, timesteps)
     return NoisyBatch(**vars(batch), noise=noise, timesteps=timesteps, xt=xt)
 
 
@@ -176,26 +171,26 @@ class Objective:
         return [name for name in terms if getattr(self.weights, name) > 0]
 
     def _denoising_terms(self, batch: NoisyBatch, prediction: Prediction) -> dict[str, Tensor]:
-        noise_scheduler, weights, number, terms = self.adapted.noise_scheduler, self.weights, batch.number, {}
-        truth = true_output(noise_scheduler, batch.x0, batch.noise, batch.timesteps)
+        schedule, weights, number, terms = self.adapted.schedule, self.weights, batch.number, {}
+        truth = schedule.true_output(batch.x0, batch.noise, batch.timesteps)
         errors = losses.mean_squared_error(prediction.output, truth)
-        errors = errors * min_snr_weights(noise_scheduler, batch.timesteps, weights.min_snr_gamma)
+        errors = errors * schedule.loss_weights(batch.timesteps, weights)
         if weights.simple > 0:
             terms["simple"] = errors[:number].mean()
         if weights.prior > 0:
             terms["prior"] = errors[number:].mean()
         if weights.vlb > 0 and prediction.variance is not None:
             x0, xt, timesteps = (part[:number] for part in (batch.x0, batch.xt, batch.timesteps))
-            predicted_x0 = to_x0(noise_scheduler, prediction.output[:number], xt, timesteps)
+            predicted_x0 = schedule.to_x0(prediction.output[:number], xt, timesteps)
             terms["vlb"] = losses.variational_bound(
-                x0, xt, predicted_x0, prediction.variance[:number], timesteps, noise_scheduler.alphas_cumprod
+                x0, xt, predicted_x0, prediction.variance[:number], timesteps, schedule.levels
             ).mean()
         return terms
 
     def _prior_reconstruction(self, prediction: Prediction, batch: NoisyBatch) -> Tensor:
         """Return the error of x0 on the P images of the source domain, in the model's own space."""
-        rows, noise_scheduler = slice(batch.number, None), self.adapted.noise_scheduler
-        x0 = to_x0(noise_scheduler, prediction.output[rows], batch.xt[rows], batch.timesteps[rows])
+        rows, schedule = slice(batch.number, None), self.adapted.schedule
+        x0 = schedule.to_x0(prediction.output[rows], batch.xt[rows], batch.timesteps[rows])
         return losses.mean_squared_error(x0, batch.x0[rows]).mean()
 
     def _pairs(
@@ -214,9 +209,7 @@ class Objective:
     def _x0(self, model: Denoiser, prediction: Prediction, batch: NoisyBatch) -> Tensor:
         """Return x0 of the target domain's N images in the space that the terms compare."""
         number = batch.number
-        x0 = to_x0(
-            model.noise_scheduler, prediction.output[:number], batch.xt[:number], batch.timesteps[:number]
-        )
+        x0 = model.schedule.to_x0(prediction.output[:number], batch.xt[:number], batch.timesteps[:number])
         if self.weights.space == "latent" and model.vae is not None:
             return x0
         images = self._decode(x0)
@@ -224,6 +217,6 @@ class Objective:
 
     def _trust(self, timesteps: Tensor) -> Tensor:
         """Return each image's weight in the pairwise terms."""
-        a = alpha_bar(self.adapted.noise_scheduler, timesteps, timesteps)
+        a = self.adapted.schedule.alpha_bar(timesteps, timesteps)
         weighting = {"none": torch.ones_like(a), "alpha_bar": a, "one_minus_alpha_bar": 1 - a}
         return weighting[self.weights.noise_weighting]

@@ -55,7 +55,7 @@ def make_lr_scheduler(
 def lower_frozen(network: torch.nn.Module, precision: str) -> None:
     """Keep what is not trained in `bf16` or `fp16`, but for text encoders, which are saved as they are."""
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-    denoising = parts_of(network)["unet"]
+    denoising = next(iter(parts_of(network).values()))
     for tensor in (*denoising.parameters(), *denoising.buffers()):
         if not tensor.requires_grad and tensor.is_floating_point():
             tensor.data = tensor.data.to(dtype)

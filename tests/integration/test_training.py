@@ -235,7 +235,7 @@ noise, t = torch.randn((6, 3, 8, 8), generator=g), torch.tensor([10, 200, 400, 5
 rank, world = training.accelerator.process_index, training.accelerator.num_processes
 mine = slice(rank * 3, rank * 3 + 3) if world > 1 else slice(0, 6)
 images = (torch.rand((6, 3, 8, 8), generator=g) * 2 - 1)[mine]
-xt = training.denoiser.noise_scheduler.add_noise(images, noise[mine], t[mine])
+xt = training.denoiser.schedule.add_noise(images, noise[mine], t[mine])
 with torch.no_grad():
     for p in training.parameters:
         p.add_(torch.randn(p.shape, generator=g) * 0.05)

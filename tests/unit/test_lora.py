@@ -14,7 +14,7 @@ from domainstudio import models
 from domainstudio.config import LoraSettings
 from domainstudio.errors import CheckpointError, ConfigError, MissingExtraError
 from domainstudio.models import lora
-from domainstudio.models.text_to_image import TextToImageDenoiser
+from domainstudio.models.stable_diffusion import StableDiffusionDenoiser
 from domainstudio.models.unconditional import UnconditionalDenoiser
 from domainstudio.sampling import sample
 from domainstudio.storage import checkpoint
@@ -281,7 +281,7 @@ def test_plain_diffusers_reads_both_files(tmp_path, bases, kind, changes):
         pipeline = pipeline_of(bases(kind))
         pipeline.load_lora_weights(tmp_path / "adapted", **options)
         close(pictures(pipeline), expected)
-        close(output(TextToImageDenoiser(pipeline, "plain"), told_by=denoiser), output(denoiser))
+        close(output(StableDiffusionDenoiser(pipeline, "plain"), told_by=denoiser), output(denoiser))
 
 
 @pytest.mark.parametrize(("kind", "first"), [("sd1", "lora_te_"), ("sdxl", "lora_te1_")])

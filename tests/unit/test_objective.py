@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from domainstudio.config import LossWeights, method
-from domainstudio.models.schedule import to_x0, true_output
 from domainstudio.training import losses
 from domainstudio.training.objective import DETAIL_TERMS, PAIRWISE_TERMS, Batch, Objective, noisy_batch
 from tests.models import DOMAINSTUDIO, PAIRWISE_L2, PLAIN, tiny_denoiser, tiny_images, training_settings
@@ -33,7 +32,7 @@ def computed(weights=DOMAINSTUDIO, **settings):
 def x0_of(model, batch):
     with torch.no_grad():
         output = model.predict(batch.xt, batch.timesteps, {}).output
-    return to_x0(model.noise_scheduler, output, batch.xt, batch.timesteps)
+    return model.schedule.to_x0(output, batch.xt, batch.timesteps)
 
 
 def test_pairwise_terms_are_zero_where_the_adapted_model_is_the_source():
@@ -96,7 +95,7 @@ def test_images_are_weighted_by_their_noise_level(weighting):
     weighted = DOMAINSTUDIO.model_copy(update={"noise_weighting": weighting})
     *_, plain_terms = computed(timesteps="shared")
     adapted, _, batch, terms = computed(weighted, timesteps="shared")
-    a = adapted.noise_scheduler.alphas_cumprod[batch.timesteps[0]]
+    a = adapted.schedule.levels[batch.timesteps[0]]
     a = a if weighting == "alpha_bar" else 1 - a
     for name in ("image", "high_frequency"):
         torch.testing.assert_close(terms[name], plain_terms[name] * a)
@@ -110,7 +109,7 @@ def test_distances_are_weighted_by_each_images_noise_level():
     x0s = (x0_of(model, batch).flatten(1) for model in (adapted, source))
     ours, theirs = (torch.cdist(x0, x0) for x0 in x0s)
     rows = (ours - theirs).square().mean(dim=1)
-    trust = adapted.noise_scheduler.alphas_cumprod[batch.timesteps]
+    trust = adapted.schedule.levels[batch.timesteps]
     torch.testing.assert_close(terms["pairwise_l2"].detach(), (trust * rows).mean(), rtol=1e-4, atol=1e-7)
 
 
@@ -155,7 +154,7 @@ def test_the_variational_term_is_there_with_a_learned_variance_only():
 def test_the_variational_term_of_the_last_timestep_is_finite_with_zero_terminal_snr():
     model = tiny_denoiser(learned_variance=True, prediction_type="v_prediction", rescale_betas_zero_snr=True)
     batch = replace(batch_of(model), timesteps=torch.tensor([0, 1, 998, 999]))
-    batch = replace(batch, xt=model.noise_scheduler.add_noise(batch.x0, batch.noise, batch.timesteps))
+    batch = replace(batch, xt=model.schedule.add_noise(batch.x0, batch.noise, batch.timesteps))
     vlb = Objective(model, PLAIN)(batch)["vlb"]
     vlb.backward()
     assert vlb.isfinite()
@@ -182,9 +181,9 @@ def test_the_range_of_timesteps_is_kept():
 def test_a_perfect_prediction_gives_x0_back(prediction_type):
     model = tiny_denoiser(prediction_type=prediction_type, rescale_betas_zero_snr=False)
     batch = batch_of(model, max_timestep=0.8)
-    scheduler = model.noise_scheduler
-    output = true_output(scheduler, batch.x0, batch.noise, batch.timesteps)
-    found = to_x0(scheduler, output, batch.xt, batch.timesteps)
+    schedule = model.schedule
+    output = schedule.true_output(batch.x0, batch.noise, batch.timesteps)
+    found = schedule.to_x0(output, batch.xt, batch.timesteps)
     torch.testing.assert_close(found, batch.x0, atol=1e-4, rtol=0)
 
 
@@ -193,11 +192,11 @@ def test_x0_matches_diffusers_own_conversion():
 
     model = tiny_denoiser()
     batch = batch_of(model, timesteps="shared")
-    scheduler = DDIMScheduler.from_config(model.noise_scheduler.config, clip_sample=False)
+    scheduler = DDIMScheduler.from_config(model.schedule.noise_scheduler.config, clip_sample=False)
     scheduler.set_timesteps(1000)
     output = model.predict(batch.xt, batch.timesteps, {}).output
     expected = scheduler.step(output, batch.timesteps[0], batch.xt).pred_original_sample
-    torch.testing.assert_close(to_x0(model.noise_scheduler, output, batch.xt, batch.timesteps), expected)
+    torch.testing.assert_close(model.schedule.to_x0(output, batch.xt, batch.timesteps), expected)
 
 
 def test_every_term_of_the_tables_has_a_weight():

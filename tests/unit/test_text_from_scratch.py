@@ -3,7 +3,7 @@
 from domainstudio import models
 from domainstudio.config import NoiseSettings, TextModelSettings
 from domainstudio.demo.text_model import BEGIN, END, new_pipeline, new_tokenizer
-from domainstudio.models.text_to_image import TextToImageDenoiser
+from domainstudio.models.stable_diffusion import StableDiffusionDenoiser
 from domainstudio.sampling import sample
 from tests.models import PROMPTS, tiny_text_pipeline
 
@@ -41,10 +41,10 @@ def test_a_new_pipeline_is_complete(tmp_path):
         prompt_length=12,
     )
     pipeline = new_pipeline(settings, NoiseSettings(), tiny_text_pipeline().vae, 16, PROMPTS)
-    denoiser = TextToImageDenoiser(pipeline, "new")
+    denoiser = StableDiffusionDenoiser(pipeline, "new")
     assert denoiser.resolution == (16, 16) and denoiser.shape == (4, 8, 8)
     assert denoiser.condition(PROMPTS)["encoder_hidden_states"].shape == (len(PROMPTS), 12, 32)
-    assert denoiser.noise_scheduler.alphas_cumprod[-1] == 0  # zero terminal SNR
+    assert denoiser.schedule.levels[-1] == 0  # zero terminal SNR
     denoiser.save(tmp_path)
     drawn = [sample(each, [1], ["a cup"], steps=2).astype(int) for each in (denoiser, models.load(tmp_path))]
     assert abs(drawn[0] - drawn[1]).max() <= 1

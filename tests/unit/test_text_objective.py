@@ -7,7 +7,6 @@ import torch
 
 from domainstudio.config import LossWeights
 from domainstudio.models.condition import concatenate
-from domainstudio.models.schedule import to_x0
 from domainstudio.training import losses
 from domainstudio.training.objective import Batch, Objective, noisy_batch
 from domainstudio.training.wavelet import high_frequency
@@ -121,7 +120,7 @@ def test_the_source_prediction_is_the_frozen_sources_under_the_source_prompt(spa
         hidden = pipeline.encode_prompt(prompts, "cpu", 1, do_classifier_free_guidance=False)[0]
         xt, timesteps = batch.xt[:NUMBER], batch.timesteps[:NUMBER]
         output = pipeline.unet(xt, timesteps, encoder_hidden_states=hidden).sample
-        latents = to_x0(adapted.noise_scheduler, output, xt, timesteps)
+        latents = adapted.schedule.to_x0(output, xt, timesteps)
         return latents if space == "latent" else pipeline.vae.decode(latents / 0.18215).sample.clamp(-1, 1)
 
     def similarity(*pair):
@@ -172,7 +171,7 @@ def test_the_prior_is_the_error_of_its_own_images_alone():
     torch.testing.assert_close(terms["simple"].detach(), error[:NUMBER].square().mean())
     torch.testing.assert_close(terms["prior"].detach(), error[NUMBER:].square().mean())
     # ε: x0 is off by sqrt(1 - ᾱ) / sqrt(ᾱ) times the error of ε
-    a = adapted.noise_scheduler.alphas_cumprod[batch.timesteps].view(-1, 1, 1, 1)
+    a = adapted.schedule.levels[batch.timesteps].view(-1, 1, 1, 1)
     off = ((1 - a) / a).sqrt() * error
     torch.testing.assert_close(terms["prior_reconstruction"].detach(), off[NUMBER:].square().mean())
     terms["prior_reconstruction"].backward()
@@ -186,7 +185,7 @@ def test_detail_terms_compare_with_the_same_training_image():
     terms = Objective(adapted, only("high_frequency_mse", "reconstruction"), source)(batch)
     with torch.no_grad():
         output = adapted.predict(batch.xt, batch.timesteps, batch.condition).output
-        x0 = to_x0(adapted.noise_scheduler, output, batch.xt, batch.timesteps)[:NUMBER]
+        x0 = adapted.schedule.to_x0(output, batch.xt, batch.timesteps)[:NUMBER]
         images = adapted.decode(x0).clamp(-1, 1)
     pictures = torch.from_numpy(tiny_text_images(NUMBER)).float() / 127.5 - 1
     torch.testing.assert_close(terms["reconstruction"].detach(), (images - pictures).square().mean())

@@ -13,7 +13,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from domainstudio import models
 from domainstudio.errors import CheckpointError, ConfigError
-from domainstudio.models.text_to_image import TextToImageDenoiser
+from domainstudio.models.stable_diffusion import StableDiffusionDenoiser
 from tests.models import PROMPT_LENGTH, tiny_text_denoiser, tiny_text_pipeline
 from tests.project import ROOT
 
@@ -138,7 +138,7 @@ BLOCKS = (8,) * 4
         (
             "scheduler",
             FlowMatchEulerDiscreteScheduler,
-            r"here/scheduler is a FlowMatchEulerDiscreteScheduler.*flow matching or EDM are not supported",
+            r"here/scheduler is a FlowMatchEulerDiscreteScheduler.*noise levels are not those of a DDPM",
         ),
     ],
 )
@@ -146,14 +146,14 @@ def test_parts_of_different_models_are_refused(name, foreign, message):
     pipeline = tiny_text_pipeline()
     setattr(pipeline, name, foreign())
     with pytest.raises(CheckpointError, match=message):
-        TextToImageDenoiser(pipeline, "here")
+        StableDiffusionDenoiser(pipeline, "here")
 
 
 def test_a_pooled_text_of_another_width_is_refused():
     pipeline = tiny_text_pipeline("sdxl")
     pipeline.text_encoder_2.config.projection_dim = 16
     with pytest.raises(CheckpointError, match=r"reads 60 channels of pooled text and sizes, and 64 are made"):
-        TextToImageDenoiser(pipeline, "here")
+        StableDiffusionDenoiser(pipeline, "here")
 
 
 def test_the_text_encoders_length_counts_where_the_tokenizer_names_none(folder):

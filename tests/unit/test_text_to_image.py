@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from domainstudio import models
 from domainstudio.errors import ConfigError
-from domainstudio.models.text_to_image import TextToImageDenoiser
+from domainstudio.models.stable_diffusion import StableDiffusionDenoiser
 from domainstudio.sampling import sample
 from tests.models import PROMPT_LENGTH, tiny_text_denoiser, tiny_text_images, tiny_text_pipeline
 
@@ -60,7 +60,7 @@ def plain_embeddings(pipeline, negative):
 @pytest.mark.parametrize("negative", ["", "a blue cup"])
 def test_conditions_are_the_pipelines_own(kind, negative):
     pipeline = tiny_text_pipeline(kind)
-    denoiser = TextToImageDenoiser(pipeline, kind)
+    denoiser = StableDiffusionDenoiser(pipeline, kind)
     expected, nothing = plain_embeddings(pipeline, [negative] * 2 if negative else None)
     torch.testing.assert_close(denoiser.condition(TOLD), expected)
     torch.testing.assert_close(denoiser.condition([negative] * 2), nothing)
@@ -75,7 +75,7 @@ def test_predictions_are_the_pipelines_own(kind):
     hidden = expected.pop("encoder_hidden_states")
     timesteps = torch.tensor([10, 700])
     plain = pipeline.unet(noisy(), timesteps, encoder_hidden_states=hidden, added_cond_kwargs=expected).sample
-    denoiser = TextToImageDenoiser(pipeline, kind)
+    denoiser = StableDiffusionDenoiser(pipeline, kind)
     found = denoiser.predict(noisy(), timesteps, denoiser.condition(TOLD))
     torch.testing.assert_close(found.output, plain)
     assert found.variance is None
@@ -102,7 +102,7 @@ def test_nothing_is_encoded_where_the_pipeline_has_no_zeros_for_it(kind):
     pipeline = tiny_text_pipeline(kind)
     if kind == "sdxl":
         pipeline.register_to_config(force_zeros_for_empty_prompt=False)
-    hidden = TextToImageDenoiser(pipeline, kind).condition([""])["encoder_hidden_states"]
+    hidden = StableDiffusionDenoiser(pipeline, kind).condition([""])["encoder_hidden_states"]
     assert hidden.abs().min() > 0
     _, expected = plain_embeddings(pipeline, None)
     torch.testing.assert_close(hidden[0], expected["encoder_hidden_states"][0])
