@@ -3,15 +3,16 @@
 * `pytorch_lora_weights.safetensors`, for DomainStudio and diffusers: `pipeline.load_lora_weights(folder)`.
   Its keys are peft's under `unet.`, `text_encoder.` and `text_encoder_2.`; rank and alpha are in the file's
   metadata, and a program that does not read them takes alpha = rank.
-* `kohya.safetensors`, for ComfyUI, AUTOMATIC1111, SD.Next, InvokeAI and kohya's own scripts; of Stable
-  Diffusion models only. It names alpha beside each pair of matrices. ComfyUI reads the keys of both files,
-  but alpha from this one only.
+* `kohya.safetensors`, for ComfyUI, AUTOMATIC1111, SD.Next, InvokeAI and kohya's own scripts; of
+  text-to-image models only. It names alpha beside each pair of matrices. ComfyUI reads the keys of both
+  files, but alpha from this one only. A transformer's layers have the names of OneTrainer.
 * `adapter.json`: which model the adapters belong to, and what `loading` needs to attach them.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -152,9 +153,12 @@ def _write_kohya(weights: Weights, alpha: float, path: Path) -> None:
     from safetensors.torch import save_file
 
     prefix = "lora_te1_" if "text_encoder_2" in weights else "lora_te_"
+    transformer = re.compile("^transformer_")  # as OneTrainer names it, which ComfyUI reads
     converted = {
         # the converter writes the rank for alpha
-        key.replace("lora_te1_", prefix): torch.tensor(alpha) if key.endswith(".alpha") else value
+        transformer.sub("lora_transformer_", key.replace("lora_te1_", prefix)): torch.tensor(alpha)
+        if key.endswith(".alpha")
+        else value
         for key, value in convert_state_dict_to_kohya(_joined(weights)).items()
     }
     save_file(converted, path, metadata={"format": "pt"})

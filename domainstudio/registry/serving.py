@@ -45,7 +45,10 @@ class ImageModel(PythonModel):  # type: ignore[misc]
         from diffusers import DiffusionPipeline
 
         def load(folder: Path) -> Any:
-            options = {"use_safetensors": True, "local_files_only": True}
+            options: dict[str, Any] = {"use_safetensors": True, "local_files_only": True}
+            index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+            # a text encoder that was left out on purpose must be named, or diffusers looks for it
+            options |= {name: None for name, value in index.items() if value == [None, None]}
             pipeline = DiffusionPipeline.from_pretrained(folder, **options)
             return pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -139,7 +142,7 @@ class ImageModel(PythonModel):  # type: ignore[misc]
             raise ValueError(f"this is a class-conditional model: give a column `label`, one of {known}")
         if label not in classes:
             raise ValueError(f"column `label`: the model has no class {label!r}; there are {known}")
-        has_null = len(classes) < self.pipeline.unet.config.num_class_embeds
+        has_null = len(classes) < network_of(self.pipeline).config.num_class_embeds
         return classes.index(label), len(classes) if has_null else None
 
     def prompt_hint(self) -> str:
@@ -150,13 +153,13 @@ class ImageModel(PythonModel):  # type: ignore[misc]
 
 
 class Partner:
-    """The source model, which takes part in the forward pass of the adapted model's UNet.
+    """The source model, which takes part in the forward pass of the adapted model's network.
 
     Guided: source + weight·(adapted - source), with the adapted model's variance. Switched: one of the two at
     each timestep. DomainStudio's `models.combined` computes the same.
 
     Args:
-        pipeline: The adapted model's; its UNet gets another `forward`.
+        pipeline: The adapted model's; its UNet or transformer gets another `forward`.
         source: The source model's.
         record: The content of `combination.json`.
         classes: Names of the classes, of class-conditional models.
@@ -168,8 +171,9 @@ class Partner:
         at, number = self.combine.get("at", 0), pipeline.scheduler.config.num_train_timesteps
         self.first = math.ceil(round(at * number, 6))
         self.told: dict[str, Any] = {}
-        self.own = pipeline.unet.forward
-        pipeline.unet.forward = self.forward
+        network = network_of(pipeline)
+        self.names = list(inspect.signature(network.forward).parameters)
+        self.own, network.forward = network.forward, self.forward
 
     def tell(self, condition: Mapping[str, Any], number: int) -> None:
         """Give the source model its own condition of the next batch.
@@ -183,27 +187,33 @@ class Partner:
         if "row" in condition:
             row = self.classes.index(self.text(self.classes[condition["row"]]))
             rows = [condition["null"]] * number * (condition["guidance_scale"] != 1) + [row] * number
-            self.told = {"class_labels": torch.tensor(rows, device=self.source.unet.device)}
+            self.told = {"class_labels": torch.tensor(rows, device=network_of(self.source).device)}
         elif "prompt" in condition:
             self.told = self.embeddings(condition, number)
 
     def embeddings(self, condition: Mapping[str, Any], number: int) -> dict[str, Any]:
-        """Return the source's embeddings of prompts as its UNet takes them, in diffusers' order of rows."""
+        """Return the source's embeddings of prompts by its network's names, in diffusers' order of rows."""
         import torch
 
+        encode = self.source.encode_prompt
+        parameters = inspect.signature(encode).parameters
+        more: dict[str, Any] = {name: None for name in ("prompt_2", "prompt_3") if name in parameters}
         guided = condition["guidance_scale"] > 1
         negative = condition["negative_prompt"]
         with torch.inference_mode():
-            found = self.source.encode_prompt(
+            found = encode(
                 prompt=[self.text(condition["prompt"])] * number,
                 negative_prompt=[negative] * number if negative else None,
-                device=self.source.unet.device,
+                device=network_of(self.source).device,
                 num_images_per_prompt=1,
                 do_classifier_free_guidance=guided,
+                **more,
+                **length_of(self.source),
             )
-        pairs = [found[:2], found[2:]]  # the second, of XL, are pooled
+        pairs = [found[:2], found[2:]]  # the second, of XL and SD3, are pooled
         joined = [torch.cat([pair[1], pair[0]]) if guided else pair[0] for pair in pairs if pair]
-        return dict(zip(("encoder_hidden_states", "text_embeds"), joined, strict=False))
+        pooled = "pooled_projections" if "pooled_projections" in self.names else "text_embeds"
+        return dict(zip(("encoder_hidden_states", pooled), joined, strict=False))
 
     def text(self, text: str) -> str:
         """Return what the source model is told in place of a prompt or a class."""
@@ -212,32 +222,44 @@ class Partner:
                 return str(template.format(**match.groupdict()))
         return text
 
-    def forward(
-        self, sample: Any, timestep: Any, *args: Any, return_dict: bool = True, **conditions: Any
-    ) -> Any:
-        """Return what the adapted model's UNet would, of both models together."""
+    def forward(self, *args: Any, return_dict: bool = True, **named: Any) -> Any:
+        """Return what the adapted model's network would, of both models together."""
         import torch
 
+        given = dict(zip(self.names, args, strict=False)) | named
+        sample, timestep = given[self.names[0]], given["timestep"]
+
         def adapted() -> Any:
-            return self.own(sample, timestep, *args, **conditions).sample
+            return self.own(**given).sample
 
         if self.combine["mode"] == "switch":
-            above = int(torch.as_tensor(timestep).flatten()[0]) >= self.first
+            above = float(torch.as_tensor(timestep).flatten()[0]) >= self.first
             asks_source = above == (self.combine["source"] == "above")
-            output = self.predict(sample, timestep, conditions) if asks_source else adapted()
+            output = self.predict(given) if asks_source else adapted()
         else:
             channels, second = sample.shape[1], adapted()
-            first = self.predict(sample, timestep, conditions)[:, :channels]
+            first = self.predict(given)[:, :channels]
             mixed = torch.lerp(first.float(), second[:, :channels].float(), self.combine["weight"])
             output = torch.cat([mixed.to(second.dtype), second[:, channels:]], dim=1)
         return SimpleNamespace(sample=output) if return_dict else (output,)
 
-    def predict(self, sample: Any, timestep: Any, conditions: Mapping[str, Any]) -> Any:
+    def predict(self, given: Mapping[str, Any]) -> Any:
         """Return the source's prediction for its own condition."""
-        own = {**conditions, **self.told}
+        own = {**given, **self.told}
         if (pooled := own.pop("text_embeds", None)) is not None:
             own["added_cond_kwargs"] = {**own["added_cond_kwargs"], "text_embeds": pooled}
-        return self.source.unet(sample, timestep, **own).sample
+        return network_of(self.source)(**own).sample
+
+
+def network_of(pipeline: Any) -> Any:
+    """Return the part of a pipeline that denoises."""
+    return getattr(pipeline, "unet", None) or pipeline.transformer
+
+
+def length_of(pipeline: Any) -> dict[str, int]:
+    """Return the tokens that T5 of SD3 reads, where its tokenizer says fewer than the pipeline's own 256."""
+    tokenizer = getattr(pipeline, "tokenizer_3", None)
+    return {} if tokenizer is None else {"max_sequence_length": min(256, tokenizer.model_max_length)}
 
 
 def value_of(request: Mapping[str, Any], column: str, default: Any) -> Any:
@@ -251,7 +273,7 @@ def class_names(folder: Path, pipeline: Any) -> list[str] | None:
 
     Rows without names are numbered. If there is one row more than names, the last is the null class.
     """
-    rows = getattr(pipeline.unet.config, "num_class_embeds", None)
+    rows = network_of(pipeline).config.get("num_class_embeds")
     if set(pipeline.components) != {"unet", "scheduler"} or not rows:
         return None
     if not (path := folder / "classes.json").is_file():
@@ -274,7 +296,7 @@ def draw(
         if "prompt" in condition:
             names = [name for name in ("prompt", "negative_prompt") if condition[name]]
             options = {name: [condition[name]] * len(seeds) for name in names}
-            options["guidance_scale"] = condition["guidance_scale"]
+            options |= {"guidance_scale": condition["guidance_scale"], **length_of(pipeline)}
         images = pipeline(**options, generator=generators, num_inference_steps=steps).images
     return [{"seed": s, "png": encode(image)} for s, image in zip(seeds, images, strict=True)]
 
@@ -325,7 +347,7 @@ def with_scheduler(pipeline: Any, name: str) -> Any:
     """Return the pipeline with another scheduler of the same noise levels, or itself for `saved`."""
     import diffusers
 
-    kinds: dict[str, tuple[str, dict[str, str]]] = {
+    kinds: dict[str, tuple[str, dict[str, Any]]] = {
         "ddim": ("DDIMScheduler", {}),
         "ddpm": ("DDPMScheduler", {}),
         "dpm-solver++": (
@@ -333,12 +355,15 @@ def with_scheduler(pipeline: Any, name: str) -> Any:
             {"algorithm_type": "dpmsolver++", "final_sigmas_type": "zero"},
         ),
     }
+    config = pipeline.scheduler.config
+    if "shift" in config or config.get("use_flow_sigmas"):
+        kinds = flow_schedulers(float(config.get("flow_shift", config.get("shift", 1.0))))
     if name == "saved":
         return pipeline
     if name not in kinds:
         raise ValueError(f"scheduler must be saved, {', '.join(kinds)}, got {name!r}")
     kind, options = kinds[name]
-    scheduler = getattr(diffusers, kind).from_config(pipeline.scheduler.config, **options)
+    scheduler = getattr(diffusers, kind).from_config(config, **options)
     # DDIMPipeline passes arguments that only DDIM takes. DDPMPipeline's loop works with every scheduler.
     if set(pipeline.components) == {"unet", "scheduler"}:
         loop = diffusers.DDIMPipeline if name == "ddim" else diffusers.DDPMPipeline
@@ -349,6 +374,16 @@ def with_scheduler(pipeline: Any, name: str) -> Any:
     changed = copy.copy(pipeline)
     changed.scheduler = scheduler
     return changed
+
+
+def flow_schedulers(shift: float) -> dict[str, tuple[str, dict[str, Any]]]:
+    """Return class and options of each scheduler for flow matching, where Euler's method is DDIM."""
+    solver = {"use_flow_sigmas": True, "flow_shift": shift, "prediction_type": "flow_prediction"}
+    return {
+        "ddim": ("FlowMatchEulerDiscreteScheduler", {"shift": shift, "stochastic_sampling": False}),
+        "ddpm": ("FlowMatchEulerDiscreteScheduler", {"shift": shift, "stochastic_sampling": True}),
+        "dpm-solver++": ("DPMSolverMultistepScheduler", solver),
+    }
 
 
 def encode(image: Any) -> str:

@@ -51,6 +51,10 @@ CASES: dict[str, tuple[Any, dict[str, str]]] = {
         {"prompt": PROMPTS[0], "negative_prompt": "the moon"},
     ),
     "sdxl": (lambda seed: tiny_text_denoiser("sdxl", seed), {"prompt": PROMPTS[0]}),
+    "sd3": (
+        lambda seed: tiny_text_denoiser("sd3", seed),
+        {"prompt": PROMPTS[0], "negative_prompt": "the moon"},
+    ),
 }
 WORDING = Wording.of(PromptSettings(source="{caption}", target="{caption} house"))
 """What fits no template, such as the name of a class, both models are told."""

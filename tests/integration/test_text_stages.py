@@ -3,14 +3,18 @@
 import json
 import sys
 
+import mlflow
+import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 from domainstudio import models
 from domainstudio.metrics.networks import register_network
-from stages import evaluate, finetune, prepare, report, sample
-from tests.integration.mlflow_parts import use_local_store
-from tests.models import Averages, tiny_text_denoiser
+from domainstudio.tracking.server import connect
+from stages import evaluate, finetune, import_source, prepare, register, report, sample
+from tests.integration.mlflow_parts import decode, use_local_store
+from tests.models import Averages, tiny_sd3_pipeline, tiny_text_denoiser
 from tests.project import params as project_params
 from tests.project import write_images
 
@@ -96,3 +100,32 @@ def test_the_same_prior_images_serve_a_second_training(project, monkeypatch, cap
     run(monkeypatch, finetune, "text-lora")
     assert json.loads((project / "models/adapted/text-lora/provenance.json").read_text())["key"] == key
     assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_a_flow_matching_model_goes_from_import_to_serving(project, monkeypatch):
+    """Stable Diffusion 3 with adapters and pairwise terms, from a folder to a served picture."""
+    tiny_sd3_pipeline().save_pretrained(project / "there")
+    values = params()
+    values["sources"]["sd3"] = {"subjects": "subjects.txt"}
+    values["methods"]["lora"] |= {"image": 0.5, "high_frequency": 0.5, "high_frequency_mse": 0.05}
+    values["adaptations"] = {
+        "flow": {"source": "sd3", "target": "ink", "method": "lora", "prior": {"number": 3}}
+    }
+    values["finetune"] |= {"steps": 2, "preview_every": 0}
+    (project / "params.yaml").write_text(yaml.safe_dump(values))
+    run(monkeypatch, import_source, "sd3", "there")
+    run(monkeypatch, prepare, "target", "ink")
+    run(monkeypatch, sample, "source", "sd3")
+    run(monkeypatch, finetune, "flow")
+    run(monkeypatch, sample, "adapted", "flow")
+    run(monkeypatch, evaluate, "flow")
+    run(monkeypatch, register, "flow")
+
+    with connect():
+        model = mlflow.pyfunc.load_model("models:/domainstudio-flow/1")
+        drawn = model.predict(
+            [{"prompt": "house 7 in [V] style"}], params={"seed": 1000, "scheduler": "ddim"}
+        )
+    expected = next((project / "samples/adapted/flow/images").glob("000000.png"))
+    found = np.asarray(decode(drawn["png"][0])).astype(int)
+    np.testing.assert_allclose(found, np.asarray(Image.open(expected)).astype(int), atol=2)

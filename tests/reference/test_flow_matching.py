@@ -37,9 +37,13 @@ def drawn(pipeline, **options):
     pictures = pipeline(
         TOLD,
         generator=[generator(seed) for seed in SEEDS],
-        max_sequence_length=PROMPT_LENGTH,
         output_type="np",
-        **{"num_inference_steps": 4, "guidance_scale": 1.0, **options},
+        **{
+            "num_inference_steps": 4,
+            "guidance_scale": 1.0,
+            "max_sequence_length": PROMPT_LENGTH,
+            **options,
+        },
     ).images
     return (pictures.transpose(0, 3, 1, 2) * 255).round().astype(np.uint8)
 
@@ -70,8 +74,8 @@ def test_a_steps_loss_is_that_of_the_script(precondition_outputs):
     x0 = denoiser.x0(denoiser.encode(images), generator(0))
     batch = Batch(images, x0, denoiser.condition(TOLD), {})
     noisy = noisy_batch(denoiser, batch, training_settings(), generator(1), generator(2))
-    weighting = "sigma_squared" if precondition_outputs else "none"
-    found = Objective(denoiser, LossWeights(flow_weighting=weighting))(noisy)["simple"]
+    weights = LossWeights(flow_weighting="sigma_squared" if precondition_outputs else "none")
+    found = Objective(denoiser, weights)(noisy)["simple"]
 
     pipeline = tiny_sd3_pipeline()
     draw = generator(1)

@@ -44,6 +44,7 @@ MAKERS: dict[str, Any] = {
     "class": lambda seed: tiny_class_denoiser(seed=seed),
     "sd1": lambda seed: tiny_text_denoiser("sd1", seed),
     "sdxl": lambda seed: tiny_text_denoiser("sdxl", seed),
+    "sd3": lambda seed: tiny_text_denoiser("sd3", seed),
 }
 KINDS = (*MAKERS, "unconditional lora", "sd1 lora")
 TIMESTEPS = torch.tensor([10, 400, 799, 800, 999])

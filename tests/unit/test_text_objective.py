@@ -65,7 +65,7 @@ def test_gradients_reach_trained_text_encoders(term):
     assert_frozen(adapted.vae, source.network)
 
 
-@pytest.mark.parametrize("kind", ["sd1", "sd2", "sdxl"])
+@pytest.mark.parametrize("kind", ["sd1", "sd2", "sdxl", "sd3"])
 @pytest.mark.parametrize("trained", [{}, {"text_encoders": True}, {"unet": False, "text_encoders": True}])
 def test_everything_that_is_trained_gets_a_gradient(kind, trained):
     """Over several processes a trained weight without a gradient is an error."""
@@ -73,7 +73,7 @@ def test_everything_that_is_trained_gets_a_gradient(kind, trained):
     Objective(adapted, only("simple"), source)(batch_of(adapted, source))["simple"].backward()
     without = [n for n, p in adapted.network.named_parameters() if p.requires_grad and p.grad is None]
     assert without == []
-    assert any(p.requires_grad for p in adapted._unwrapped.unet.parameters()) == trained.get("unet", True)
+    assert any(p.requires_grad for p in adapted.denoising.parameters()) == trained.get("unet", True)
 
 
 @pytest.mark.parametrize("space", ["pixel", "latent"])
