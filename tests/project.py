@@ -57,7 +57,7 @@ def params():
     values = yaml.safe_load((ROOT / "params.yaml").read_text())
     values["prepare"]["resolution"] = 8
     values["prepare"]["min_size"] = 8
-    for section in ("pretrain", "pretrain_latent", "pretrain_class", "pretrain_text"):
+    for section in ("pretrain", "pretrain_latent", "pretrain_class", "pretrain_text", "pretrain_flow"):
         values[section] |= {"images": "images", "number": None, "resolution": 8}
     values["sources"] = {"noto": {"subjects": "subjects.txt"}}
     values["source_images"] = {"noto": {"images": "images"}}

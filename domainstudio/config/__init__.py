@@ -25,6 +25,7 @@ from domainstudio.config.flow import FlowSettings
 from domainstudio.config.method import MIN_PAIRED_BATCH, LoraSettings, LossWeights, Method
 from domainstudio.config.model import (
     AutoencoderSettings,
+    FlowModelSettings,
     NoiseSettings,
     TextEncoderSettings,
     TextModelSettings,
@@ -46,6 +47,7 @@ __all__ = [
     "ChooseSettings",
     "Combination",
     "EvaluateSettings",
+    "FlowModelSettings",
     "FlowSettings",
     "GateSettings",
     "GuideSettings",

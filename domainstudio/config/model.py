@@ -113,6 +113,21 @@ class TextModelSettings(Section):
     """Tokens of a prompt, begin and end included."""
 
 
+class FlowModelSettings(Section):
+    """A small transformer of flow matching trained from scratch, in SD3's layout."""
+
+    num_layers: int = Field(ge=1)
+    """Blocks; in each, image and text attend to each other."""
+    num_attention_heads: int = Field(ge=1)
+    """Heads of each block."""
+    attention_head_dim: int = Field(default=32, ge=2, multiple_of=2)
+    """Channels of a head."""
+    patch_size: int = Field(default=2, ge=1)
+    """Latents along a side of a token."""
+    shift: float = Field(default=1.0, gt=0)
+    """Static shift of the noise levels towards noise; SD3 of 1024 pixels has 3."""
+
+
 class TextEncoderSettings(PartTrainingSettings):
     """The training of a small text encoder, which learns what its texts show."""
 

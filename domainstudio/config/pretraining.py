@@ -10,6 +10,7 @@ from domainstudio.config.base import Name
 from domainstudio.config.data import SourceImages
 from domainstudio.config.model import (
     AutoencoderSettings,
+    FlowModelSettings,
     NoiseSettings,
     TextEncoderSettings,
     TextModelSettings,
@@ -65,6 +66,26 @@ class PretrainTextSettings(PretrainingImages):
     """The training of the text encoder, before the UNet's."""
     noise: NoiseSettings
     """The forward diffusion."""
+    training: TrainingSettings
+    """The training run."""
+
+
+class PretrainFlowSettings(PretrainingImages):
+    """`python -m stages.pretrain_flow`: a small flow-matching source model from scratch.
+
+    It takes VAE and text encoder of a trained text-to-image model, and its images as `pretrain_text` does.
+    """
+
+    source: Name
+    """The text-to-image model, in `models/sources/<source>`."""
+    held_out: int = Field(default=0, ge=0)
+    """Images left out of training; give what the text model left out."""
+    held_out_seed: int = Field(default=0, ge=0)
+    """Seed of the choice of those images."""
+    styles: tuple[Style, ...] = ()
+    """Styles in which half of the images are shown."""
+    model: FlowModelSettings
+    """The transformer."""
     training: TrainingSettings
     """The training run."""
 

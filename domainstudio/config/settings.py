@@ -18,6 +18,7 @@ from domainstudio.config.evaluation import EvaluateSettings
 from domainstudio.config.method import Method
 from domainstudio.config.pretraining import (
     PretrainClassSettings,
+    PretrainFlowSettings,
     PretrainLatentSettings,
     PretrainSettings,
     PretrainTextSettings,
@@ -41,6 +42,8 @@ class Settings(Section):
     """The demo's own source model of latents."""
     pretrain_text: PretrainTextSettings
     """The demo's own text-to-image source model."""
+    pretrain_flow: PretrainFlowSettings
+    """The demo's own flow-matching source model."""
     pretrain_class: PretrainClassSettings
     """The demo's own class-conditional source model."""
     sources: dict[Name, SourceSettings]

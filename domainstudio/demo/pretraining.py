@@ -13,6 +13,7 @@ from domainstudio import models
 from domainstudio.config import LossWeights
 from domainstudio.data.prompts import paraphrases
 from domainstudio.demo.autoencoder import mean_latents, train_autoencoder
+from domainstudio.demo.flow_model import new_flow_pipeline
 from domainstudio.demo.styles import with_styles
 from domainstudio.demo.text_encoder import train_text_encoder
 from domainstudio.demo.text_model import new_pipeline
@@ -20,6 +21,7 @@ from domainstudio.errors import DataError
 from domainstudio.models.class_conditional import ClassConditionalDenoiser
 from domainstudio.models.latent import LatentDenoiser, read_encoder
 from domainstudio.models.stable_diffusion import StableDiffusionDenoiser
+from domainstudio.models.stable_diffusion_3 import StableDiffusion3Denoiser
 from domainstudio.models.unconditional import UnconditionalDenoiser
 from domainstudio.project import CHECKPOINTS, SOURCE_MODELS
 from domainstudio.sampling import default_device
@@ -117,6 +119,25 @@ def pretrain_text(settings: Settings, images: ImageSet, folder: Path) -> None:
     if history:
         card = source_card("Text-to-image model", run.params, images, history)
         write_text(folder / "README.md", card)
+
+
+def pretrain_flow(settings: Settings, images: ImageSet, folder: Path) -> None:
+    """Train a flow-matching transformer around a text model's parts, or go on, and write it with its card."""
+    section = settings.pretrain_flow
+    source = SOURCE_MODELS / section.source
+    run = TrainingRun("pretrain-flow", section, {"images": images.digest, "source": models.digest(source)})
+    images = trained_on(images, section.held_out, section.held_out_seed)
+    plain = [paraphrases(record, PARAPHRASES) for record in images.records]
+    shown, texts = with_styles(images.images, plain, section.styles)
+    torch.manual_seed(section.training.seed)
+    pipeline = new_flow_pipeline(section.model, StableDiffusionDenoiser.load(source).pipeline)
+    denoiser = StableDiffusion3Denoiser(pipeline, folder.as_posix())
+    captions = [record.caption for record in images.records[::31]]
+    examples = Examples.of(denoiser, shown, texts)
+    history = _train(run, section.training, denoiser, examples, settings, folder, captions)
+    if history:
+        kind = f"Text-to-image model of flow matching, around VAE and text encoder of `{section.source}`"
+        write_text(folder / "README.md", source_card(kind, run.params, images, history))
 
 
 def _train(

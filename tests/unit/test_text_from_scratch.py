@@ -1,11 +1,16 @@
 """A text-to-image model of one's own: its tokenizer, and the pipeline around it."""
 
+import torch
+from diffusers import StableDiffusion3Pipeline
+
 from domainstudio import models
-from domainstudio.config import NoiseSettings, TextModelSettings
+from domainstudio.config import FlowModelSettings, NoiseSettings, TextModelSettings
+from domainstudio.demo.flow_model import new_flow_pipeline
 from domainstudio.demo.text_model import BEGIN, END, new_pipeline, new_tokenizer
 from domainstudio.models.stable_diffusion import StableDiffusionDenoiser
+from domainstudio.models.stable_diffusion_3 import StableDiffusion3Denoiser
 from domainstudio.sampling import sample
-from tests.models import PROMPTS, tiny_text_pipeline
+from tests.models import PROMPT_LENGTH, PROMPTS, tiny_text_pipeline
 
 
 def test_the_same_corpus_gives_the_same_tokens():
@@ -48,3 +53,26 @@ def test_a_new_pipeline_is_complete(tmp_path):
     denoiser.save(tmp_path)
     drawn = [sample(each, [1], ["a cup"], steps=2).astype(int) for each in (denoiser, models.load(tmp_path))]
     assert abs(drawn[0] - drawn[1]).max() <= 1
+
+
+def test_a_flow_matching_model_is_made_around_a_text_models_parts(tmp_path):
+    """Plain diffusers draws the same from its folder, where T5's tokens are one of zeros."""
+    text = tiny_text_pipeline()
+    settings = FlowModelSettings(num_layers=2, num_attention_heads=2, attention_head_dim=16)
+    pipeline = new_flow_pipeline(settings, text)
+    denoiser = StableDiffusion3Denoiser(pipeline, "new")
+    condition = denoiser.condition(["a red house"])
+    assert condition["encoder_hidden_states"].shape == (1, PROMPT_LENGTH + 1, 32)
+    pooled = text.text_encoder(denoiser._tokens(["a red house"])[0][:, 0]).pooler_output
+    torch.testing.assert_close(condition["pooled_projections"], torch.cat([pooled, pooled], dim=1))
+    with torch.no_grad():
+        for parameter in denoiser.denoising.proj_out.parameters():
+            assert not parameter.any(), "an untrained block is the identity"
+            parameter.normal_(generator=torch.Generator().manual_seed(0))
+    denoiser.save(tmp_path)
+    found = sample(models.load(tmp_path), [3], ["a red house"], steps=3)
+    plain = StableDiffusion3Pipeline.from_pretrained(tmp_path, text_encoder_3=None)
+    draw = torch.Generator().manual_seed(3)
+    options = {"num_inference_steps": 3, "guidance_scale": 1.0, "max_sequence_length": 1}
+    picture = plain("a red house", generator=draw, output_type="np", **options).images[0]
+    assert abs(found[0].transpose(1, 2, 0) - picture * 255).max() < 1
