@@ -7,6 +7,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHONWARNINGS ?= ignore
 PORT ?= 5000
 SOURCES ?= pretrain_latent pretrain pretrain_class pretrain_text
+EXTRAS ?= demo,text,pipeline,kubernetes,sweep,dev
 WORKERS ?= 2
 IMAGE ?= domainstudio
 # Workers side by side, each with its own servers. A file's tests stay together: they share trained models.
@@ -21,12 +22,18 @@ find_python = for p in $(PYTHON) python3 python3.12 python3.11; do \
 help:  ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' Makefile
 
+pip = $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+# The file keeps what was installed: a checkout makes files new that say nothing new. A .venv that is a link belongs
+# to another checkout, of which it stays the editable installation.
 .venv/installed: pyproject.toml constraints.txt
-	@echo "installing into .venv (some minutes, once)"
-	@python=$$($(find_python)); $$python -m venv .venv
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
-		--editable '.[demo,text,pipeline,kubernetes,sweep,dev]'
-	@touch $@
+	@if cat $^ | cmp --silent - $@; then touch $@; exit; fi; \
+	if ! [ -x $(BIN)/python ]; then \
+		echo "installing into .venv (some minutes, once)"; python=$$($(find_python)); $$python -m venv .venv; \
+	else echo ".venv$$([ -L .venv ] && echo " ($$(readlink .venv))") is older than constraints.txt: updating it"; fi; \
+	if [ -L .venv ]; then $(pip) --requirement constraints.txt; \
+	else $(pip) --constraint constraints.txt --editable '.[$(EXTRAS)]'; fi; \
+	cat $^ > $@
 
 .PHONY: install
 install: .venv/installed  ## Create .venv from the pinned constraints
@@ -80,6 +87,10 @@ image:  ## Build the image of this commit with Docker, as IMAGE:<commit>; IMAGE=
 .PHONY: flow
 flow: .venv/installed  ## The same pipeline as a Prefect flow
 	python -m flows.adapt
+
+.PHONY: pull
+pull: .venv/installed  ## Get what others made from DVC's remote, and say in one line what was never pushed
+	@python -m flows.pull
 
 .PHONY: pretrain
 pretrain: .venv/installed  ## Retrain the demo's source models (hours on a CPU): SOURCES="pretrain pretrain_text"

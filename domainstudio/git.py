@@ -27,6 +27,22 @@ def state(root: str | Path = ".") -> State | None:
         return None
 
 
+def changed(root: str | Path, *paths: str) -> bool:
+    """Return whether files differ from the commit, or are not in it; False outside a repository."""
+    try:
+        return bool(_git(root, "status", "--porcelain", "--", *paths))
+    except (OSError, subprocess.SubprocessError):
+        return False
+
+
+def tracks(root: str | Path, path: str | Path) -> bool:
+    """Return whether git has a file, or one below a folder; False outside a repository."""
+    try:
+        return bool(_git(root, "ls-files", "--", str(path)))
+    except (OSError, subprocess.SubprocessError):
+        return False
+
+
 def user() -> str | None:
     """Return `user.name` of git's settings, or None where it is not set or git is missing."""
     try:

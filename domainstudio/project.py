@@ -20,5 +20,8 @@ EVALUATION = Path("evaluation")
 REGISTRY = Path("registry")
 """A file per adaptation, which names its registered model."""
 
+REPORT, REPORTS = Path("report.html"), Path("reports")
+"""Every adaptation side by side, and a folder with a page per adaptation."""
+
 CHECKPOINTS = Path(".checkpoints")
 """Unfinished trainings and samples, by the hash of all that decides their result."""

@@ -7,7 +7,7 @@ import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,10 @@ from prefect.client.schemas.objects import State
 from prefect.states import Failed
 
 from domainstudio import config
+from domainstudio.project import REPORT, REPORTS
 from domainstudio.tracking.runs import RunPlan
 from flows.parent_run import ParentRun, parent_run
-from flows.run import graph, workspace
+from flows.run import graph, inputs, workspace
 from flows.run.commands import Commands
 from flows.run.pipeline import RETRIES, RETRY_DELAY_SECONDS, adapt
 from flows.run.workspace import WORKSPACES_VARIABLE, Workspace, WorkspaceError
@@ -27,8 +28,8 @@ from flows.server import unimportant
 
 ATTEMPTS = 5
 """How often a flow run is started, if its node is lost each time, before it fails."""
-KEPT = ("dvc.lock", "params.yaml", "report.html")
-"""Files that MLflow's run of the pipeline keeps."""
+KEPT = ("dvc.lock", "params.yaml")
+"""Files that MLflow's run of the pipeline keeps, beside the reports."""
 
 
 class NotStoredError(WorkspaceError):
@@ -71,21 +72,25 @@ def adapt_revision(
 
 def _run(where: Workspace, adaptations: list[str], options: Mapping[str, Any]) -> State[Any]:
     known, experiment = graph.read(), config.load().registry.experiment
-    stages = workspace.needed(graph.select(known, adaptations).values(), known)
+    selected = graph.select(known, adaptations).values()
+    stages = workspace.needed(selected, known)
     commands, log = Commands(where.root), get_run_logger().info
     workspace.share_cache(where)
     if stored := workspace.has_remote(where):
         workspace.pull(commands, log, stages)
     else:
         get_run_logger().warning("DVC has no default remote: everything is made here, and kept nowhere else")
+    inputs.check(selected, where.root)
     name, key = runtime.flow_run.name or where.commit[:12], str(runtime.flow_run.id or where.commit)
     tags = {"git.commit": where.commit, "prefect.flow_run": key}
     plan = RunPlan(name, key, experiment, tags=tags, kind="pipeline")
-    with parent_run(plan, where.root, [where.root / name for name in KEPT], "adapt-mlflow") as run:
+    pages = _reports(selected)
+    kept = [where.root / name for name in (*KEPT, *pages)]
+    with parent_run(plan, where.root, kept, "adapt-mlflow") as run:
         state: State[Any] = adapt(adaptations, pull=stored, **options, return_state=True)
         if run:
             run.status = "FINISHED" if state.is_completed() else "FAILED"
-            _link_report(run, where.root)
+            _link_reports(run, where.root, pages)
         # Stored even if a stage failed: what the others made is not lost.
         if stored:
             with _storing(where):
@@ -97,11 +102,23 @@ def _run(where: Workspace, adaptations: list[str], options: Mapping[str, Any]) -
     return State(type=state.type, name=state.name, message=message)
 
 
-def _link_report(run: ParentRun, root: Path) -> None:
-    if run.url and (root / "report.html").is_file():
-        with unimportant("link to the report"):
-            report = f"{run.url}/artifacts/report.html"
-            create_link_artifact(report, key="adapt-report", description="The report, in MLflow")
+def _reports(stages: Collection[graph.Stage]) -> list[Path]:
+    """Return the pages that stages write: the whole one, if it is among them, stands for the others."""
+    if any(stage.address == "report" for stage in stages):
+        return [REPORT]
+    return [REPORTS / f"{stage.key}.html" for stage in stages if stage.group == "adaptation_report"]
+
+
+def _link_reports(run: ParentRun, root: Path, pages: Sequence[Path]) -> None:
+    for page in pages:
+        if run.url and (root / page).is_file():
+            with unimportant("link to the report"):
+                report, about = (
+                    f"{run.url}/artifacts/{page.name}",
+                    "" if page == REPORT else f" of {page.stem}",
+                )
+                key = "adapt-report" + ("" if page == REPORT else f"-{page.stem.replace('_', '-')}")
+                create_link_artifact(report, key=key, description=f"The report{about}, in MLflow")
 
 
 @contextlib.contextmanager

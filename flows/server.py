@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import cast
+from typing import Any, cast
 from uuid import UUID
 
 from prefect import get_run_logger, runtime
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import State
+from prefect.context import TaskRunContext
+from prefect.states import Pending, Running
 
 
 class Progress:
@@ -40,6 +43,35 @@ class Progress:
             else:
                 update_progress_artifact(self._artifact, percent, description=text)
             self._shown = (done, running)
+
+
+class TaskWait:
+    """The wait of this task for something, which is not its run time: it is shown as `Waiting` meanwhile."""
+
+    def __init__(self) -> None:
+        self._began: State[Any] | None = None
+
+    def begin(self) -> None:
+        """Show that the task waits."""
+        self._began = _enter(Pending(name="Waiting", message="It waits for a GPU"))
+
+    def end(self) -> float | None:
+        """Show that it runs, if it waited; return the seconds that it has waited, else None."""
+        if self._began is None:
+            return None
+        return (_enter(Running()).timestamp - self._began.timestamp).total_seconds()
+
+
+def _enter(state: State[Any]) -> State[Any]:
+    """Put this task into a state, here, where Prefect's engine adds up its run time, and at the server."""
+    if (context := TaskRunContext.get()) is None or (before := context.task_run.state) is None:
+        return state
+    if before.is_running():
+        context.task_run.total_run_time += state.timestamp - before.timestamp
+    context.task_run.state = state
+    with unimportant("state of a task"):
+        get_client(sync_client=True).set_task_run_state(context.task_run.id, state, force=True)
+    return state
 
 
 def cancel_requested() -> bool:

@@ -1,7 +1,8 @@
 """Measure an adaptation's samples: `python -m stages.evaluate <adaptation>`.
 
 Reads its samples, its source model's samples, its target's image sets, and real images of its source's
-domain where there are some. Writes evaluation/<adaptation>/metrics.json and nearest.json.
+domain where there are some. Writes evaluation/<adaptation>/metrics.json and nearest.json, and the figures to
+compare first, main.json, which `dvc metrics show` shows.
 """
 
 from __future__ import annotations
@@ -15,6 +16,17 @@ from domainstudio import config
 from domainstudio.storage.files import write_json
 from stages.cli import run
 from stages.launch import launch
+
+MAIN = {
+    "frechet_distance_infinity": "fd_infinity",
+    "kid": "kid",
+    "in_domain_share": "in_domain",
+    "intra_distance_in_domain": "intra_in_domain",
+    "memorized_share": "memorized",
+    "attributes_kept": "attributes_kept",
+    "top_1": "top_1",
+}
+"""The figures to compare first, and names that keep a table of them on a screen."""
 
 
 def main() -> None:
@@ -46,13 +58,22 @@ def main() -> None:
     folder = Path("evaluation", name)
     write_json(folder / "nearest.json", nearest)
     write_json(folder / "metrics.json", metrics)
+    write_json(
+        folder / "main.json", {MAIN[key]: value for key, value in _scores(metrics).items() if key in MAIN}
+    )
     print(f"{folder}: {_summary(metrics)}")
 
 
-def _summary(metrics: dict[str, Any]) -> str:
+def _scores(metrics: dict[str, Any]) -> dict[str, Any]:
+    """Return the figures of the samples, of all parts."""
     scores = dict(metrics["samples"])
     for part in ("attributes", "paired", "clip"):
         scores |= metrics.get(part, {}).get("samples", {})
+    return scores
+
+
+def _summary(metrics: dict[str, Any]) -> str:
+    scores = _scores(metrics)
     shown = (
         *("frechet_distance_infinity", "kid", "intra_distance_in_domain", "in_domain_share"),
         *("recall", "memorized_share", "attributes_kept", "top_1", "top_5", "clip_score", "intra_clip"),

@@ -8,12 +8,13 @@ from __future__ import annotations
 import argparse
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from stages.cli import run
 from stages.launch import launch
 
 if TYPE_CHECKING:
+    from domainstudio.config import Adaptation
     from domainstudio.data import ImageSet
     from domainstudio.tracking.provenance import Provenance
     from domainstudio.training.trainer import Trainer
@@ -30,6 +31,7 @@ def main() -> None:
     settings = config.load()
     launch("stages.finetune", settings.launch)
     adaptation = settings.adaptation(name)
+    _check_prompts(adaptation)
 
     from domainstudio.distributed import this_process
     from domainstudio.project import CHECKPOINTS
@@ -62,6 +64,19 @@ def main() -> None:
         _write(trainer, record, recipe.shots)
 
 
+def _check_prompts(adaptation: Adaptation) -> None:
+    """Refuse prompts that an image cannot fill, before torch is imported."""
+    from domainstudio.data import prompts
+    from domainstudio.data.image_set import MANIFEST, read_manifest
+    from domainstudio.models.folders import has_text_encoder
+    from domainstudio.project import SOURCE_MODELS, TARGETS
+
+    if has_text_encoder(SOURCE_MODELS / adaptation.source):
+        records = read_manifest(TARGETS / adaptation.target / "shots" / MANIFEST).images
+        for kind in get_args(prompts.Kind):
+            prompts.of_images(adaptation, kind, records)
+
+
 def _write(trainer: Trainer, record: Provenance, shots: ImageSet) -> None:
     from domainstudio.storage.files import write_json, write_text
     from domainstudio.tracking import provenance
@@ -69,8 +84,9 @@ def _write(trainer: Trainer, record: Provenance, shots: ImageSet) -> None:
 
     training = Path("training") / record.adaptation
     provenance.write_history(training, trainer.history)
-    for output in ("previews", "selection"):  # the stage has them also where nothing is in them
-        (training / output).mkdir(exist_ok=True)
+    if not (training / "selection").exists():  # DVC warns of a folder with nothing in it
+        write_text(training / "selection/none.txt", "finetune.candidate_every is 0: no state was chosen\n")
+    (training / "previews").mkdir(exist_ok=True)
     if (trainer.checkpoints / "previews").is_dir():  # preview_every 0 makes none
         shutil.copytree(trainer.checkpoints / "previews", training / "previews", dirs_exist_ok=True)
     folder = Path("models/adapted") / record.adaptation

@@ -21,17 +21,22 @@ def main() -> None:
     )
     parser.add_argument("name", help="its name: the key of sources in params.yaml")
     parser.add_argument("location", help="folder, hub id, s3://bucket/prefix or models:/name@alias")
+    parser.add_argument("--replace", action="store_true", help="overwrite a source of this name")
     arguments = parser.parse_args()
 
+    from domainstudio import git
+    from domainstudio.config import NO_IMAGES
     from domainstudio.registry.importing import import_source
 
-    folder, denoiser = import_source(arguments.name, arguments.location)
+    name = arguments.name
+    folder, denoiser = import_source(name, arguments.location, replace=arguments.replace)
     height, width = denoiser.resolution
+    added = f"dvc add {folder} && git add {folder}.dvc {folder.parent}/.gitignore && dvc push"
     print(
         f"{folder}: a model of {height}x{width} pixels, {denoiser.kind}\n"
-        f"version it with: dvc add {folder}\n"
-        f"then name it in params.yaml: sources: {arguments.name}: {{subjects: <file>}}, and set "
-        f"prepare.resolution: {height}"
+        f"version it with: {f'git add {folder}' if git.tracks('.', folder) else added}\n"
+        f"then name it in params.yaml: sources: {name}: {{subjects: <file>}}, source_images: {name}: "
+        f"{{images: {NO_IMAGES}}}, and set prepare.resolution: {height}"
     )
 
 

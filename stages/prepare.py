@@ -14,7 +14,7 @@ from domainstudio.data import ImageSet
 from domainstudio.data.packing import prepare
 from domainstudio.errors import ConfigError
 from domainstudio.project import SOURCE_IMAGES, TARGETS
-from domainstudio.storage.files import output_folder
+from domainstudio.storage.files import output_folder, write_text
 from stages.cli import run
 from stages.origins import LISTERS
 
@@ -35,6 +35,10 @@ def _prepare_source(settings: config.Settings, name: str) -> None:
     if name not in settings.source_images:
         raise ConfigError(f"source_images has no {name!r}; there are {sorted(settings.source_images)}")
     source = settings.source_images[name]
+    if not source.given:
+        with output_folder(SOURCE_IMAGES / name) as partial:
+            write_text(partial / "none.txt", f"source_images.{name} of params.yaml names no images\n")
+        return
     images = prepare(source.images, settings.prepare, LISTERS, number=source.number, seed=source.seed)
     _write(SOURCE_IMAGES / name, {".": images})
 

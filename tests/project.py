@@ -70,6 +70,7 @@ def params():
     values["registry"]["gate"] |= {"min_in_domain_share": 0.0, "min_samples": 1}
     methods = ("finetune", "domainstudio")
     values["adaptations"] = {f"ink-{each}": ADAPTATION | {"method": each} for each in methods}
+    values["registry"]["models"] = {name: f"domainstudio-{name}" for name in values["adaptations"]}
     return values
 
 

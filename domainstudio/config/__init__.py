@@ -19,7 +19,7 @@ from domainstudio.config.combination import (
     SwitchSettings,
     combination_of,
 )
-from domainstudio.config.data import PrepareSettings
+from domainstudio.config.data import NO_IMAGES, PrepareSettings
 from domainstudio.config.evaluation import EvaluateSettings
 from domainstudio.config.flow import FlowSettings
 from domainstudio.config.method import MIN_PAIRED_BATCH, LoraSettings, LossWeights, Method
@@ -41,6 +41,7 @@ from domainstudio.config.training import LaunchSettings, TrainingSettings
 
 __all__ = [
     "MIN_PAIRED_BATCH",
+    "NO_IMAGES",
     "Adaptation",
     "AdaptationSettings",
     "AutoencoderSettings",

@@ -8,6 +8,9 @@ from pydantic import Field
 
 from domainstudio.config.base import Section
 
+NO_IMAGES = "demo/none.yaml"
+"""The origin that stands for no images. DVC watches each origin, so it is a file."""
+
 
 class PrepareSettings(Section):
     """How images are read, checked, cropped and packed."""
@@ -42,11 +45,17 @@ class SourceImages(Section):
     """Real images of a source's domain."""
 
     images: str
-    """Their origin: a folder, an `s3://bucket/prefix`, or a `.yaml` that describes a demo domain."""
+    """Their origin: a folder, an `s3://bucket/prefix`, or a `.yaml` that describes a demo domain.
+    `demo/none.yaml` where you have none."""
     number: int | None = Field(default=None, ge=1)
     """How many, drawn at random with `seed`; `null` takes all."""
     seed: int = Field(default=0, ge=0)
     """Seed of that draw."""
+
+    @property
+    def given(self) -> bool:
+        """Whether there are any."""
+        return self.images != NO_IMAGES
 
 
 class TargetSettings(Section):

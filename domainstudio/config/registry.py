@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Annotated
 
-from domainstudio.config.base import Section
+from pydantic import Field, StringConstraints
+
+from domainstudio.config.base import Name, Section
+
+ModelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=128)]
+"""A name of a registered model that is safe in MLflow's URIs and searches."""
 
 
 class ToleranceSettings(Section):
@@ -48,8 +53,10 @@ class RegistrySettings(Section):
 
     experiment: str = "domainstudio"
     """MLflow experiment of the runs."""
-    model_prefix: str = "domainstudio-"
-    """A model is registered as this prefix and the adaptation's name."""
+    models: dict[Name, ModelName] = Field(default_factory=dict)
+    """What is registered, and under which name: the registered model of each adaptation. `dvc repro`
+    registers these from a committed `params.yaml`. An adaptation that is not named here, uncommitted settings
+    and `dvc exp run` are trials, which register nothing (docs/registry.md)."""
     alias: str = "champion"
     """Alias of the version to use. The version before it gets `previous_<alias>`. A newer version that the
     gate refused gets `challenger`."""

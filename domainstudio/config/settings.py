@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from domainstudio.config.adaptation import Adaptation, AdaptationSettings
 from domainstudio.config.base import Name, Section, merged, replaced, validated
 from domainstudio.config.choosing import ChooseSettings
-from domainstudio.config.data import PrepareSettings, SourceImages, SourceSettings, TargetSettings
+from domainstudio.config.data import NO_IMAGES, PrepareSettings, SourceImages, SourceSettings, TargetSettings
 from domainstudio.config.evaluation import EvaluateSettings
 from domainstudio.config.method import Method
 from domainstudio.config.pretraining import (
@@ -49,7 +49,7 @@ class Settings(Section):
     sources: dict[Name, SourceSettings]
     """Pretrained models by name."""
     source_images: dict[Name, SourceImages] = Field(default_factory=dict)
-    """Real images of a source's domain, by the source's name, where you have some. Metrics use them, and
+    """Real images of a source's domain, by the source's name, or that there are none. Metrics use them, and
     prior preservation can."""
     targets: dict[Name, TargetSettings]
     """Target domains by name."""
@@ -83,6 +83,16 @@ class Settings(Section):
                         f"adaptations.{name}.{key} is {value!r}, but {key}s has only {sorted(known)}. "
                         f"Add it to {key}s, or correct the name"
                     )
+            if adaptation.source not in self.source_images:
+                raise ValueError(
+                    f"source_images has no {adaptation.source!r}: name real images of its domain, or, if you "
+                    f"have none, `{adaptation.source}: {{images: {NO_IMAGES}}}`"
+                )
+        if unknown := sorted(set(self.registry.models) - set(self.adaptations)):
+            raise ValueError(
+                f"registry.models names {', '.join(unknown)}, but adaptations has only "
+                f"{sorted(self.adaptations)}. Remove it from registry.models, or correct the name"
+            )
         return self
 
     @cached_property
@@ -114,7 +124,8 @@ class Settings(Section):
         item = self.adaptations[name].model_dump(exclude_unset=True)
         for key, value in values.items():
             item = replaced(item, key.split("."), value)
-        whole = self.model_dump(exclude_unset=True, exclude={"sweeps"}) | {"adaptations": {name: item}}
+        whole = self.model_dump(exclude_unset=True, exclude={"sweeps"})
+        whole |= {"adaptations": {name: item}, "registry": {}}  # which may name others
         where = f"adaptations.{name} with {', '.join(f'{key} {value}' for key, value in values.items())}"
         return validated(Settings, whole, where).adaptation(name)
 
@@ -126,10 +137,10 @@ class Settings(Section):
         }
         del values["finetune"]
         adaptation = validated(Adaptation, values, f"adaptations.{name}")
-        if adaptation.takes_source_images and item.source not in self.source_images:
+        if adaptation.takes_source_images and not self.source_images[item.source].given:
             raise ConfigError(
-                f"adaptations.{name}.prior.images is source, and source_images has no {item.source!r}: "
-                "add it, or set generated"
+                f"adaptations.{name}.prior.images is source, and source_images says that {item.source} has "
+                "none: name some, or set generated"
             )
         return adaptation
 

@@ -220,7 +220,7 @@ class ImageSet:
             DataError: a file is missing or damaged, or the pixels are not those of the manifest.
         """
         folder = Path(folder)
-        manifest = _read_manifest(folder / MANIFEST)
+        manifest = read_manifest(folder / MANIFEST)
         described = {name: getattr(manifest, name) for name in DESCRIPTION}
         mapped = (_map_images(folder / IMAGES, "r"), _map_images(folder / IMAGES, "c"))
         try:
@@ -239,7 +239,12 @@ class ImageSet:
 _REMEDY = "Prepare the image set again: `dvc repro --force` its prepare stage."
 
 
-def _read_manifest(path: Path) -> Manifest:
+def read_manifest(path: Path) -> Manifest:
+    """Read an image set's manifest alone.
+
+    Raises:
+        DataError: it is missing or damaged.
+    """
     try:
         return Manifest.model_validate_json(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import string
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from domainstudio.errors import ConfigError
 
 if TYPE_CHECKING:
-    from domainstudio.config import Adaptation
+    from domainstudio.config import Adaptation, PromptPair
     from domainstudio.data import ImageRecord
 
 FIELDS = ("caption", "label")
+
+Kind = Literal["source", "target"]
+"""Of a pair of prompts: the source domain's or the target domain's."""
 
 
 def of_image(template: str, record: ImageRecord, where: str) -> str:
@@ -28,14 +32,48 @@ def of_image(template: str, record: ImageRecord, where: str) -> str:
     Raises:
         ConfigError: a field is unknown, or the image has none.
     """
-    values = {"caption": record.caption, "label": record.label or ""}
+    _check(template, [record], where)
+    return template.format(**_values(record))
+
+
+def of_images(adaptation: Adaptation, kind: Kind, records: Sequence[ImageRecord]) -> tuple[str, ...]:
+    """Return the prompt or class of each image.
+
+    Args:
+        adaptation: the prompts.
+        kind: those of the source domain or of the target domain.
+        records: the images' records.
+
+    Raises:
+        ConfigError: a field is unknown, or images have none; it names all of them.
+    """
+    chosen = [_template(adaptation, kind, record) for record in records]
+    for template, where in dict.fromkeys(chosen):
+        _check(template, [each for each, own in zip(records, chosen, strict=True) if own[1] == where], where)
+    return tuple(own[0].format(**_values(each)) for each, own in zip(records, chosen, strict=True))
+
+
+def _template(adaptation: Adaptation, kind: Kind, record: ImageRecord) -> tuple[str, str]:
+    """Return an image's template, and its key in params.yaml."""
+    pair: PromptPair = adaptation.prompts
+    where = f"adaptations.{adaptation.name}.prompts"
+    if record.label in adaptation.prompts.by_label:
+        pair, where = adaptation.prompts.by_label[record.label], f"{where}.by_label.{record.label}"
+    return getattr(pair, kind), f"{where}.{kind}"
+
+
+def _check(template: str, records: Sequence[ImageRecord], where: str) -> None:
     for name in _fields(template, where):
-        if not values[name]:
+        if lacking := [str(record.origin) for record in records if not _values(record)[name]]:
+            number = "an image has" if len(lacking) == 1 else f"{len(lacking)} images have"
             raise ConfigError(
-                f"{where} {template!r}: the image {record.origin} has no {name}. Give it one (a .txt file of "
-                f"the same name for a caption, a folder for a label), or leave {{{name}}} out"
+                f"{where} {template!r}: {number} no {name}: {', '.join(lacking)}. Give each one (a .txt file "
+                f"of the same name for a caption, a folder for a label), or leave {{{name}}} out"
             )
-    return template.format(**values)
+
+
+def _values(record: ImageRecord) -> dict[str, str]:
+    return {"caption": record.caption, "label": record.label or ""}
 
 
 def of_subject(template: str, subject: str, where: str) -> str:

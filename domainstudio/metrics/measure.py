@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from domainstudio.config import EvaluateSettings
 from domainstudio.data import ImageSet
+from domainstudio.data.image_set import MANIFEST
 from domainstudio.metrics import clip, pairing
 from domainstudio.metrics.attributes import Attributes, Labelled, attributes_kept
 from domainstudio.metrics.attributes import summary as attributes_summary
@@ -44,7 +45,7 @@ def measure_folders(
         target: folder with the image sets `shots` and `domain`.
         settings: how to measure.
         cache: folder that keeps features.
-        source_images: folder with real images of the source's domain; it need not be there.
+        source_images: folder with real images of the source's domain; it may have none, or not be there.
         references: whether to measure the references too; they are the same for all samples of a target.
         memo: what an earlier call has computed for the same target, settings and real source images.
 
@@ -52,7 +53,7 @@ def measure_folders(
         DataError: a folder is missing or damaged.
     """
     known_source = None
-    if source_images is not None and source_images.is_dir():
+    if source_images is not None and (source_images / MANIFEST).is_file():
         known_source = ImageSet.load(source_images)
     shots, domain = (ImageSet.load(target / part) for part in ("shots", "domain"))
     images = (load_samples(samples), load_samples(source), shots.images, domain.images)

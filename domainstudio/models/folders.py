@@ -31,6 +31,15 @@ def has_adapters(folder: Path) -> bool:
     return (folder / RECORD).is_file()
 
 
+def has_text_encoder(folder: Path) -> bool:
+    """Return whether a folder holds a pipeline that takes prompts; a missing or damaged index has none."""
+    try:
+        parts = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(parts, dict) and any(name.startswith("text_encoder") for name in parts)
+
+
 def local_folder(name_or_path: str | Path) -> Path:
     """Return a pipeline's folder. A hub id is downloaded.
 

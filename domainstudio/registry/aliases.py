@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from domainstudio.config import Settings
+from domainstudio.errors import ConfigError
 from domainstudio.registry import audit
 from domainstudio.tracking.server import TrackingError, connect
 
@@ -32,9 +33,13 @@ class Alias:
         """Return the alias of an adaptation's model, as the section `registry` names both.
 
         Raises:
-            ConfigError: params.yaml has no such adaptation.
+            ConfigError: params.yaml has no such adaptation, or names no model for it.
         """
-        model = settings.registry.model_prefix + settings.adaptation(adaptation).name
+        name = settings.adaptation(adaptation).name
+        if (model := settings.registry.models.get(name)) is None:
+            raise ConfigError(
+                f"registry.models of params.yaml names no model for {name}: add `{name}: <the model's name>`"
+            )
         return cls(model, settings.registry.alias, root)
 
     @property

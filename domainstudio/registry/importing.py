@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import TypeAdapter, ValidationError
 
+from domainstudio import git
 from domainstudio.config import Name
 from domainstudio.errors import CheckpointError, ConfigError
 from domainstudio.models.folders import COMBINATION
@@ -25,18 +26,19 @@ SUFFIXES = frozenset({".json", ".txt", ".safetensors", ".md", ".model"})
 """Files of a pipeline that are copied. Pickled weights (.bin, .ckpt) can run code and are never copied."""
 
 
-def import_source(name: str, location: str) -> tuple[Path, Denoiser]:
+def import_source(name: str, location: str, *, replace: bool = False) -> tuple[Path, Denoiser]:
     """Copy a pipeline into `models/sources/<name>`, and load it once to check it.
 
     Args:
         name: Its key of `sources` in params.yaml.
         location: As `import_model`.
+        replace: Whether it may take the place of another one.
 
     Returns:
         The folder and the loaded model.
 
     Raises:
-        ConfigError: the name cannot be a key of `sources`.
+        ConfigError: the name cannot be a key of `sources`, or there is such a source already.
         CheckpointError: there is no usable pipeline at `location`.
         DataError: S3 cannot be reached, refuses, or has nothing there.
         TrackingError: MLflow cannot be reached, or knows no such model.
@@ -49,6 +51,8 @@ def import_source(name: str, location: str) -> tuple[Path, Denoiser]:
         raise ConfigError(
             f"{name!r} cannot be a key of sources: use lower-case letters, digits, - and _, such as sd15"
         ) from error
+    if not replace:
+        _refuse_another(folder)
     with output_folder(folder) as partial:
         import_model(location, partial)
         try:
@@ -56,6 +60,16 @@ def import_source(name: str, location: str) -> tuple[Path, Denoiser]:
         except CheckpointError as error:  # name the original, because the copy will be deleted
             raise CheckpointError(str(error).replace(str(partial), location)) from error
     return folder, denoiser
+
+
+def _refuse_another(folder: Path) -> None:
+    tracked = git.tracks(".", folder)
+    if tracked or folder.exists():
+        where = "git tracks files there" if tracked else "is there already"
+        raise ConfigError(
+            f"{folder}: {'' if tracked else 'it '}{where}, and every adaptation of this source would change. "
+            "Choose another name, or give --replace"
+        )
 
 
 def import_model(location: str, folder: Path) -> None:

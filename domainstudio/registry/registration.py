@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from domainstudio.config import Adaptation, Settings
-from domainstudio.project import ADAPTED_SAMPLES, EVALUATION, REGISTRY, TARGETS, TRAINING
-from domainstudio.registry import card, judging, versions
+from domainstudio.project import ADAPTED_SAMPLES, EVALUATION, TARGETS, TRAINING
+from domainstudio.registry import card, judging, releases, versions
 from domainstudio.registry.aliases import Alias, Promotion, current_aliases
 from domainstudio.registry.lineage import log_inputs, origin
 from domainstudio.registry.results import Result
 from domainstudio.registry.versions import MEASUREMENT, REASON, Entry
-from domainstudio.storage.files import write_json
 from domainstudio.tracking.runs import find_run, log_evaluation, log_missing, log_records, open_run, plan_for
 from domainstudio.tracking.server import connect, experiment_id
 
@@ -36,10 +34,7 @@ def register(adaptation: str, settings: Settings) -> Promotion:
         TrackingError: MLflow cannot be reached or refused.
     """
     result, alias = Result.load(adaptation), Alias.of(adaptation, settings)
-    with connect() as client:
-        run_id = _ensure_run(client, result, settings.registry.experiment)
-        _log_results(client, run_id, result)
-        commit = client.get_run(run_id).data.tags.get("git.commit")
+    run_id, commit = _log_run(result, settings)
     registered = versions.register(_entry(result, alias, run_id, commit))
     status = "registered" if registered.created else "is this result already"
     print(f"{alias.model}: version {registered.version} {status}")
@@ -53,19 +48,31 @@ def register(adaptation: str, settings: Settings) -> Promotion:
     _write_card(result, promotion, alias, run_id)
     # Neither the run's id nor the version, because both differ from database to database.
     identity = {"model": alias.model, "alias": alias.name, "key": result.record.key}
-    write_json(_path(adaptation), {"format": 1, **identity, "digest": registered.digest})
+    releases.write(adaptation, {**identity, "digest": registered.digest})
     return promotion
 
 
+def try_out(adaptation: str, settings: Settings) -> None:
+    """Log the result of a trial to its run, and register nothing. Writes `registry/<adaptation>.json`.
+
+    Raises:
+        CheckpointError, DataError, TrackingError: as `register`.
+    """
+    result = Result.load(adaptation)
+    _log_run(result, settings)
+    entry = releases.read(adaptation)
+    if entry is None or entry["key"] != result.record.key:  # else it is a released result, which stays so
+        releases.write(adaptation, {"model": None, "key": result.record.key})
+
+
 def last_promotion(adaptation: str, root: Path) -> Promotion | None:
-    """Return what became of an adaptation's last registered result, or None if MLflow does not know it.
+    """Return what became of an adaptation's last registered result, or None if there is none.
 
     Raises:
         TrackingError: MLflow cannot be reached.
-        OSError: the adaptation was never registered.
     """
-    entry = json.loads((root / _path(adaptation)).read_text(encoding="utf-8"))
-    model = entry["model"]
+    if (entry := releases.read(adaptation, root)) is None or (model := entry["model"]) is None:
+        return None
     with connect(root) as client:
         version = versions.find_version(client, model, entry["key"], entry["digest"])
         if version is None:
@@ -76,8 +83,12 @@ def last_promotion(adaptation: str, root: Path) -> Promotion | None:
     return Promotion(model, number, holder == number, reason, holder, changed=holder == number)
 
 
-def _path(adaptation: str) -> Path:
-    return REGISTRY / f"{adaptation}.json"
+def _log_run(result: Result, settings: Settings) -> tuple[str, str | None]:
+    """Bring the training's run up to date; return its id and its commit."""
+    with connect() as client:
+        run_id = _ensure_run(client, result, settings.registry.experiment)
+        _log_results(client, run_id, result)
+        return run_id, client.get_run(run_id).data.tags.get("git.commit")
 
 
 def _entry(result: Result, alias: Alias, run_id: str, commit: str | None) -> Entry:

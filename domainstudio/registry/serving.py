@@ -20,6 +20,8 @@ from typing import Any
 
 import mlflow.models
 import pandas as pd
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 BATCH = 16
@@ -27,6 +29,13 @@ BATCH = 16
 
 MAX_NUMBER = 1000
 """Images per row. A request for more would take hours."""
+
+
+class RequestError(MlflowException, ValueError):  # type: ignore[misc]
+    """A request that cannot be done. Over HTTP the answer is status 400 and the sentence, no stack trace."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, error_code=INVALID_PARAMETER_VALUE)
 
 
 class ImageModel(PythonModel):  # type: ignore[misc]
@@ -84,14 +93,15 @@ class ImageModel(PythonModel):  # type: ignore[misc]
             A row per image, in order: `seed`, and `png`, an image file in base64.
 
         Raises:
-            ValueError: a parameter is out of range, or a column is missing.
+            RequestError: a parameter is out of range, or a column is missing.
         """
         params = dict(params or {})
         number, steps = int(params.get("number", 1)), int(params.get("steps", 30))
         if not 1 <= number <= MAX_NUMBER:
-            raise ValueError(f"number must be between 1 and {MAX_NUMBER}, got {number}")
-        if steps < 1:
-            raise ValueError(f"steps must be at least 1, got {steps}")
+            raise RequestError(f"number must be between 1 and {MAX_NUMBER}, got {number}")
+        most = self.pipeline.scheduler.config.num_train_timesteps
+        if not 1 <= steps <= most:
+            raise RequestError(f"steps must be between 1 and {most}, got {steps}")
         pipeline = with_scheduler(self.pipeline, str(params.get("scheduler", "saved")))
         # MLflow turns a table without columns into one without rows.
         requests = model_input.to_dict("records") or [{}]
@@ -112,20 +122,22 @@ class ImageModel(PythonModel):  # type: ignore[misc]
         """Return the prompt or class of a row, with the guidance, for `draw`.
 
         Raises:
-            ValueError: it is missing, unknown, or the guidance does not fit the model.
+            RequestError: it is missing, unknown, or the guidance does not fit the model.
         """
         if guidance_scale < 0:
-            raise ValueError(f"guidance_scale must be at least 0, got {guidance_scale:g}")
+            raise RequestError(f"guidance_scale must be at least 0, got {guidance_scale:g}")
         if self.takes_text:
             if not (prompt := value_of(request, "prompt", "")):
-                raise ValueError(f"this is a text-to-image model: give a column `prompt`{self.prompt_hint()}")
+                raise RequestError(
+                    f"this is a text-to-image model: give a column `prompt`{self.prompt_hint()}"
+                )
             negative = value_of(request, "negative_prompt", "")
             return {"prompt": prompt, "negative_prompt": negative, "guidance_scale": guidance_scale}
         if self.classes is None:
             return {}
         row, null = self.embedding_rows(value_of(request, "label", ""), self.classes)
         if null is None and guidance_scale != 1:
-            raise ValueError(
+            raise RequestError(
                 f"guidance_scale must be 1, got {guidance_scale:g}: the model was trained without the null "
                 "class that guidance needs"
             )
@@ -135,13 +147,13 @@ class ImageModel(PythonModel):  # type: ignore[misc]
         """Return the embedding's rows of a class and of the null class; None if there is no null class.
 
         Raises:
-            ValueError: the class is missing or unknown.
+            RequestError: the class is missing or unknown.
         """
         known = ", ".join(classes)
         if not label:
-            raise ValueError(f"this is a class-conditional model: give a column `label`, one of {known}")
+            raise RequestError(f"this is a class-conditional model: give a column `label`, one of {known}")
         if label not in classes:
-            raise ValueError(f"column `label`: the model has no class {label!r}; there are {known}")
+            raise RequestError(f"column `label`: the model has no class {label!r}; there are {known}")
         has_null = len(classes) < network_of(self.pipeline).config.num_class_embeds
         return classes.index(label), len(classes) if has_null else None
 
@@ -361,7 +373,7 @@ def with_scheduler(pipeline: Any, name: str) -> Any:
     if name == "saved":
         return pipeline
     if name not in kinds:
-        raise ValueError(f"scheduler must be saved, {', '.join(kinds)}, got {name!r}")
+        raise RequestError(f"scheduler must be saved, {', '.join(kinds)}, got {name!r}")
     kind, options = kinds[name]
     scheduler = getattr(diffusers, kind).from_config(config, **options)
     # DDIMPipeline passes arguments that only DDIM takes. DDPMPipeline's loop works with every scheduler.

@@ -23,15 +23,13 @@ from domainstudio.models.folders import is_combination
 from domainstudio.models.stored import StoredModel, Together
 from domainstudio.registry import audit
 from domainstudio.registry.aliases import CHALLENGER, challenge
+from domainstudio.registry.tags import DIGEST, KEY
 from domainstudio.tracking.server import connect
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
     from mlflow.models import ModelSignature
     from mlflow.tracking import MlflowClient
-
-KEY, DIGEST = "domainstudio.key", "domainstudio.digest"
-"""Tags that identify a version: hash of the parameters and inputs of a result, hash of its model folder."""
 
 MEASUREMENT = "domainstudio.measured"
 """Tag: the figures of a version and the conditions under which they were measured (`gate.Measurement`)."""

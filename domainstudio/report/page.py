@@ -7,7 +7,7 @@ the same inputs give the same bytes.
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -38,21 +38,25 @@ SCATTERS = (
 PACKAGES = ("domainstudio", "torch", "diffusers", "accelerate", "numpy", "pillow")
 
 
-def render(root: Path, settings: Settings, git: State | None = None) -> str:
+def render(
+    root: Path, settings: Settings, git: State | None = None, names: Sequence[str] | None = None
+) -> str:
     """Make the report.
 
     Args:
         root: folder that holds the outputs of the stages; what is missing there is said in the report.
         settings: the whole of `params.yaml`.
         git: the commit to name.
+        names: the adaptations to show; by default all.
 
     Returns:
         The HTML page: every picture inside, no request to anywhere.
 
     Raises:
         DataError: an output is there but damaged.
+        ConfigError: `names` has one that `params.yaml` has not.
     """
-    content = read(root, settings)
+    content = read(root, settings, names)
     slots = {item.adaptation.name: index for index, item in enumerate(content.results)}
     differing, shared = tables.setting_rows([item.adaptation for item in content.results])
     comparable = tables.metric_tables(content.results)

@@ -202,13 +202,14 @@ class Content:
     results: tuple[Results, ...]
 
 
-def read(root: Path, settings: Settings) -> Content:
-    """Read the outputs of every stage below `root`.
+def read(root: Path, settings: Settings, names: Sequence[str] | None = None) -> Content:
+    """Read the outputs of the stages below `root`, of all adaptations or those that are named.
 
     Raises:
+        ConfigError: there is no adaptation of a name.
         DataError: a file is there but cannot be understood.
     """
-    adaptations = settings.resolved.values()
+    adaptations = [settings.adaptation(name) for name in (settings.adaptations if names is None else names)]
     targets = {
         name: Target(*(_packed(root / "data/targets" / name / part) for part in ("shots", "domain")))
         for name in dict.fromkeys(item.target for item in adaptations)

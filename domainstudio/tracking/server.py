@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING
 
 from domainstudio.errors import ConfigError, DomainStudioError, MissingExtraError, UnavailableError
 from domainstudio.redaction import redact
+from domainstudio.tracking.relocation import relocate
 
 if TYPE_CHECKING:
     from mlflow.entities import Experiment
     from mlflow.tracking import MlflowClient
+
+logger = logging.getLogger(__name__)
 
 QUIET = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
@@ -137,7 +140,8 @@ def _status(error: Exception) -> int:
 def experiment_id(client: MlflowClient, name: str, root: str | Path = ".") -> str:
     """Return the id of an experiment, and create it if it is missing.
 
-    Without a server its artifacts go to `mlartifacts` in the project's root. A server chooses their place.
+    Without a server its artifacts go to `mlartifacts` in the project's root, also in a copy of a project. A
+    server chooses their place.
 
     Raises:
         ConfigError: the experiment is in MLflow's trash.
@@ -148,13 +152,27 @@ def experiment_id(client: MlflowClient, name: str, root: str | Path = ".") -> st
             f"registry.experiment: MLflow's experiment {name!r} was deleted. Restore it with `mlflow "
             f"experiments restore --experiment-id {experiment.experiment_id}`, or choose another name"
         )
+    _keep_here(str(experiment.artifact_location), root)
     return str(experiment.experiment_id)
+
+
+def _keep_here(location: str, root: str | Path) -> None:
+    """Make the project's own database name this project's folder of artifacts: it may be a copy's."""
+    database, folder = Path(root).resolve() / "mlflow.db", _artifacts(root)
+    before = location.removeprefix("file://")
+    if tracking_uri(root) == f"sqlite:///{database}" and before.endswith("/mlartifacts") and before != folder:
+        relocate(database, before, folder)
+        logger.info("%s: artifacts moved here from %s", database, before)
+
+
+def _artifacts(root: str | Path) -> str:
+    return str(Path(root).resolve() / "mlartifacts")
 
 
 def _create_experiment(client: MlflowClient, name: str, root: str | Path) -> Experiment:
     from mlflow.exceptions import MlflowException
 
-    folder = None if is_served(root) else str(Path(root).resolve() / "mlartifacts")
+    folder = None if is_served(root) else _artifacts(root)
     # Without this tag MLflow's pages show it as an experiment with language models.
     tags = {"mlflow.experimentKind": "custom_model_development"}
     try:

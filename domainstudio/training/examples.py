@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from domainstudio.config import Adaptation, PromptPair, TrainingSettings
+    from domainstudio.config import Adaptation, TrainingSettings
     from domainstudio.data import ImageSet
     from domainstudio.models.condition import Condition
     from domainstudio.models.denoiser import Denoiser
@@ -156,16 +156,7 @@ def texts_of(
     Raises:
         ConfigError: a prompt cannot be filled.
     """
-    if not denoiser.conditional:
-        return None
-    chosen, texts = adaptation.prompts, []
-    for record in images.records:
-        pair: PromptPair = chosen
-        where = f"adaptations.{adaptation.name}.prompts"
-        if record.label in chosen.by_label:
-            pair, where = chosen.by_label[record.label], f"{where}.by_label.{record.label}"
-        texts.append(prompts.of_image(getattr(pair, kind), record, f"{where}.{kind}"))
-    return tuple(texts)
+    return prompts.of_images(adaptation, kind, images.records) if denoiser.conditional else None
 
 
 def _variants(

@@ -65,6 +65,7 @@ class GpuSlots:
         free: Sequence[str | None] = devices[:count] if devices else [None] * (count or server_limit or 1)
         self._capacity = len(free)
         self._free: list[str | None] = list(free)
+        self._holders: list[str] = []
         self._changed = threading.Condition()
 
     def check(self, address: str, number: int) -> None:
@@ -81,8 +82,20 @@ class GpuSlots:
                 )
 
     @contextlib.contextmanager
-    def hold(self, number: int, stopping: Callable[[], bool]) -> Iterator[dict[str, str]]:
+    def hold(
+        self,
+        number: int,
+        stopping: Callable[[], bool],
+        holder: str = "a stage",
+        waits: Callable[[str], None] = lambda whom: None,
+    ) -> Iterator[dict[str, str]]:
         """Wait for `number` slots, hold them, and yield the environment that names the devices.
+
+        Args:
+            number: How many.
+            stopping: Tells whether to give up.
+            holder: Who holds them, for those that wait.
+            waits: Is told once for whom, if the slots are not free.
 
         Raises:
             StoppedError: `stopping` became true while waiting.
@@ -91,50 +104,88 @@ class GpuSlots:
             yield {}
             return
         with contextlib.ExitStack() as stack:
-            devices = self._take(number, stopping, stack)
+            told = _Once(waits)
+            devices = self._take(number, stopping, stack, holder, told)
             if self._server_limit is not None:
-                _queue_at_server(number, stopping, stack)
+                _queue_at_server(number, stopping, stack, told)
             named = [device for device in devices if device is not None]
             yield {"CUDA_VISIBLE_DEVICES": ",".join(named)} if named else {}
 
     def _take(
-        self, number: int, stopping: Callable[[], bool], stack: contextlib.ExitStack
+        self,
+        number: int,
+        stopping: Callable[[], bool],
+        stack: contextlib.ExitStack,
+        holder: str,
+        told: _Once,
     ) -> list[str | None]:
         with self._changed:
             while True:
                 with contextlib.ExitStack() as claims:
-                    claimed = (device for device in self._free if _claim(device, claims))
+                    claimed = (device for device in self._free if _claim(device, claims, holder))
                     if len(taken := list(itertools.islice(claimed, number))) == number:
                         stack.enter_context(claims.pop_all())
                         break
                 if stopping():
                     raise StoppedError("the flow is being stopped")
+                told(lambda: ", ".join([*self._holders, *_claimants(self._free)]))
                 self._changed.wait(0.5)
             for device in taken:
                 self._free.remove(device)
-        stack.callback(self._give_back, taken)
+            self._holders.append(holder)
+        stack.callback(self._give_back, taken, holder)
         return taken
 
-    def _give_back(self, devices: list[str | None]) -> None:
+    def _give_back(self, devices: list[str | None], holder: str) -> None:
         with self._changed:
             self._free += devices
+            self._holders.remove(holder)
             self._changed.notify_all()
 
 
-def _claim(device: str | None, stack: contextlib.ExitStack) -> bool:
+class _Once:
+    """Tells for whom a stage waits, once."""
+
+    def __init__(self, waits: Callable[[str], None]) -> None:
+        self._waits: Callable[[str], None] | None = waits
+
+    def __call__(self, whom: Callable[[], str]) -> None:
+        if self._waits is not None:
+            self._waits(whom())
+            self._waits = None
+
+
+def _claimants(devices: Sequence[str | None]) -> list[str]:
+    """Return who holds devices in the other flow runs of this machine, as far as they say so."""
+    files = (CLAIMS / _file_name(device) for device in devices if device is not None)
+    texts = (file.read_text(encoding="utf-8").strip() for file in files if file.is_file())
+    return [text for text in texts if text]
+
+
+def _file_name(device: str) -> str:
+    return device.replace("/", "-")
+
+
+def _claim(device: str | None, stack: contextlib.ExitStack, holder: str) -> bool:
     """Lock a device against the other flow runs of this machine, until `stack` or this process ends."""
     if device is None:
         return True
     CLAIMS.mkdir(exist_ok=True)
-    file = stack.enter_context((CLAIMS / device.replace("/", "-")).open("w"))
+    file = stack.enter_context((CLAIMS / _file_name(device)).open("a", encoding="utf-8"))
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    stack.callback(file.truncate, 0)  # before the file is closed, and so unlocked
+    file.truncate(0)
+    file.write(f"{holder} (process {os.getpid()})")
+    file.flush()
     return True
 
 
-def _queue_at_server(number: int, stopping: Callable[[], bool], stack: contextlib.ExitStack) -> None:
+def _queue_at_server(
+    number: int, stopping: Callable[[], bool], stack: contextlib.ExitStack, told: _Once
+) -> None:
     from prefect.client.orchestration import get_client
     from prefect.concurrency.sync import concurrency
 
@@ -155,6 +206,7 @@ def _queue_at_server(number: int, stopping: Callable[[], bool], stack: contextli
             with contextlib.suppress(TimeoutError):
                 stack.enter_context(held)
                 return
+        told(lambda: f"other runs, which hold {limit.active_slots} of the {limit.limit} slots of {name}")  # noqa: B023
         time.sleep(_POLL_SECONDS)
     raise StoppedError("the flow is being stopped")
 

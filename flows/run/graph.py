@@ -25,6 +25,8 @@ class Stage:
     """DVC never runs it: its outputs are given."""
     description: str | None = None
     """`desc` of the stage."""
+    inputs: tuple[str, ...] = ()
+    """What it reads and no command of the graph makes: paths and URLs."""
 
     @property
     def group(self) -> str:
@@ -51,6 +53,7 @@ def read() -> dict[str, Stage]:
     try:
         with Repo() as repo:
             graph = repo.index.graph
+            made = [out.fs_path for stage in graph if stage.cmd and not stage.frozen for out in stage.outs]
             return {
                 stage.addressing: Stage(
                     address=stage.addressing,
@@ -58,11 +61,17 @@ def read() -> dict[str, Stage]:
                     gpus=_gpus(stage.addressing, stage.meta),
                     frozen=bool(stage.frozen),
                     description=stage.desc,
+                    inputs=tuple(dep.def_path for dep in stage.deps if not _is_made(dep.fs_path, made)),
                 )
                 for stage in graph
             }
     except DvcException as error:
         raise ConfigError(f"{Path.cwd()}: DVC cannot read the pipeline: {error}") from error
+
+
+def _is_made(path: str, made: Iterable[str]) -> bool:
+    """Return whether a path is an output, is in one, or holds one."""
+    return any(path == out or path.startswith(f"{out}/") or out.startswith(f"{path}/") for out in made)
 
 
 def unchanged(stages: Mapping[str, Stage]) -> frozenset[str]:
@@ -96,16 +105,14 @@ def select(stages: Mapping[str, Stage], names: Iterable[str] = ()) -> dict[str, 
     """Return the stages to run, in an order in which each comes after all that it needs.
 
     Without `names` these are all stages but the frozen ones. A name is a stage's address or a key: `ink`
-    stands for every `...@ink`, and for stages without a key that read one of them, such as the report. All
-    that these stages need is added, with two exceptions. As in `dvc repro`, the inputs of a frozen stage
-    are not made. And a stage without a key adds no other members of a group: adapting one model must not
-    train all, and the report shows what is there.
+    stands for every `...@ink`. All that these stages need is added; as in `dvc repro`, the inputs of a frozen
+    stage are not made.
 
     Raises:
         ConfigError: a name fits no stage.
     """
     names = set(names)
-    wanted = _closure(stages, _seeds(stages, names), names) if names else set(stages)
+    wanted = _closure(stages, _seeds(stages, names)) if names else set(stages)
     wanted = {address for address in wanted if not stages[address].frozen}
     order = TopologicalSorter(
         {address: [name for name in stages[address].upstream if name in wanted] for address in sorted(wanted)}
@@ -118,36 +125,25 @@ def select(stages: Mapping[str, Stage], names: Iterable[str] = ()) -> dict[str, 
     }
 
 
-def _seeds(stages: Mapping[str, Stage], names: Collection[str]) -> set[str]:
+def _seeds(stages: Mapping[str, Stage], names: set[str]) -> set[str]:
     known = set(stages) | {stage.key for stage in stages.values() if stage.key}
-    if unknown := sorted(set(names) - known):
+    if unknown := sorted(names - known):
         keys = sorted({stage.key for stage in stages.values() if stage.key})
         raise ConfigError(
             f"no stage of dvc.yaml is called or ends with {', '.join(map(repr, unknown))}. Known are the "
             f"keys {', '.join(keys) or '(none)'}, and every name that `dvc stage list` shows"
         )
-    keyed = {address for address, stage in stages.items() if stage.key in names}
-    gathering = {a for a, stage in stages.items() if stage.key is None and keyed.intersection(stage.upstream)}
-    return keyed | gathering | set(names).intersection(stages)
+    return {address for address, stage in stages.items() if names & {address, stage.key}}
 
 
-def _closure(stages: Mapping[str, Stage], seeds: set[str], names: Collection[str]) -> set[str]:
-    groups = {stages[seed].group for seed in seeds if stages[seed].key}
+def _closure(stages: Mapping[str, Stage], seeds: Iterable[str]) -> set[str]:
     found: set[str] = set()
     queue = list(seeds)
     while queue:
         stage = stages[queue.pop()]
-        if stage.address in found:
-            continue
-        found.add(stage.address)
-        if stage.frozen:
-            continue
-        gathers = stage.key is None and stage.address not in names
-        queue += [
-            name
-            for name in stage.upstream
-            if not (gathers and stages[name].group in groups and name not in seeds)
-        ]
+        if stage.address not in found:
+            found.add(stage.address)
+            queue += () if stage.frozen else stage.upstream
     return found
 
 

@@ -33,7 +33,7 @@ from flows.run import gpus as gpu_slots
 from flows.run import graph
 from flows.run.commands import Commands, Outcome, StageFailedError, StoppedError
 from flows.run.summary import Row, markdown, picture
-from flows.server import Progress, cancel_requested, unimportant
+from flows.server import Progress, TaskWait, cancel_requested, unimportant
 
 RETRIES = 1
 RETRY_DELAY_SECONDS = 10.0
@@ -89,9 +89,19 @@ class _Run:
         if address in self._unchanged:
             self.results[address] = Outcome(cached=True, seconds=0.0)
             return _cached()
-        log, slots = get_run_logger().info, self._slots.hold(stage.gpus, lambda: commands.stopping)
+        log = get_run_logger().info
+        waiting = TaskWait()
+
+        def waits(whom: str) -> None:
+            log(f"{address} waits for {'a GPU' if stage.gpus == 1 else f'{stage.gpus} GPUs'}, held by {whom}")
+            waiting.begin()
+
+        holder = " of ".join(filter(None, (address, self._variables[FLOW_RUN_VARIABLE])))
+        slots = self._slots.hold(stage.gpus, lambda: commands.stopping, holder, waits)
         try:
             with slots as devices, self._shown(address):
+                if seconds := waiting.end():
+                    log(f"{address} waited {seconds:.0f} s, and starts now")
                 variables = {**self._variables, **devices}
                 result = commands.repro(address, log, force=self._force, pull=self._pull, variables=variables)
         except StoppedError as error:

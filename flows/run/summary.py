@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from domainstudio.project import REPORT, REPORTS
+
 PICTURE_SIZE = 640, 640
 """Largest width and height of a picture, in pixels: it is kept in Prefect's database."""
 
@@ -29,19 +31,29 @@ def markdown(root: str | Path, rows: Sequence[Row], *, temporary: bool = False) 
     """Return the summary of a run as Markdown: metrics, the report's place and the stages.
 
     Args:
-        root: Folder that holds `evaluation/*/metrics.json` and `report.html`, as far as they exist.
+        root: Folder that holds `evaluation/*/metrics.json` and reports, as far as they exist.
         rows: The stages, in the order in which they are to be listed.
         temporary: The folder is removed after the run, so there is no place to name.
     """
     parts = ["## Metrics", _metrics_table(Path(root))]
-    report = (Path(root) / "report.html").resolve()
-    if report.exists() and not temporary:
-        parts += ["## Report", f"[report.html]({report.as_uri()}) with pictures and curves: `{report}`"]
+    pages = [] if temporary else [page for page in _pages(Path(root), rows) if page.exists()]
+    if pages:
+        links = (f"[{page.name}]({page.as_uri()}) with pictures and curves: `{page}`" for page in pages)
+        parts += ["## Report", "\n\n".join(links)]
     lines = ["| stage | state | seconds |", "| --- | --- | ---: |"]
     for row in rows:
         seconds = "–" if row.seconds is None else f"{row.seconds:.1f}"
         lines.append(f"| {_cell(row.address)} | {row.state} | {seconds} |")
     return "\n\n".join([*parts, "## Stages", "\n".join(lines)]) + "\n"
+
+
+def _pages(root: Path, rows: Sequence[Row]) -> list[Path]:
+    """Return the reports of a run: the whole one, if it was asked for, stands for the others."""
+    addresses = [row.address for row in rows]
+    if "report" in addresses:
+        return [(root / REPORT).resolve()]
+    keys = (address.partition("adaptation_report@")[2] for address in addresses)
+    return [(root / REPORTS / f"{key}.html").resolve() for key in keys if key]
 
 
 def picture(path: Path) -> str:

@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from domainstudio.data.image_set import MANIFEST
 from domainstudio.errors import DataError
 from domainstudio.project import SOURCE_IMAGES, SOURCE_MODELS, TARGETS
 from domainstudio.storage.files import output_folder, sha256_of
@@ -39,7 +40,9 @@ def paths(settings: Settings, adaptation: Adaptation) -> dict[str, Path]:
         "domain": target / "domain",
     }
     images = SOURCE_IMAGES / source
-    if adaptation.takes_source_images or images.is_dir():  # metrics use them where there are some
+    if (
+        adaptation.takes_source_images or (images / MANIFEST).is_file()
+    ):  # metrics use them where there are some
         found["source images"] = images
     for name, place in (("tiny_vae", adaptation.weights.tiny_vae), ("clip", settings.evaluate.clip)):
         if place is not None and Path(place).is_dir():  # else it is an id of the hub

@@ -196,7 +196,7 @@ def founded(team: Team, base: Path, name: str) -> Iterator[Company]:
     values["adaptations"], values["sweeps"] = {NAME: values["adaptations"][NAME]}, {}
     values["targets"]["ink"] |= {"shots": f"s3://{company.bucket}/ink", "number": None, "domain": "images"}
     values["finetune"]["seed"] = sum(name.encode())  # nobody goes on from another company's states
-    values["registry"] |= {"experiment": name, "model_prefix": f"{name}-"}
+    values["registry"] |= {"experiment": name, "models": {NAME: f"{name}-{NAME}"}}
     (source / "params.yaml").write_text(yaml.safe_dump(values))
     run(source, "dvc", "remote", "add", "-d", "store", f"s3://dvc/{name}")
     run(source, "dvc", "remote", "modify", "store", "endpointurl", environment["AWS_ENDPOINT_URL"])

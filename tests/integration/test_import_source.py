@@ -37,8 +37,8 @@ def root(tmp_path, monkeypatch):
 
 @pytest.fixture
 def run_stage(monkeypatch):
-    def run(name: str, location: str) -> None:
-        monkeypatch.setattr(sys, "argv", ["import_source", name, location])
+    def run(name: str, location: str, *options: str) -> None:
+        monkeypatch.setattr(sys, "argv", ["import_source", name, location, *options])
         import_source.main()
 
     return run
@@ -60,9 +60,9 @@ def refused(run_stage: Any, location: str, message: str, kind: type[DomainStudio
     """Refuse a location in the place of a model that is there, and where there is none."""
     save_pipeline(SOURCES / "kept", seed=9)
     before = models.digest(SOURCES / "kept")
-    for name in ("kept", "new"):
+    for name, *options in (("kept", "--replace"), ("new",)):
         with pytest.raises(kind, match=message):
-            run_stage(name, location)
+            run_stage(name, location, *options)
     assert models.digest(SOURCES / "kept") == before
     assert [path.name for path in SOURCES.iterdir()] == ["kept"]
 
@@ -72,7 +72,9 @@ def test_a_folder_is_copied_without_what_is_no_pipeline(run_stage, root, capsys)
     (root / "there/unet/diffusion_pytorch_model.bin").write_bytes(b"pickled")
     (root / "there/whole-model.safetensors").write_bytes(b"for other programs")
     save_pipeline(SOURCES / "ours")
-    run_stage("ours", "there")
+    with pytest.raises(ConfigError, match=r"ours: it is there already.*another name, or give --replace"):
+        run_stage("ours", "there")
+    run_stage("ours", "there", "--replace")
     assert_same(SOURCES / "ours/unet", root / "there/unet")
     files = {path.relative_to(SOURCES / "ours").as_posix() for path in (SOURCES / "ours").rglob("*.*")}
     assert files == {
@@ -81,8 +83,10 @@ def test_a_folder_is_copied_without_what_is_no_pipeline(run_stage, root, capsys)
     }
     assert capsys.readouterr().out.splitlines() == [
         "models/sources/ours: a model of 8x8 pixels, class-conditional",
-        "version it with: dvc add models/sources/ours",
-        "then name it in params.yaml: sources: ours: {subjects: <file>}, and set prepare.resolution: 8",
+        "version it with: dvc add models/sources/ours && git add models/sources/ours.dvc "
+        "models/sources/.gitignore && dvc push",
+        "then name it in params.yaml: sources: ours: {subjects: <file>}, source_images: ours: "
+        "{images: demo/none.yaml}, and set prepare.resolution: 8",
     ]
 
 

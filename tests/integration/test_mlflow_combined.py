@@ -81,11 +81,12 @@ def project(one_thread, tmp_path_factory):
 def write_params(root: Path, combination: dict[str, Any] | None) -> None:
     values = yaml.safe_load((ROOT / "params.yaml").read_text())
     values["sources"] = {"noto": {"subjects": "demo/subjects.txt"}}
-    values["source_images"] = {}
+    values["source_images"] = {"noto": {"images": "demo/none.yaml"}}
     values["targets"] = {"ink": {"shots": "images", "number": 10, "domain": "images"}}
     values["sweeps"] = {}
     item = {"source": "noto", "target": "ink", "method": "finetune", "combine": combination}
     values["adaptations"] = {NAME: item}
+    values["registry"]["models"] = {NAME: f"domainstudio-{NAME}"}
     (root / "params.yaml").write_text(yaml.safe_dump(values))
 
 

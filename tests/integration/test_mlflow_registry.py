@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sqlite3
 import sys
 import urllib.request
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
+from urllib.error import HTTPError
 
 import numpy as np
 import pytest
 import torch
 
 from domainstudio.registry import versions
+from domainstudio.registry.presence import has_version
 from domainstudio.tracking.server import TrackingUnavailableError, connect
 from tests.integration.conftest import free_port
 from tests.integration.mlflow_parts import (
@@ -229,12 +234,47 @@ def test_mlflow_serves_the_model_over_http(registered, tmp_path):
         )
         with urllib.request.urlopen(request, timeout=60) as answer:
             predictions = json.load(answer)["predictions"]
+        for params, sentence in (
+            ({"number": 0}, "number must be between 1 and 1000, got 0"),
+            ({"steps": -1}, "steps must be between 1 and 50, got -1"),
+        ):
+            request.data = json.dumps({"dataframe_records": [{}], "params": params}).encode()
+            with pytest.raises(HTTPError) as refused:
+                urllib.request.urlopen(request, timeout=60)
+            said = refused.value.read().decode()
+            assert refused.value.code == 400 and sentence in said and "Traceback" not in said
 
     pipeline = DiffusionPipeline.from_pretrained(f"models/adapted/{NAME}")
     pipeline.set_progress_bar_config(disable=True)
     assert [p["seed"] for p in predictions] == [5, 6]
     for prediction, expected in zip(predictions, draw(pipeline, [5, 6], 3), strict=True):
         np.testing.assert_array_equal(decode(prediction["png"]), expected)
+
+
+def test_whether_a_server_has_a_version_is_asked_of_its_tables(registered, tmp_path, monkeypatch):
+    entry = json.loads(Path("registry", f"{NAME}.json").read_text())
+    asked = entry["model"], entry["key"], entry["digest"]
+    assert has_version(*asked)
+    assert not has_version(entry["model"], entry["key"], "another")
+    with connect() as client:
+        assert versions.find_version(client, *asked) is not None
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/new.db")
+    assert not has_version(*asked)
+
+
+def test_a_copied_projects_artifacts_stay_in_the_copy(database, monkeypatch, tmp_path_factory):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    run_stage(monkeypatch, NAME)
+    original, copy = Path.cwd(), tmp_path_factory.mktemp("copies") / "copy"
+    shutil.copytree(original, copy)
+    monkeypatch.chdir(copy)
+    run_stage(monkeypatch, NAME)
+    with closing(sqlite3.connect(copy / "mlflow.db")) as connection:
+        text = "\n".join(connection.iterdump())
+    assert str(original / "mlartifacts") not in text
+    assert str(copy / "mlartifacts") in text
+    with connect() as client:
+        assert client.get_model_version(MODEL, "1").source
 
 
 def test_a_server_that_is_down_is_one_clear_error(database, monkeypatch):

@@ -40,7 +40,7 @@ def params():
     values = project_params()
     values["prepare"]["resolution"] = 16
     values["sources"] = {"tiny": {"subjects": "subjects.txt"}}
-    values["source_images"] = {}
+    values["source_images"] = {"tiny": {"images": "demo/none.yaml"}}
     values["methods"] |= {
         "lora": {"simple": 1.0, "prior": 1.0, "lora": {"rank": 2}},
         "text": {"simple": 1.0, "image": 0.5, "high_frequency": 0.5, "high_frequency_mse": 0.05},
@@ -49,6 +49,7 @@ def params():
         "text-lora": {"source": "tiny", "target": "ink", "method": "lora", "prior": {"number": 5}},
         "text-domainstudio": {"source": "tiny", "target": "ink", "method": "text"},
     }
+    values["registry"]["models"] = {name: name for name in values["adaptations"]}
     values["finetune"] |= {"steps": 4, "preview_every": 2}
     values["evaluate"]["features"] = "averages"
     return values

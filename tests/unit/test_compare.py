@@ -18,10 +18,11 @@ def project(tmp_path, monkeypatch):
     """A project with a prepared target, and one adaptation alone and switched."""
     values = params()
     values["sources"] = {"noto": {"subjects": "subjects.txt"}}
-    values["source_images"], values["sweeps"] = {}, {}
+    values["source_images"], values["sweeps"] = {"noto": {"images": "demo/none.yaml"}}, {}
     values["targets"] = {"ink": {"shots": "images", "number": 4, "seed": 1, "domain": "images"}}
     item = {"source": "noto", "target": "ink", "method": "finetune"}
     values["adaptations"] = {"plain": item, "switched": {**item, "combine": {"mode": "switch", "at": 0.8}}}
+    values["registry"]["models"] = {}
     values["finetune"] |= {"batch_size": 4, "learning_rate": 0.01, "lr_warmup_steps": 0}
     values["sample"] |= {"number": 12, "steps": 2, "batch_size": 12}
     values["choose"] |= {"number": 8, "steps": 2}

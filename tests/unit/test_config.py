@@ -16,7 +16,7 @@ def plain(values):
 
 def real_prior(values):
     plain(values).update(prior={"images": "source"}, weights={"prior": 1.0})
-    values["source_images"] = {}
+    values["source_images"]["avataaars"] = {"images": "demo/none.yaml"}
 
 
 @pytest.mark.parametrize(
@@ -26,6 +26,12 @@ def real_prior(values):
         (lambda v: v["sample"].update(number=0), r"sample\.number: Input should be greater"),
         (lambda v: plain(v).update(target="inc"), r"target is 'inc'.*\['sunglasses'\]"),
         (lambda v: plain(v).update(method="none"), r"Add it to methods"),
+        (lambda v: v["source_images"].clear(), r"no 'avataaars': .* `avataaars: {images: demo/none.yaml}`"),
+        (lambda v: v["registry"]["models"].update(ink="ink"), r"registry\.models names ink, but adaptations"),
+        (
+            lambda v: v["registry"]["models"].update(ink="ink"),
+            r"registry\.models names ink, but adaptations has",
+        ),
         (lambda v: plain(v).update(finetune={"stps": 1}), r"sunglasses-finetune.*\n.*stps"),
         (lambda v: v["adaptations"].update({"a b": plain(v)}), r"a b"),
         (lambda v: v["pretrain"]["unet"].update(attention=[True]), "one true or false per resolution"),
@@ -34,7 +40,7 @@ def real_prior(values):
         (lambda v: v["finetune"].update(batch_size=2), r"batch_size must be at least 3 per process, got 2"),
         (
             real_prior,
-            r"prior\.images is source, and source_images has no 'avataaars': add it, or",
+            r"prior\.images is source, and source_images says that avataaars has none: name some, or",
         ),
     ],
 )

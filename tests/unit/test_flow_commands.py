@@ -123,8 +123,10 @@ def test_the_summary_lists_metrics_side_by_side(tmp_path):
     assert {*expected, "| finetune@a | run | 1.2 |", "| report | not run | – |"} <= {*text.splitlines()}
     assert "report.html" not in text
     (tmp_path / "report.html").write_text("")
-    assert (tmp_path / "report.html").as_uri() in markdown(tmp_path, [])
-    assert "report.html" not in markdown(tmp_path, [], temporary=True)
+    whole, one = Row("report", "run"), Row("adaptation_report@a", "run")
+    assert (tmp_path / "report.html").as_uri() in markdown(tmp_path, [whole, one])
+    assert "report.html" not in markdown(tmp_path, [whole], temporary=True)
+    assert "report.html" not in markdown(tmp_path, [one])
 
 
 def test_a_picture_becomes_a_data_url(tmp_path):

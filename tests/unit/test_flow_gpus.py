@@ -1,5 +1,6 @@
 """GPU slots of one machine: devices are never shared, and nobody waits for what does not exist."""
 
+import os
 import subprocess
 import sys
 import threading
@@ -51,10 +52,14 @@ def test_devices_are_never_given_twice():
 
 def test_flow_runs_of_one_machine_get_different_devices():
     one, other = GpuSlots(("0", "1")), GpuSlots(("0", "1"))
-    with one.hold(1, never) as first, other.hold(1, never) as second:
+    with one.hold(1, never, "finetune@a of blue-fox") as first, other.hold(1, never, "sample@b") as second:
         assert first == {"CUDA_VISIBLE_DEVICES": "0"} and second == {"CUDA_VISIBLE_DEVICES": "1"}
         with pytest.raises(StoppedError), other.hold(1, lambda: True):
             pass
+        whom, stopping = [], iter([False, False, True])
+        with pytest.raises(StoppedError), other.hold(1, lambda: next(stopping), "", whom.append):
+            pass
+        assert whom == [f"sample@b, finetune@a of blue-fox (process {os.getpid()})"]
     with one.hold(1, never) as first:
         with pytest.raises(StoppedError), other.hold(2, lambda: True):
             pass

@@ -22,7 +22,7 @@ def test_templates_are_filled_from_the_record_or_a_subject():
 @pytest.mark.parametrize(
     ("template", "message"),
     [
-        ("{caption} in style", r"adaptations\.a\.prompts\.target.*folder/a\.png has no caption.*\.txt file"),
+        ("{caption} in style", r"prompts\.target .*: an image has no caption: folder/a\.png\. .*\.txt file"),
         ("{label}", r"has no label.*a folder for a label"),
         ("{capton}", r"\{capton\} is none of \{caption\} and \{label\}"),
         ("{caption", r"is not a template"),

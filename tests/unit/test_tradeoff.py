@@ -26,10 +26,10 @@ def project(tmp_path, monkeypatch):
     """A project with two adapted models, in which nothing is measured yet."""
     values = params()
     values["sources"] = {"noto": {"subjects": "subjects.txt"}}
-    values["source_images"] = {}
+    values["source_images"] = {"noto": {"images": "demo/none.yaml"}}
     values["targets"] = {"ink": {"shots": "images", "number": 4, "domain": "images"}}
     item = {"source": "noto", "target": "ink", "method": "finetune"}
-    values["adaptations"] = dict.fromkeys(NAMES, item)
+    values["adaptations"], values["registry"]["models"] = dict.fromkeys(NAMES, item), {}
     values["sweeps"], values["tradeoff"] = {}, VALUES
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
     (tmp_path / "subjects.txt").write_text("a house\n")
