@@ -12,8 +12,8 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import urlencode
 from urllib.request import Request, urlopen
 
-from domainstudio.registry.tags import DIGEST, KEY
-from domainstudio.tracking.server import TrackingUnavailableError, shown_uri, tracking_uri
+from domainstudio.registry.tags import DIGEST, KEY, find_version
+from domainstudio.tracking.server import TrackingUnavailableError, connect, shown_uri, tracking_uri
 
 SECONDS = 10
 """How long a server may take to answer."""
@@ -45,9 +45,6 @@ def has_version(model: str, key: str, digest: str, root: str | Path = ".") -> bo
         return _file_has(Path(uri.removeprefix("sqlite:///")), model, key, digest)
     if uri.startswith(("http://", "https://")):
         return _server_has(uri, model, key, digest)
-    from domainstudio.registry.versions import find_version
-    from domainstudio.tracking.server import connect
-
     with connect(root) as client:
         return find_version(client, model, key, digest) is not None
 

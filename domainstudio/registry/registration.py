@@ -12,6 +12,7 @@ from domainstudio.registry import card, judging, releases, versions
 from domainstudio.registry.aliases import Alias, Promotion, current_aliases
 from domainstudio.registry.lineage import log_inputs, origin
 from domainstudio.registry.results import Result
+from domainstudio.registry.tags import find_version
 from domainstudio.registry.versions import MEASUREMENT, REASON, Entry
 from domainstudio.tracking.runs import find_run, log_evaluation, log_missing, log_records, open_run, plan_for
 from domainstudio.tracking.server import connect, experiment_id
@@ -47,7 +48,7 @@ def register(adaptation: str, settings: Settings) -> Promotion:
     promotion = judging.judge(alias, registered.version, settings.registry.gate, measure)
     _write_card(result, promotion, alias, run_id)
     # Neither the run's id nor the version, because both differ from database to database.
-    identity = {"model": alias.model, "alias": alias.name, "key": result.record.key}
+    identity = {"model": alias.model, "alias": alias.name, **_identity(result)}
     releases.write(adaptation, {**identity, "digest": registered.digest})
     return promotion
 
@@ -60,9 +61,9 @@ def try_out(adaptation: str, settings: Settings) -> None:
     """
     result = Result.load(adaptation)
     _log_run(result, settings)
-    entry = releases.read(adaptation)
-    if entry is None or entry["key"] != result.record.key:  # else it is a released result, which stays so
-        releases.write(adaptation, {"model": None, "key": result.record.key})
+    entry, identity = releases.read(adaptation) or {}, _identity(result)
+    if any(entry.get(name) != value for name, value in identity.items()):  # else it was released before
+        releases.write(adaptation, {"model": None, **identity})
 
 
 def last_promotion(adaptation: str, root: Path) -> Promotion | None:
@@ -74,13 +75,17 @@ def last_promotion(adaptation: str, root: Path) -> Promotion | None:
     if (entry := releases.read(adaptation, root)) is None or (model := entry["model"]) is None:
         return None
     with connect(root) as client:
-        version = versions.find_version(client, model, entry["key"], entry["digest"])
+        version = find_version(client, model, entry["key"], entry["digest"])
         if version is None:
             return None
         holder = current_aliases(client, model).get(entry["alias"])
         number, reason = str(version.version), version.tags.get(REASON, "")
     # Whether the registration moved the alias is not recorded: it did so, or found it there.
     return Promotion(model, number, holder == number, reason, holder, changed=holder == number)
+
+
+def _identity(result: Result) -> dict[str, str]:
+    return {"key": result.record.key, "measured": result.measurement.digest}
 
 
 def _log_run(result: Result, settings: Settings) -> tuple[str, str | None]:

@@ -23,7 +23,7 @@ from domainstudio.models.folders import is_combination
 from domainstudio.models.stored import StoredModel, Together
 from domainstudio.registry import audit
 from domainstudio.registry.aliases import CHALLENGER, challenge
-from domainstudio.registry.tags import DIGEST, KEY
+from domainstudio.registry.tags import DIGEST, KEY, find_version
 from domainstudio.tracking.server import connect
 
 if TYPE_CHECKING:
@@ -126,14 +126,6 @@ def register(entry: Entry) -> Registered:
         why = f"a result of {entry.folder.name}{drawn}, not judged yet"
         audit.record(client, entry.name, "registered", version, CHALLENGER, why)
         return Registered(entry.name, version, digest, created=True)
-
-
-def find_version(client: MlflowClient, name: str, key: str, digest: str) -> ModelVersion | None:
-    """Return the oldest version of a model with this key and folder digest, or None."""
-    found = client.search_model_versions(
-        f"name = '{name}' and tags.`{KEY}` = '{key}' and tags.`{DIGEST}` = '{digest}'"
-    )
-    return min(found, key=lambda version: int(version.version), default=None)
 
 
 def shorten(card: str) -> str:

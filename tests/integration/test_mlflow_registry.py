@@ -19,6 +19,7 @@ import torch
 
 from domainstudio.registry import versions
 from domainstudio.registry.presence import has_version
+from domainstudio.registry.tags import find_version
 from domainstudio.tracking.server import TrackingUnavailableError, connect
 from tests.integration.conftest import free_port
 from tests.integration.mlflow_parts import (
@@ -257,7 +258,7 @@ def test_whether_a_server_has_a_version_is_asked_of_its_tables(registered, tmp_p
     assert has_version(*asked)
     assert not has_version(entry["model"], entry["key"], "another")
     with connect() as client:
-        assert versions.find_version(client, *asked) is not None
+        assert find_version(client, *asked) is not None
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/new.db")
     assert not has_version(*asked)
 

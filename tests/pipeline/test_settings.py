@@ -14,7 +14,14 @@ from tests.modules import ROOT, reachable
 # markers, and what only observes a training.
 OBSERVERS = {"domainstudio/git.py"} | {
     f"domainstudio/{name}.py"
-    for name in ("storage/mirror", "storage/s3", "tracking/runs", "tracking/server", "tracking/tracker")
+    for name in (
+        "storage/mirror",
+        "storage/s3",
+        "tracking/relocation",
+        "tracking/runs",
+        "tracking/server",
+        "tracking/tracker",
+    )
 }
 HARMLESS = {
     *("domainstudio/errors.py", "domainstudio/project.py", "domainstudio/redaction.py"),
@@ -28,6 +35,7 @@ STAGES = (
     "evaluate",
     "tradeoff",
     "report",
+    "releases",
     "register",
 )
 
@@ -97,7 +105,7 @@ def sections_read(path):
 def test_params_name_every_section_that_a_stage_reads(stages, name):
     module = stages[name]["cmd"].split()[2]
     # All that is given the whole of the settings, or an adaptation.
-    registry = (f"domainstudio/registry/{module}.py" for module in ("aliases", "registration"))
+    registry = (f"domainstudio/registry/{module}.py" for module in ("aliases", "registration", "releases"))
     library = ("training/recipe.py", "selection/training.py", "metrics/tradeoff.py")
     readers = ("stages/", "domainstudio/report/", *(f"domainstudio/{path}" for path in library), *registry)
     files = {path for path in reachable(module) if path.startswith(readers)}

@@ -73,8 +73,9 @@ def settings():
     domain = {"shots": "images", "domain": "images"}
     kept = {
         "sources": {"noto": {"subjects": "subjects.txt"}},
-        "source_images": {},
+        "source_images": {"noto": {"images": "demo/none.yaml"}},
         "targets": {"ink": domain},
+        "registry": {},
     }
     methods = {"plain": "finetune", "studio": "domainstudio"}
     pair = {"source": "noto", "target": "ink"}
