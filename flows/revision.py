@@ -85,7 +85,7 @@ def _run(where: Workspace, adaptations: list[str], options: Mapping[str, Any]) -
     tags = {"git.commit": where.commit, "prefect.flow_run": key}
     plan = RunPlan(name, key, experiment, tags=tags, kind="pipeline")
     pages = _reports(selected)
-    kept = [where.root / name for name in (*KEPT, *pages)]
+    kept = [where.root / name for name in (*map(Path, KEPT), *pages)]
     with parent_run(plan, where.root, kept, "adapt-mlflow") as run:
         state: State[Any] = adapt(adaptations, pull=stored, **options, return_state=True)
         if run:

@@ -35,7 +35,7 @@ class RequestError(MlflowException, ValueError):  # type: ignore[misc]
     """A request that cannot be done. Over HTTP the answer is status 400 and the sentence, no stack trace."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(message, error_code=INVALID_PARAMETER_VALUE)
+        MlflowException.__init__(self, message, error_code=INVALID_PARAMETER_VALUE)
 
 
 class ImageModel(PythonModel):  # type: ignore[misc]

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import psutil
@@ -223,7 +224,15 @@ def test_the_graph_is_run_side_by_side_and_the_second_run_is_cached(server, repo
     assert artifacts["adapt-progress"] == 100.0
     assert "| a | 12.5 | 0.25 |" in artifacts["adapt-summary"]
     assert "| finetune@b | run |" in artifacts["adapt-summary"]
-    assert {"working on finetune@a", "working on report"} <= {line.message for line in logs}
+    said = {line.message for line in logs}
+    assert {"working on finetune@a", "working on report"} <= said
+    second, first_key = sorted("ab", key=lambda key: -times[f"finetune@{key}"][0])
+    assert f"finetune@{second} waits for a GPU, held by finetune@{first_key} of {first.name}" in said
+    waited = timedelta(seconds=times[f"finetune@{first_key}"][1] - times[f"finetune@{first_key}"][0])
+    with server.client() as client:
+        tasks = {task.name: task for task in client.read_task_runs(flow_run_filter=only(first))}
+    task = tasks[f"finetune@{second}"]
+    assert task.end_time - task.start_time - task.total_run_time > waited / 2
 
     before = traces(repository)
     status, output = finish(start(repository, server))

@@ -56,7 +56,8 @@ def test_flow_runs_of_one_machine_get_different_devices():
         assert first == {"CUDA_VISIBLE_DEVICES": "0"} and second == {"CUDA_VISIBLE_DEVICES": "1"}
         with pytest.raises(StoppedError), other.hold(1, lambda: True):
             pass
-        whom, stopping = [], iter([False, False, True])
+        whom: list[str] = []
+        stopping = iter([False, False, True])
         with pytest.raises(StoppedError), other.hold(1, lambda: next(stopping), "", whom.append):
             pass
         assert whom == [f"sample@b, finetune@a of blue-fox (process {os.getpid()})"]
