@@ -209,7 +209,7 @@ def read(root: Path, settings: Settings, names: Sequence[str] | None = None) -> 
         ConfigError: there is no adaptation of a name.
         DataError: a file is there but cannot be understood.
     """
-    adaptations = [settings.adaptation(name) for name in (settings.adaptations if names is None else names)]
+    adaptations = settings.resolved.values() if names is None else [settings.adaptation(n) for n in names]
     targets = {
         name: Target(*(_packed(root / "data/targets" / name / part) for part in ("shots", "domain")))
         for name in dict.fromkeys(item.target for item in adaptations)

@@ -77,9 +77,9 @@ def _is_made(path: str, made: Iterable[str]) -> bool:
 def unchanged(stages: Mapping[str, Stage]) -> frozenset[str]:
     """Return the stages that `dvc repro` would skip as they and all that they need are up to date.
 
-    One look at everything, where starting DVC for each stage takes a second or two. Stages that always run, as
-    they look at what DVC does not see, run first. Empty while another process holds DVC's lock, or if one of
-    those fails: each stage is then asked one by one.
+    One look at everything, where starting DVC for each stage takes a second or two. Stages that always run,
+    as they look at what DVC does not see, run first. Empty while another process holds DVC's lock, or if one
+    of those fails: each stage is then asked one by one.
     """
     from dvc.exceptions import ReproductionError
     from dvc.lock import LockError
