@@ -45,8 +45,9 @@ _UNCHANGED = re.compile(r"^Stage '.*' (didn't change, skipping|is cached - skipp
 _HINTS = re.compile(
     r"To track the changes with git|\s+git add |To enable auto staging|\s+dvc config core.autostage"
     r"|Use `dvc push`|Data and pipelines are up to date|(Generating|Updating) lock file"
+    r"|WARNING: (Some of the cache files do not|No file hash info found|stage: '.*' is frozen)|md5: \w{32}"
 )
-"""Hints that DVC prints for a person at a terminal after every stage."""
+"""What DVC prints for a person at a terminal: hints, what nobody has pushed yet, and what it never runs."""
 _EXITED = re.compile(r"exited with (-?\d+)$")
 _LAUNCHED = re.compile(r"^\s*exitcode\s*: (\d+) ")
 """How the launcher of several processes reports one that failed; it exits with 1 itself."""

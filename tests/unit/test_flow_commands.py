@@ -19,7 +19,8 @@ from flows.run.summary import Row, markdown, picture
 from stages import cli
 
 BAR = b"".join(b"\r%d%%|#" % percent for percent in range(100)) + b"\r100%|##########\n"
-DVC_HINTS = b"Running stage 'a':\nTo track the changes with git, run:\n\n\tgit add dvc.lock\nloss 0.5\n"
+DVC_HINTS = b"WARNING: stage: 'p' is frozen. It\nmd5: 55f30d0d64934618f039bf150f7434bf.dir\n"
+DVC_HINTS += b"Running stage 'a':\nTo track the changes with git, run:\n\n\tgit add dvc.lock\nloss 0.5\n"
 
 
 @pytest.mark.parametrize(
