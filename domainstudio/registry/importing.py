@@ -65,10 +65,10 @@ def import_source(name: str, location: str, *, replace: bool = False) -> tuple[P
 def _refuse_another(folder: Path) -> None:
     tracked = git.tracks(".", folder)
     if tracked or folder.exists():
-        where = "git tracks files there" if tracked else "is there already"
+        where = "git tracks files there" if tracked else "it is there already"
         raise ConfigError(
-            f"{folder}: {'' if tracked else 'it '}{where}, and every adaptation of this source would change. "
-            "Choose another name, or give --replace"
+            f"{folder}: {where}, and every adaptation of this source would change. Choose another name, or "
+            "give --replace"
         )
 
 

@@ -75,6 +75,5 @@ def _is_lacking(adaptation: str, settings: Settings) -> bool:
         return False
     if (model := entry.get("model")) is None:
         return True
-    return model != settings.registry.models[adaptation] or not has_version(
-        model, entry["key"], entry["digest"]
-    )
+    moved = model != settings.registry.models[adaptation]
+    return moved or not has_version(model, str(entry.get("key")), str(entry.get("digest")))
