@@ -36,13 +36,13 @@ def _pull(names: Sequence[str]) -> int:
                 "DVC has no default remote to pull from: `dvc remote add --default team s3://bucket/prefix`"
             )
         try:
-            fetched = repo.pull(sorted(wanted), allow_missing=True).get("fetched", 0)
+            fetched = repo.pull(sorted(wanted), allow_missing=True)["stats"]["fetched"]
         except DvcException as error:
             raise ConfigError(f"the DVC remote gave nothing: {error}") from error
         lacking = [
             stage.addressing
             for stage in repo.index.stages
-            if stage.addressing in wanted and not all(out.exists for out in stage.outs)
+            if stage.addressing in wanted and not all(out.exists for out in stage.outs if out.use_cache)
         ]
     print(f"{fetched} files fetched. {_never_pushed(lacking)}")
     return 0
