@@ -21,9 +21,9 @@ MAIN = {
     "frechet_distance_infinity": "fd_infinity",
     "kid": "kid",
     "in_domain_share": "in_domain",
-    "intra_distance_in_domain": "intra_in_domain",
+    "intra_distance_in_domain": "intra",
     "memorized_share": "memorized",
-    "attributes_kept": "attributes_kept",
+    "attributes_kept": "kept",
     "top_1": "top_1",
 }
 """The figures to compare first, and names that keep a table of them on a screen."""
