@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from graphlib import TopologicalSorter
@@ -85,6 +86,7 @@ def unchanged(stages: Mapping[str, Stage]) -> frozenset[str]:
     from dvc.lock import LockError
     from dvc.repo import Repo
 
+    logging.getLogger("dvc").setLevel(logging.ERROR)  # it would warn of each frozen stage
     try:
         with Repo() as repo:
             looks = {stage.addressing for stage in repo.index.stages if stage.always_changed}
