@@ -177,11 +177,43 @@ def tiny_sd3_pipeline(seed: int = 0, *, t5: bool = True):
     )
 
 
+def tiny_pixart_pipeline(seed: int = 0, *, alpha: bool = False, sized: bool = False):
+    """Return an untrained PixArt-Σ (or α) pipeline of 16x16 pixels, told the image's size or not."""
+    import diffusers
+
+    torch.manual_seed(seed)
+    transformer = diffusers.PixArtTransformer2DModel(
+        sample_size=TEXT_RESOLUTION // 2,
+        num_layers=2,
+        attention_head_dim=18,  # a third of all channels tells resolution and aspect ratio
+        num_attention_heads=2,
+        cross_attention_dim=36,
+        in_channels=4,
+        out_channels=8,
+        caption_channels=48,
+        use_additional_conditions=sized,
+    ).eval()
+    with torch.no_grad():
+        for block in transformer.transformer_blocks:
+            block.attn2.to_v.weight.mul_(30.0)  # prompts matter as much as in a trained model
+    kind = diffusers.PixArtAlphaPipeline if alpha else diffusers.PixArtSigmaPipeline
+    return kind(
+        transformer=transformer,
+        scheduler=diffusers.DPMSolverMultistepScheduler(beta_schedule="linear"),
+        vae=_tiny_vae(0.13025),
+        text_encoder=_tiny_t5(48),
+        tokenizer=_copied_tokenizer("!"),
+    )
+
+
 def tiny_text_denoiser(kind: str = "sd1", seed: int = 0):
-    """Return an untrained text-to-image model of 16x16 pixels: `sd3`, or one of `tiny_text_pipeline`."""
+    """Return an untrained model of 16x16 pixels: `sd3`, `pixart`, or one of `tiny_text_pipeline`."""
+    from domainstudio.models.pixart import PixArtDenoiser
     from domainstudio.models.stable_diffusion import StableDiffusionDenoiser
     from domainstudio.models.stable_diffusion_3 import StableDiffusion3Denoiser
 
+    if kind == "pixart":
+        return PixArtDenoiser(tiny_pixart_pipeline(seed), "tiny-pixart")
     if kind == "sd3":
         return StableDiffusion3Denoiser(tiny_sd3_pipeline(seed), "tiny-sd3")
     return StableDiffusionDenoiser(tiny_text_pipeline(kind, seed), f"tiny-{kind}")

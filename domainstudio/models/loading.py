@@ -19,6 +19,7 @@ from domainstudio.models.folders import (
     read_index,
 )
 from domainstudio.models.latent import LatentDenoiser
+from domainstudio.models.pixart import PixArtDenoiser
 from domainstudio.models.stable_diffusion import StableDiffusionDenoiser
 from domainstudio.models.stable_diffusion_3 import StableDiffusion3Denoiser
 from domainstudio.models.unconditional import UnconditionalDenoiser
@@ -52,6 +53,7 @@ KINDS: tuple[type[Kind], ...] = (
     ClassConditionalDenoiser,
     StableDiffusionDenoiser,
     StableDiffusion3Denoiser,
+    PixArtDenoiser,
 )
 """Of these, the first that knows a folder's pipeline class and UNet reads the folder."""
 

@@ -210,22 +210,23 @@ class Partner:
         encode = self.source.encode_prompt
         parameters = inspect.signature(encode).parameters
         more: dict[str, Any] = {name: None for name in ("prompt_2", "prompt_3") if name in parameters}
-        guided = condition["guidance_scale"] > 1
-        negative = condition["negative_prompt"]
+        masked = "prompt_attention_mask" in parameters  # PixArt: each text and its mask
+        guided, negative = condition["guidance_scale"] > 1, condition["negative_prompt"]
         with torch.inference_mode():
             found = encode(
                 prompt=[self.text(condition["prompt"])] * number,
-                negative_prompt=[negative] * number if negative else None,
+                negative_prompt=[negative] * number if negative or masked else None,
                 device=network_of(self.source).device,
                 num_images_per_prompt=1,
                 do_classifier_free_guidance=guided,
                 **more,
                 **length_of(self.source),
             )
-        pairs = [found[:2], found[2:]]  # the second, of XL and SD3, are pooled
+        pairs = [found[::2], found[1::2]] if masked else [found[:2], found[2:]]
         joined = [torch.cat([pair[1], pair[0]]) if guided else pair[0] for pair in pairs if pair]
         pooled = "pooled_projections" if "pooled_projections" in self.names else "text_embeds"
-        return dict(zip(("encoder_hidden_states", pooled), joined, strict=False))
+        second = "encoder_attention_mask" if masked else pooled  # pooled: of XL and SD3
+        return dict(zip(("encoder_hidden_states", second), joined, strict=False))
 
     def text(self, text: str) -> str:
         """Return what the source model is told in place of a prompt or a class."""
@@ -240,16 +241,12 @@ class Partner:
 
         given = dict(zip(self.names, args, strict=False)) | named
         sample, timestep = given[self.names[0]], given["timestep"]
-
-        def adapted() -> Any:
-            return self.own(**given).sample
-
         if self.combine["mode"] == "switch":
             above = float(torch.as_tensor(timestep).flatten()[0]) >= self.first
             asks_source = above == (self.combine["source"] == "above")
-            output = self.predict(given) if asks_source else adapted()
+            output = self.predict(given) if asks_source else self.own(**given).sample
         else:
-            channels, second = sample.shape[1], adapted()
+            channels, second = sample.shape[1], self.own(**given).sample
             first = self.predict(given)[:, :channels]
             mixed = torch.lerp(first.float(), second[:, :channels].float(), self.combine["weight"])
             output = torch.cat([mixed.to(second.dtype), second[:, channels:]], dim=1)
@@ -269,9 +266,10 @@ def network_of(pipeline: Any) -> Any:
 
 
 def length_of(pipeline: Any) -> dict[str, int]:
-    """Return the tokens that T5 of SD3 reads, where its tokenizer says fewer than the pipeline's own 256."""
-    tokenizer = getattr(pipeline, "tokenizer_3", None)
-    return {} if tokenizer is None else {"max_sequence_length": min(256, tokenizer.model_max_length)}
+    """Return the tokens that T5 reads: those of the pipeline, or fewer where its tokenizer says so."""
+    own = inspect.signature(pipeline.__call__).parameters.get("max_sequence_length")
+    tokenizer = own and getattr(pipeline, "tokenizer_3", pipeline.tokenizer)
+    return {"max_sequence_length": min(own.default, tokenizer.model_max_length)} if own and tokenizer else {}
 
 
 def value_of(request: Mapping[str, Any], column: str, default: Any) -> Any:
@@ -309,6 +307,8 @@ def draw(
             names = [name for name in ("prompt", "negative_prompt") if condition[name]]
             options = {name: [condition[name]] * len(seeds) for name in names}
             options |= {"guidance_scale": condition["guidance_scale"], **length_of(pipeline)}
+            if "use_resolution_binning" in inspect.signature(pipeline.__call__).parameters:
+                options["use_resolution_binning"] = False  # it knows the published models' sizes alone
         images = pipeline(**options, generator=generators, num_inference_steps=steps).images
     return [{"seed": s, "png": encode(image)} for s, image in zip(seeds, images, strict=True)]
 
@@ -359,15 +359,17 @@ def with_scheduler(pipeline: Any, name: str) -> Any:
     """Return the pipeline with another scheduler of the same noise levels, or itself for `saved`."""
     import diffusers
 
+    config = pipeline.scheduler.config
+    # another sampler was saved: latents have no range to clip to
+    plain = {} if "clip_sample" in config else {"clip_sample": False, "variance_type": "fixed_small"}
     kinds: dict[str, tuple[str, dict[str, Any]]] = {
-        "ddim": ("DDIMScheduler", {}),
-        "ddpm": ("DDPMScheduler", {}),
+        "ddim": ("DDIMScheduler", plain),
+        "ddpm": ("DDPMScheduler", plain),
         "dpm-solver++": (
             "DPMSolverMultistepScheduler",
             {"algorithm_type": "dpmsolver++", "final_sigmas_type": "zero"},
         ),
     }
-    config = pipeline.scheduler.config
     if "shift" in config or config.get("use_flow_sigmas"):
         kinds = flow_schedulers(float(config.get("flow_shift", config.get("shift", 1.0))))
     if name == "saved":

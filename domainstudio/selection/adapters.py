@@ -92,7 +92,11 @@ def usable(
     Raises:
         CheckpointError: the source model is of another kind, or no file can be used.
     """
-    if not isinstance(denoiser, TextToImageDenoiser) or denoiser.adapters is not None:
+    if (
+        not isinstance(denoiser, TextToImageDenoiser)
+        or not hasattr(denoiser.pipeline, "load_lora_weights")
+        or denoiser.adapters is not None
+    ):
         raise CheckpointError(
             f"{denoiser.name_or_path} is {denoiser.kind}: LoRA files of other trainers belong to Stable "
             "Diffusion pipelines. For a training of DomainStudio set finetune.candidate_every"

@@ -51,6 +51,7 @@ CASES: dict[str, tuple[Any, dict[str, str]]] = {
         {"prompt": PROMPTS[0], "negative_prompt": "the moon"},
     ),
     "sdxl": (lambda seed: tiny_text_denoiser("sdxl", seed), {"prompt": PROMPTS[0]}),
+    "pixart": (lambda seed: tiny_text_denoiser("pixart", seed), {"prompt": PROMPTS[0]}),
     "sd3": (
         lambda seed: tiny_text_denoiser("sd3", seed),
         {"prompt": PROMPTS[0], "negative_prompt": "the moon"},
