@@ -3,8 +3,9 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-USER_ERROR_STATUS, UNAVAILABLE_STATUS = 2, 75
-"""Exit statuses of stages: a mistake that no retry mends, as argparse has it; a server that is away."""
+USER_ERROR_STATUS, DISK_STATUS, UNAVAILABLE_STATUS = 2, 74, 75
+"""Exit statuses of stages: a mistake that no retry mends, as argparse has it; a disk that is full, read-only
+or away; a server that is away. The last two are those of sysexits.h."""
 
 
 class DomainStudioError(Exception):
@@ -25,6 +26,10 @@ class CheckpointError(DomainStudioError):
 
 class TrainingError(DomainStudioError):
     """Training stopped, because to go on would damage the result."""
+
+
+class DiskError(DomainStudioError):
+    """A disk is full, read-only or away. Once that is mended, the same call goes on where it stopped."""
 
 
 class UnavailableError(DomainStudioError):

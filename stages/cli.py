@@ -4,24 +4,40 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 from domainstudio.errors import (
+    DISK_STATUS,
     UNAVAILABLE_STATUS,
     USER_ERROR_STATUS,
+    DiskError,
     DomainStudioError,
     UnavailableError,
 )
+from domainstudio.redaction import redact
+from domainstudio.storage.disk import disk_error, number_of
 
 
 def run(main: Callable[[], None]) -> None:
-    """Call a stage's `main`; a `DomainStudioError` becomes `error: ...` on stderr and an exit status.
+    """Call a stage's `main`; an error becomes `error: ...` on stderr, without passwords, and an exit status.
 
-    It is `UNAVAILABLE_STATUS` where the same may succeed later, else `USER_ERROR_STATUS`. Other exceptions
-    are defects and keep their traceback.
+    It is `UNAVAILABLE_STATUS` where a server does not answer, `DISK_STATUS` where a disk is full, read-only
+    or away, else `USER_ERROR_STATUS`. Exceptions other than `DomainStudioError`, and than what the operating
+    system refuses, are defects and keep their traceback.
     """
     try:
         main()
     except DomainStudioError as error:
-        print(f"error: {error}", file=sys.stderr)
-        away = isinstance(error, UnavailableError)
-        raise SystemExit(UNAVAILABLE_STATUS if away else USER_ERROR_STATUS) from None
+        end(error)
+    except Exception as error:
+        if number_of(error) is None:
+            raise
+        end(disk_error(error))
+
+
+def end(error: DomainStudioError) -> NoReturn:
+    """Print an error and leave with its status."""
+    print(f"error: {redact(str(error))}", file=sys.stderr)
+    kinds = {UnavailableError: UNAVAILABLE_STATUS, DiskError: DISK_STATUS}
+    found = [status for kind, status in kinds.items() if isinstance(error, kind)]
+    raise SystemExit(found[0] if found else USER_ERROR_STATUS) from None

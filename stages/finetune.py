@@ -78,7 +78,7 @@ def _check_prompts(adaptation: Adaptation) -> None:
 
 
 def _write(trainer: Trainer, record: Provenance, shots: ImageSet) -> None:
-    from domainstudio.storage.files import write_json, write_text
+    from domainstudio.storage.files import output_folder, write_json, write_text
     from domainstudio.tracking import provenance
     from domainstudio.training.cards import adapted_card
 
@@ -89,10 +89,10 @@ def _write(trainer: Trainer, record: Provenance, shots: ImageSet) -> None:
     (training / "previews").mkdir(exist_ok=True)
     if (trainer.checkpoints / "previews").is_dir():  # preview_every 0 makes none
         shutil.copytree(trainer.checkpoints / "previews", training / "previews", dirs_exist_ok=True)
-    folder = Path("models/adapted") / record.adaptation
-    trainer.denoiser.save(folder)
-    write_json(folder / "provenance.json", record.model_dump(mode="json"))
-    write_text(folder / "README.md", adapted_card(record, shots, trainer.denoiser.kind))
+    with output_folder(Path("models/adapted") / record.adaptation) as folder:
+        trainer.denoiser.save(folder)
+        write_json(folder / "provenance.json", record.model_dump(mode="json"))
+        write_text(folder / "README.md", adapted_card(record, shots, trainer.denoiser.kind))
 
 
 if __name__ == "__main__":

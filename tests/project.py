@@ -68,6 +68,7 @@ def params():
     values["sample"] |= {"number": 6, "steps": 2, "batch_size": 3}
     values["evaluate"] |= {"neighbours": 2, "resamples": 4}
     values["registry"]["gate"] |= {"min_in_domain_share": 0.0, "min_samples": 1}
+    values["sweeps"] = {}
     methods = ("finetune", "domainstudio")
     values["adaptations"] = {f"ink-{each}": ADAPTATION | {"method": each} for each in methods}
     values["registry"]["models"] = {name: f"domainstudio-{name}" for name in values["adaptations"]}

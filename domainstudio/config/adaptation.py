@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from domainstudio.config.base import Name, Section
+from domainstudio.config.base import MANY, KeyedError, Name, Section, Seed, Text
 from domainstudio.config.combination import Combination
 from domainstudio.config.method import MIN_PAIRED_BATCH, Method
 from domainstudio.config.training import TrainingSettings
@@ -31,10 +31,10 @@ class PromptSettings(PromptPair):
     folder its prompts under `by_label`. Then "a [S] dog in [V] style" joins both.
     """
 
-    new_tokens: dict[str, str] = Field(default_factory=dict)
+    new_tokens: dict[Text, Text] = Field(default_factory=dict)
     """New words for the text encoder, such as "[V]", each with a known word whose embedding it starts from.
     Only the embeddings of new words are trained."""
-    by_label: dict[str, PromptPair] = Field(default_factory=dict)
+    by_label: dict[Text, PromptPair] = Field(default_factory=dict)
     """Prompts for the images of one label (a folder of the target), in place of those above."""
 
 
@@ -43,9 +43,9 @@ class PriorSettings(Section):
 
     images: Literal["generated", "source"] = "generated"
     """`generated`: drawn from the source model once, and kept. `source`: those that `source_images` names."""
-    number: int = Field(default=200, ge=1)
+    number: int = Field(default=200, ge=1, le=MANY)
     """Number of images."""
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
     """Seed of the first generated image, or of the choice among the source images."""
 
 
@@ -92,9 +92,9 @@ class Adaptation(Section):
     @model_validator(mode="after")
     def _paired_batch(self) -> Self:
         if self.weights.pairwise and self.training.batch_size < MIN_PAIRED_BATCH:
-            raise ValueError(
-                f"finetune.batch_size must be at least {MIN_PAIRED_BATCH} per process, got "
-                f"{self.training.batch_size}: with fewer images every pairwise loss is identically 0. Raise "
-                "finetune.batch_size"
+            raise KeyedError(
+                ("training", "batch_size"),
+                f"must be at least {MIN_PAIRED_BATCH} per process, got {self.training.batch_size}: with "
+                "fewer images every pairwise loss is identically 0. Raise it",
             )
         return self

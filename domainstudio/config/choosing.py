@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from domainstudio.config.base import Section
+from domainstudio.config.base import MANY, Section, Seed
 
 
 class ChooseSettings(Section):
@@ -14,11 +14,11 @@ class ChooseSettings(Section):
     is taken. No image but the training images is looked at, and none of the training's time is spent again.
     """
 
-    number: int = Field(default=64, ge=8)
+    number: int = Field(default=64, ge=8, le=MANY)
     """Samples of each candidate, all from the same noise."""
     steps: int = Field(default=8, ge=1)
     """Denoising steps of these samples. The rest is as in the section `sample`."""
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
     """Seed of the first sample; away from `sample.seed`, so that figures are of noise that chose nothing."""
     copy_distance: float = Field(default=0.3, gt=0)
     """A sample is a copy where its distance to a training image is below this share of the distance from a

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from domainstudio.config.base import Section
+from domainstudio.config.base import MANY, Section, Seed, Text
 
 NO_IMAGES = "demo/none.yaml"
 """The origin that stands for no images. DVC watches each origin, so it is a file."""
@@ -35,7 +35,7 @@ class PrepareSettings(Section):
 class SourceSettings(Section):
     """A pretrained model: the folder `models/sources/<name>`, in diffusers' format."""
 
-    subjects: str
+    subjects: Text
     """A text file with one subject or class per line. Text-to-image and class-conditional models draw them in
     turn. The source model takes the line itself as its prompt or class. The adapted model takes its target
     prompt, with the line in the place of `{caption}` and `{label}`."""
@@ -44,12 +44,12 @@ class SourceSettings(Section):
 class SourceImages(Section):
     """Real images of a source's domain."""
 
-    images: str
+    images: Text
     """Their origin: a folder, an `s3://bucket/prefix`, or a `.yaml` that describes a demo domain.
     `demo/none.yaml` where you have none."""
-    number: int | None = Field(default=None, ge=1)
+    number: int | None = Field(default=None, ge=1, le=MANY)
     """How many, drawn at random with `seed`; `null` takes all."""
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
     """Seed of that draw."""
 
     @property
@@ -61,16 +61,16 @@ class SourceImages(Section):
 class TargetSettings(Section):
     """A target domain: a few images to learn from, and the whole domain to measure against."""
 
-    shots: str
+    shots: Text
     """Origin of the training images: a folder, an `s3://bucket/prefix`, or a `.yaml` that describes a
     demo domain."""
-    number: int | None = Field(default=None, ge=1)
+    number: int | None = Field(default=None, ge=1, le=MANY)
     """Number of training images, drawn at random with `seed`; `null` takes all."""
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
     """Seed of that draw."""
-    domain: str
+    domain: Text
     """Origin of the whole target domain, which samples are measured against. If you have no more images than
     the shots, name their origin again; the report then says so."""
-    domain_number: int | None = Field(default=None, ge=1)
+    domain_number: int | None = Field(default=None, ge=1, le=MANY)
     """How many images of the domain to prepare, drawn at random with `seed`; `null` takes all. Metrics are
     the surer, the more there are."""

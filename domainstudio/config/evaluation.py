@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from domainstudio.config.base import Section
+from domainstudio.config.base import Section, Seed, Text
 
 
 class EvaluateSettings(Section):
     """The stage `evaluate`: how samples are measured."""
 
-    features: str = "efficientnet-lite0"
+    features: Text = "efficientnet-lite0"
     """Feature network, by its name in `domainstudio.metrics.networks`. Figures of different networks cannot
     be compared."""
     batch_size: int = Field(default=50, ge=1)
@@ -28,8 +28,8 @@ class EvaluateSettings(Section):
     """Perceptual distance to a training image below which a sample counts as memorised, where it is not
     derived from real images. metrics.json says what share of unseen real images is as near:
     `memorized_false_alarms`."""
-    clip: str | None = None
+    clip: Text | None = None
     """CLIP model for the CLIP score and Intra-CLIP: a folder in transformers' layout, or a hub id; `null`
     measures neither. DVC does not watch that folder, but metrics.json holds the hash of its weights."""
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
     """Seed of all draws: of the real images that stand for samples, and of halves."""

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from domainstudio.config.base import Section
+from domainstudio.config.base import Section, Text
 
 MIN_PAIRED_BATCH = 3
 """With fewer images each softmax over the others has one entry, so every pairwise term is 0."""
@@ -54,7 +54,7 @@ class LossWeights(Section):
     space: Literal["pixel", "latent"] = "pixel"
     """What the terms on x0 compare: `pixel` images, decoded if the model works in latents; `latent` x0 as it
     is."""
-    tiny_vae: str | None = None
+    tiny_vae: Text | None = None
     """Decode for those terms with this `AutoencoderTiny`, a folder or a hub id, in place of the model's own
     VAE: less memory and time, and a rougher picture."""
     min_snr_gamma: float | None = Field(default=None, gt=0)
@@ -90,7 +90,7 @@ class LoraSettings(Section):
     """Updates are scaled by alpha / rank; `null` means alpha = rank."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout on the adapters' input."""
-    modules: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
+    modules: tuple[Text, ...] = Field(default=("to_q", "to_k", "to_v", "to_out.0"), min_length=1)
     """Layers that get an adapter, by the end of their names: the attention's projections."""
     text_encoder: bool = False
     """Adapters in the text encoders too."""

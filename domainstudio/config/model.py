@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from domainstudio.config.base import Section
+from domainstudio.config.base import MANY, Section, Seed
+
+Width = Annotated[int, Field(ge=1)]
+"""Channels."""
 
 
 class UNetSettings(Section):
     """Architecture of an unconditional UNet trained from scratch (`diffusers.UNet2DModel`)."""
 
-    block_out_channels: tuple[int, ...]
+    block_out_channels: tuple[Width, ...] = Field(min_length=1)
     """Channels of each resolution, from fine to coarse."""
-    attention: tuple[bool, ...]
+    attention: tuple[bool, ...] = Field(min_length=1)
     """Whether each resolution has self-attention; as many entries as `block_out_channels`."""
     layers_per_block: int = Field(default=1, ge=1)
     """Residual blocks per resolution."""
@@ -42,7 +45,7 @@ class UNetSettings(Section):
 class NoiseSettings(Section):
     """The forward diffusion of a model trained from scratch."""
 
-    num_train_timesteps: int = Field(default=1000, ge=2)
+    num_train_timesteps: int = Field(default=1000, ge=2, le=MANY)
     """Number of noise levels."""
     beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "squaredcos_cap_v2"
     """How noise grows with t, by diffusers' names; `squaredcos_cap_v2` is the cosine schedule."""
@@ -55,7 +58,8 @@ class NoiseSettings(Section):
     def _consistent(self) -> Self:
         if self.rescale_betas_zero_snr and self.prediction_type == "epsilon":
             raise ValueError(
-                "rescale_betas_zero_snr needs prediction_type v_prediction: at pure noise epsilon gives no x0"
+                "rescale_betas_zero_snr needs prediction_type v_prediction, got epsilon: it gives no x0 at "
+                "pure noise"
             )
         return self
 
@@ -67,7 +71,7 @@ class PartTrainingSettings(Section):
     """Optimiser steps."""
     learning_rate: float = Field(default=1e-3, gt=0)
     """Peak learning rate of AdamW; it falls to 0 as a cosine."""
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
     """Seed of every random draw."""
     checkpoint_every: int = Field(default=500, ge=1)
     """Steps between resumable checkpoints."""
@@ -76,7 +80,7 @@ class PartTrainingSettings(Section):
 class AutoencoderSettings(PartTrainingSettings):
     """A small VAE trained from scratch (`diffusers.AutoencoderKL`)."""
 
-    block_out_channels: tuple[int, ...] = (32, 64)
+    block_out_channels: tuple[Width, ...] = Field(default=(32, 64), min_length=1)
     """Channels of each resolution; each but the last halves height and width."""
     layers_per_block: int = Field(default=1, ge=1)
     """Residual blocks per resolution."""
@@ -93,9 +97,9 @@ class AutoencoderSettings(PartTrainingSettings):
 class TextModelSettings(Section):
     """A small text-to-image model trained from scratch, in Stable Diffusion's layout."""
 
-    block_out_channels: tuple[int, ...]
+    block_out_channels: tuple[Width, ...] = Field(min_length=1)
     """The UNet's channels of each resolution."""
-    attention: tuple[bool, ...]
+    attention: tuple[bool, ...] = Field(min_length=1)
     """Whether each resolution attends to itself and to the prompt."""
     layers_per_block: int = Field(default=1, ge=1)
     """Residual blocks per resolution."""
@@ -103,7 +107,7 @@ class TextModelSettings(Section):
     """Heads of each attention layer."""
     norm_num_groups: int = Field(default=16, ge=1)
     """Groups of the group normalisation."""
-    text_width: int = Field(default=128, multiple_of=32)
+    text_width: int = Field(default=128, ge=32, multiple_of=32)
     """Channels of the text encoder; 32 per head."""
     text_layers: int = Field(default=3, ge=1)
     """Layers of the text encoder."""

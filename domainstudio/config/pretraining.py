@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from domainstudio.config.base import Name
+from domainstudio.config.base import MANY, Name, Seed, Text
 from domainstudio.config.data import SourceImages
 from domainstudio.config.model import (
     AutoencoderSettings,
@@ -43,7 +43,7 @@ class PretrainSettings(PretrainingImages):
 class PretrainLatentSettings(PretrainSettings):
     """The stage `pretrain_latent`: an unconditional source model of latents from scratch."""
 
-    vae: str
+    vae: Text
     """Folder of a trained `AutoencoderKL`, whose latents the model learns. It should know other styles too:
     targets are encoded and decoded with it."""
 
@@ -51,9 +51,9 @@ class PretrainLatentSettings(PretrainSettings):
 class PretrainTextSettings(PretrainingImages):
     """The stage `pretrain_text`: a small text-to-image source model from scratch."""
 
-    held_out: int = Field(default=0, ge=0)
+    held_out: int = Field(default=0, ge=0, le=MANY)
     """Images left out of training, to see what the model draws for prompts that it has never met."""
-    held_out_seed: int = Field(default=0, ge=0)
+    held_out_seed: Seed = 0
     """Seed of the choice of those images."""
     styles: tuple[Style, ...] = ()
     """Half of the images are shown in one of these styles, with "… in grey style" in their prompts. So the

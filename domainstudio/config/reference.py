@@ -140,12 +140,16 @@ def _bounds(field: FieldInfo) -> str:
     """Return a field's limits, such as ` (≥ 1)`."""
     signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<", "multiple_of": "multiple of"}
     found = [
-        f"{sign} {getattr(limit, name):g}"
+        f"{sign} {_number(getattr(limit, name))}"
         for limit in field.metadata
         for name, sign in signs.items()
         if getattr(limit, name, None) is not None
     ]
     return f" ({', '.join(found)})" if found else ""
+
+
+def _number(limit: float) -> str:
+    return "2⁶³" if limit == 2**63 else f"{limit:,}" if isinstance(limit, int) else f"{limit:g}"
 
 
 def main(folder: Path = Path("docs")) -> None:

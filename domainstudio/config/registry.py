@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field, StringConstraints
 
-from domainstudio.config.base import Name, Section
+from domainstudio.config.base import Name, Section, Text
 
 ModelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=128)]
 """A name of a registered model that is safe in MLflow's URIs and searches."""
@@ -51,13 +51,13 @@ class GateSettings(Section):
 class RegistrySettings(Section):
     """The stage `register`: how models reach MLflow's registry."""
 
-    experiment: str = "domainstudio"
+    experiment: Text = "domainstudio"
     """MLflow experiment of the runs."""
     models: dict[Name, ModelName] = Field(default_factory=dict)
     """What is registered, and under which name: the registered model of each adaptation. `dvc repro`
     registers these from a committed `params.yaml`. An adaptation that is not named here, uncommitted settings
     and `dvc exp run` are trials, which register nothing (docs/registry.md)."""
-    alias: str = "champion"
+    alias: str = Field(default="champion", pattern=r"^[A-Za-z0-9_-]+$", max_length=64)
     """Alias of the version to use. The version before it gets `previous_<alias>`. A newer version that the
     gate refused gets `challenger`."""
     gate: GateSettings | None = GateSettings()

@@ -6,15 +6,15 @@ from typing import Literal
 
 from pydantic import Field
 
-from domainstudio.config.base import Section
+from domainstudio.config.base import MANY, Section, Seed
 
 
 class SampleSettings(Section):
     """The stage `sample`: how images are drawn from a model."""
 
-    number: int = Field(ge=1)
+    number: int = Field(ge=1, le=MANY)
     """Images per model. In every model image i starts from the noise of seed `seed + i`."""
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
     """Seed of the first image."""
     scheduler: Literal["ddpm", "ddim", "dpm-solver++"] = "ddim"
     """The sampler."""

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
-import yaml
 from pydantic import Field, model_validator
 
 from domainstudio.config.adaptation import Adaptation, AdaptationSettings
-from domainstudio.config.base import Name, Section, merged, replaced, validated
+from domainstudio.config.base import (
+    KeyedError,
+    Name,
+    Problem,
+    Section,
+    SettingsError,
+    merged,
+    replaced,
+    validated,
+)
 from domainstudio.config.choosing import ChooseSettings
 from domainstudio.config.data import NO_IMAGES, PrepareSettings, SourceImages, SourceSettings, TargetSettings
+from domainstudio.config.document import Document, Key
 from domainstudio.config.evaluation import EvaluateSettings
 from domainstudio.config.method import Method
 from domainstudio.config.pretraining import (
@@ -76,29 +86,48 @@ class Settings(Section):
 
     @model_validator(mode="after")
     def _references(self) -> Self:
+        known = {"source": self.sources, "target": self.targets, "method": self.methods}
         for name, adaptation in self.adaptations.items():
-            for key, known in (("source", self.sources), ("target", self.targets), ("method", self.methods)):
-                if (value := getattr(adaptation, key)) not in known:
-                    raise ValueError(
-                        f"adaptations.{name}.{key} is {value!r}, but {key}s has only {sorted(known)}. "
-                        f"Add it to {key}s, or correct the name"
-                    )
+            for key, names in known.items():
+                self._check_known(("adaptations", name, key), getattr(adaptation, key), f"{key}s", names)
             if adaptation.source not in self.source_images:
-                raise ValueError(
+                raise KeyedError(
+                    ("adaptations", name, "source"),
                     f"source_images has no {adaptation.source!r}: name real images of its domain, or, if you "
-                    f"have none, `{adaptation.source}: {{images: {NO_IMAGES}}}`"
+                    f"have none, `{adaptation.source}: {{images: {NO_IMAGES}}}`",
                 )
-        if unknown := sorted(set(self.registry.models) - set(self.adaptations)):
-            raise ValueError(
-                f"registry.models names {', '.join(unknown)}, but adaptations has only "
-                f"{sorted(self.adaptations)}. Remove it from registry.models, or correct the name"
-            )
+        for name in self.registry.models:
+            self._check_known(("registry", "models", name), name, "adaptations", self.adaptations)
+        for name, sweep in self.sweeps.items():
+            place = ("sweeps", name, "adaptation")
+            self._check_known(place, sweep.adaptation, "adaptations", self.adaptations)
         return self
+
+    def _check_known(self, key: Sequence[str], value: str, section: str, known: Mapping[str, Any]) -> None:
+        if value not in known:
+            raise KeyedError(
+                key,
+                f"is {value!r}, but {section} has only {sorted(known)}. Add it to {section}, or correct the "
+                "name",
+            )
 
     @cached_property
     def resolved(self) -> dict[str, Adaptation]:
-        """Every adaptation with its overrides applied."""
-        return {name: self._resolve(name, item) for name, item in self.adaptations.items()}
+        """Every adaptation with its overrides applied.
+
+        Raises:
+            SettingsError: some cannot be.
+        """
+        found: dict[str, Adaptation] = {}
+        wrong: list[Problem] = []
+        for name, item in self.adaptations.items():
+            try:
+                found[name] = self._resolve(name, item)
+            except SettingsError as error:
+                wrong += error.problems
+        if wrong:
+            raise SettingsError("adaptations", wrong)
+        return found
 
     def adaptation(self, name: str) -> Adaptation:
         """Return one adaptation with its overrides applied.
@@ -136,13 +165,34 @@ class Settings(Section):
             "weights": merged(self.methods[item.method].model_dump(), item.weights),
         }
         del values["finetune"]
-        adaptation = validated(Adaptation, values, f"adaptations.{name}")
+        where = f"adaptations.{name}"
+        try:
+            adaptation = validated(Adaptation, values, where)
+        except SettingsError as error:
+            wrong = [replace(each, key=_written(each.key, name, item)) for each in error.problems]
+            raise SettingsError(where, wrong) from error
         if adaptation.takes_source_images and not self.source_images[item.source].given:
-            raise ConfigError(
-                f"adaptations.{name}.prior.images is source, and source_images says that {item.source} has "
-                "none: name some, or set generated"
+            key = ("adaptations", name, "prior", "images")
+            message = (
+                f"is source, and source_images says that {item.source} has none: name some, or set generated"
             )
+            raise SettingsError(where, [Problem(key, message)])
         return adaptation
+
+
+def _written(key: Key, name: str, item: AdaptationSettings) -> Key:
+    """Return the key of params.yaml that a resolved adaptation has a value from."""
+    first, *rest = key or ("",)
+    own = {"training": item.finetune, "weights": item.weights}.get(first)
+    if own is None:
+        return ("adaptations", name, *key)
+    inside: Any = own
+    for part in rest:
+        inside = inside.get(part) if isinstance(inside, Mapping) else None
+    section = "finetune" if first == "training" else "weights"
+    if inside is not None or (rest and rest[0] in own and not isinstance(own[rest[0]], Mapping)):
+        return ("adaptations", name, section, *rest)
+    return ("finetune", *rest) if first == "training" else ("methods", item.method, *rest)
 
 
 def load(path: str | Path = "params.yaml", *overlays: str | Path) -> Settings:
@@ -153,24 +203,19 @@ def load(path: str | Path = "params.yaml", *overlays: str | Path) -> Settings:
         overlays: files whose keys are added to those of the sections, or replace them.
 
     Raises:
-        ConfigError: a file is missing, is not YAML, or a key is missing, unknown or out of range.
+        ConfigError: a file is missing, is not YAML, or a key is missing, unknown or out of range. The message
+            names file, line, key and value.
     """
-    values = _read(Path(path))
-    for overlay in overlays:
-        for name, section in _read(Path(overlay)).items():
-            values[name] = {**values.get(name, {}), **section} if isinstance(section, Mapping) else section
-    settings = validated(Settings, values, " and ".join(map(str, (path, *overlays))))
-    _ = settings.resolved
-    return settings
-
-
-def _read(path: Path) -> dict[str, Any]:
+    documents = [Document.read(each) for each in (path, *overlays)]
+    values = dict(documents[0].values)
+    for document in documents[1:]:
+        for name, section in document.values.items():
+            both = isinstance(section, Mapping) and isinstance(values.get(name), Mapping)
+            values[name] = {**values[name], **section} if both else section
+    where = " and ".join(map(str, (path, *overlays)))
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ConfigError(f"{path} does not exist: run from the project's root, or name the file") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from error
-    if not isinstance(values, Mapping):
-        raise ConfigError(f"{path} must hold a mapping of sections, got {type(values).__name__}")
-    return dict(values)
+        settings = validated(Settings, values, where)
+        _ = settings.resolved
+    except SettingsError as error:
+        raise SettingsError(where, [each.located(documents) for each in error.problems]) from error
+    return settings

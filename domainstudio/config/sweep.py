@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from domainstudio.config.base import Name, Section
+from domainstudio.config.base import MANY, Name, Section, Seed, Text
 
 
 class RangeSettings(Section):
@@ -33,7 +33,7 @@ class ObjectiveSettings(Section):
     `frechet_distance`, `intra_distance`, `coverage` or `clip_score`; means over the sweep's `seeds`.
     """
 
-    metric: str = "frechet_distance"
+    metric: Text = "frechet_distance"
     """What is compared."""
     direction: Literal["minimize", "maximize"] = "minimize"
     """Which values are better."""
@@ -62,11 +62,11 @@ class SweepSettings(Section):
     random: dict[str, tuple[Any, ...] | RangeSettings] = Field(default_factory=dict)
     """Values or a range of each key, from which `draws` settings are drawn. With a grid, each of them is
     tried with every combination of the grid."""
-    draws: int | None = Field(default=None, ge=1)
+    draws: int | None = Field(default=None, ge=1, le=MANY)
     """Number of settings to draw from `random`. A larger number begins with the same settings."""
-    draw_seed: int = Field(default=0, ge=0)
+    draw_seed: Seed = 0
     """Seed of the draws."""
-    seeds: tuple[int, ...] = ()
+    seeds: tuple[Seed, ...] = ()
     """Seeds of training: each setting is trained with each of them. If empty, with the adaptation's own."""
     objective: ObjectiveSettings = ObjectiveSettings()
     """Which setting is the best."""

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from domainstudio.config.base import Section
+from domainstudio.config.base import MANY, Section
 from domainstudio.config.combination import (
     Combination,
     GuideSettings,
@@ -25,7 +25,7 @@ class TradeoffSettings(Section):
     Each value is drawn and measured beside the adapted model alone. Without values the stage does nothing.
     """
 
-    number: int = Field(default=200, ge=2)
+    number: int = Field(default=200, ge=2, le=MANY)
     """Samples of each value."""
     steps: int | None = Field(default=None, ge=1)
     """Denoising steps; `null` takes those of `sample`."""

@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from domainstudio.config.base import Section
+from domainstudio.config.base import Section, Seed, Text
 from domainstudio.config.flow import FlowSettings
 
 
@@ -54,7 +54,7 @@ class TrainingSettings(Section):
     """Probability of training an image without its prompt or class, for classifier-free guidance."""
     train_text_encoder: bool = False
     """Train the text encoders too; then prompts are encoded at every step."""
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
     """Seed of every random draw, together with the process's rank and the step."""
     checkpoint_every: int = Field(default=100, ge=1)
     """Steps between resumable checkpoints; trackers see the losses when a checkpoint is written."""
@@ -78,6 +78,6 @@ class LaunchSettings(Section):
 
     processes: int = Field(default=1, ge=1)
     """Processes, and GPUs, of such a stage on this machine. A training's batch is `batch_size` of each."""
-    accelerate_config: str | None = None
+    accelerate_config: Text | None = None
     """A file that `accelerate config` wrote, for FSDP (version 2) or several nodes; its own number of
     processes then counts."""

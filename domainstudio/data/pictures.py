@@ -61,8 +61,13 @@ def save_png(images: np.ndarray, paths: Sequence[str | Path]) -> None:
     if len(paths) != len(images):
         raise ValueError(f"{len(images)} images need as many paths, got {len(paths)}")
     for image, path in zip(images, map(Path, paths), strict=True):
-        with output_file(path) as partial:
-            Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0))).save(partial, format="PNG")
+        write_png(Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0))), path)
+
+
+def write_png(image: Image.Image, path: str | Path) -> None:
+    """Write a PNG file, whole or not at all; its folder is made as needed."""
+    with output_file(path) as partial:
+        image.save(partial, format="PNG")
 
 
 def load_png(path: Path) -> np.ndarray:

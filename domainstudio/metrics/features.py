@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from domainstudio.errors import DataError
+from domainstudio.errors import DataError, DiskError
 from domainstudio.storage.tensors import load_tensors, save_tensors
 
 if TYPE_CHECKING:
@@ -170,7 +170,7 @@ def _write(path: Path, features: Features) -> None:
     rows = {"pooled": features.pooled, "perceptual": features.perceptual}
     try:
         save_tensors(path, {name: torch.from_numpy(each) for name, each in rows.items()})
-    except (OSError, SafetensorError) as error:
+    except (DiskError, SafetensorError) as error:
         logger.warning(
             "features cannot be cached in %s (%s): the next call computes them again", path.parent, error
         )

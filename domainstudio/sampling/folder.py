@@ -120,11 +120,12 @@ def _entries(settings: SampleSettings, **columns: Sequence[str] | None) -> list[
 def _finish(
     folder: Path, settings: SampleSettings, entries: Sequence[Mapping[str, Any]], manifest: Mapping[str, Any]
 ) -> None:
-    from domainstudio.data.pictures import grid
+    from domainstudio.data.pictures import grid, write_png
 
     for leftover in (folder / "images").glob(".*"):  # of a process that was killed
         leftover.unlink(missing_ok=True)
-    grid(_read([folder / entry["file"] for entry in entries[:64]]), columns=8).save(folder / "grid.png")
+    shown = _read([folder / entry["file"] for entry in entries[:64]])
+    write_png(grid(shown, columns=8), folder / "grid.png")
     guided = "prompt" in entries[0]
     content = {
         "format": 1,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from domainstudio.errors import DataError
+from domainstudio.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     import torch
@@ -53,6 +53,7 @@ def sample(
         Images, with shape (len(seeds), 3, H, W).
 
     Raises:
+        ConfigError: the model has fewer noise levels than `steps`.
         DataError: a prediction or an image is not finite.
     """
     import torch
@@ -61,6 +62,7 @@ def sample(
     from domainstudio.precision import autocast
     from domainstudio.seeding import initial_noise
 
+    check_steps(denoiser, steps)
     denoiser.network.eval()
     device = next(denoiser.network.parameters()).device
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
@@ -148,6 +150,17 @@ def draw(
             for start in batches
         ]
     )
+
+
+def check_steps(denoiser: Denoiser, steps: int) -> None:
+    """Check that a model can draw in so many denoising steps.
+
+    Raises:
+        ConfigError: it has fewer noise levels.
+    """
+    levels = int(denoiser.noise_scheduler.config["num_train_timesteps"])
+    if steps > levels:
+        raise ConfigError(f"sample.steps must be at most {levels}, the model's noise levels, got {steps}")
 
 
 def default_device() -> torch.device:

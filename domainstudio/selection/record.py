@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from domainstudio.config import ChooseSettings
 from domainstudio.data import grid
+from domainstudio.data.pictures import write_png
 from domainstudio.errors import DataError
 from domainstudio.metrics.distances import Float64s
 from domainstudio.sampling import Images, load_samples
@@ -149,7 +150,7 @@ class Selection(BaseModel):
         folder.mkdir(parents=True, exist_ok=True)
         rows = {name: load_samples(drawn) for name, drawn in {"source": source, **samples}.items()}
         for name, images in (rows if shots is None else {**rows, "shots": shots}).items():
-            grid(images[:SHOWN], SHOWN).save(folder / f"{name}.png")
+            write_png(grid(images[:SHOWN], SHOWN), folder / f"{name}.png")
         write_text(folder / FILE, self.model_dump_json(indent=1) + "\n")
 
     @classmethod

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import shutil
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from domainstudio.errors import CheckpointError
+from domainstudio.storage.disk import disk_error
 from domainstudio.storage.files import output_folder, sha256_of
 
 if TYPE_CHECKING:
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
 
 KEEP = 2
 """States kept per run: the last, and the one before in case the last is damaged."""
+
+_DAMAGE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO})
+"""What reading a damaged state may end with. Any other refusal is of the disk or mount, not of the state."""
 
 TENSORS, CONTENT = "state.safetensors", "state.json"
 """The files of a state."""
@@ -99,6 +104,7 @@ def verify(path: Path) -> dict[str, Any]:
 
     Raises:
         CheckpointError: a file is missing or damaged. The message is the reason alone.
+        DiskError: its disk refuses to read it.
     """
     try:
         content: dict[str, Any] = json.loads((path / CONTENT).read_text(encoding="utf-8"))
@@ -108,6 +114,8 @@ def verify(path: Path) -> dict[str, Any]:
                 if content["sha256"][name] != digest:
                     raise ValueError(f"the SHA-256 of {name} is not the one that was written")
     except (OSError, ValueError, KeyError, TypeError) as error:
+        if isinstance(error, OSError) and error.errno not in _DAMAGE:  # it may be whole: nothing is given up
+            raise disk_error(error, path) from error
         raise CheckpointError(_reason(error)) from error
     return content
 

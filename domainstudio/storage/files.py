@@ -11,6 +11,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from domainstudio.storage.disk import writing
+
 
 @contextmanager
 def output_file(path: str | Path, mode: int | None = None) -> Iterator[Path]:
@@ -21,16 +23,21 @@ def output_file(path: str | Path, mode: int | None = None) -> Iterator[Path]:
     Args:
         path: The file to write.
         mode: Permissions, such as 0o600; by default those of any new file.
+
+    Raises:
+        DiskError: it cannot be written.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        if mode is not None:
-            partial.unlink(missing_ok=True)
-            partial.touch(mode, exist_ok=False)
-        yield partial
-        partial.replace(path)
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if mode is not None:
+                partial.unlink(missing_ok=True)
+                partial.touch(mode, exist_ok=False)
+        with writing(path):
+            yield partial
+            partial.replace(path)
     finally:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
@@ -57,21 +64,26 @@ def output_folder(path: str | Path, *, synced: bool = False) -> Iterator[Path]:
     Args:
         path: The folder to write.
         synced: Wait until the disk has everything, so that a power cut cannot damage it either.
+
+    Raises:
+        DiskError: it cannot be written.
     """
     path = Path(path)
     partial, previous = (path.with_name(f".{path.name}.{word}") for word in ("partial", "previous"))
-    if previous.exists() and not path.exists():  # killed between the two renames of `_exchange`
-        previous.replace(path)
-    for leftover in (partial, previous):
-        shutil.rmtree(leftover, ignore_errors=True)
-    partial.mkdir(parents=True)
+    with writing(path):
+        if previous.exists() and not path.exists():  # killed between the two renames of `_exchange`
+            previous.replace(path)
+        for leftover in (partial, previous):
+            shutil.rmtree(leftover, ignore_errors=True)
+        partial.mkdir(parents=True)
     try:
-        yield partial
-        if synced:
-            _sync(*partial.rglob("*"), partial)
-        _exchange(partial, path, previous)
-        if synced:
-            _sync(path.parent)
+        with writing(path):
+            yield partial
+            if synced:
+                _sync(*partial.rglob("*"), partial)
+            _exchange(partial, path, previous)
+            if synced:
+                _sync(path.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     shutil.rmtree(previous, ignore_errors=True)

@@ -12,6 +12,7 @@ from domainstudio.errors import ConfigError
 from domainstudio.models import lora
 from domainstudio.models.tiny_vae import load_decoder
 from domainstudio.project import SOURCE_MODELS, TARGETS
+from domainstudio.sampling.generate import check_steps
 from domainstudio.training.examples import Examples, texts_of
 from domainstudio.training.objective import Objective
 from domainstudio.training.previews import previewer
@@ -63,12 +64,14 @@ class Recipe:
 
         Raises:
             CheckpointError: there is no source model.
+            ConfigError: it cannot be drawn as `sampling` says.
             DataError: images are missing or damaged.
         """
         shots = ImageSet.load(TARGETS / adaptation.target / "shots")
         source, tiny_vae = SOURCE_MODELS / adaptation.source, adaptation.weights.tiny_vae
         digests = {"source": models.digest(source), "shots": shots.digest}
         denoiser = models.load(source).to(process.device)
+        check_steps(denoiser, sampling.steps)
         prior = prior_images(denoiser, shots, adaptation, sampling, digests["source"])
         if prior is not None:
             digests["prior"] = prior.digest

@@ -48,7 +48,8 @@ def check_history(history: Any, step: int) -> None:
         CheckpointError: it does not. The message is the reason alone.
     """
     try:
-        if [record["step"] for record in history] == list(range(1, step + 1)):
+        steps = [record["step"] for record in history]
+        if len(steps) == step and steps == list(range(1, step + 1)):
             _check(history, [dict.fromkeys(record, 0.0) for record in history], "history")
             return
     except (TypeError, KeyError, AttributeError):

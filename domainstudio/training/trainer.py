@@ -19,6 +19,7 @@ from diffusers.training_utils import EMAModel
 from tqdm import tqdm
 
 from domainstudio.data.buckets import bucket_sizes
+from domainstudio.data.pictures import write_png
 from domainstudio.distributed import this_process
 from domainstudio.errors import TrainingError
 from domainstudio.models.condition import concatenate
@@ -336,9 +337,7 @@ class Trainer:
         if image is None:
             return
         name = f"previews/step-{self.step:06d}.png"
-        path = self.checkpoints / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        image.save(path)
+        write_png(image, self.checkpoints / name)
         if self.tracker is not None:
             self.tracker.log_image(image, name)
 

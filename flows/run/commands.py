@@ -18,6 +18,7 @@ from typing import IO, TypeVar
 
 from domainstudio import telemetry
 from domainstudio.errors import (
+    DISK_STATUS,
     UNAVAILABLE_STATUS,
     USER_ERROR_STATUS,
     DomainStudioError,
@@ -65,7 +66,7 @@ class StageFailedError(DomainStudioError):
     @property
     def retryable(self) -> bool:
         """Whether another attempt may succeed."""
-        return self.status != USER_ERROR_STATUS
+        return self.status not in (USER_ERROR_STATUS, DISK_STATUS)
 
 
 class StoppedError(DomainStudioError):

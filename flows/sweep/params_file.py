@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from domainstudio.config.base import replaced
+from domainstudio.config.document import Document, parse
 from domainstudio.errors import ConfigError
 from domainstudio.storage.files import write_text
 
@@ -34,7 +35,7 @@ def write_overrides(files: Sequence[str | Path], adaptation: str, values: Mappin
     """
     for path in map(Path, reversed(files)):
         text = path.read_text(encoding="utf-8")
-        wanted = yaml.safe_load(text)
+        wanted = Document.read(path).values
         if adaptation not in (wanted.get("adaptations") or {}):
             continue
         changes = []
@@ -44,7 +45,7 @@ def write_overrides(files: Sequence[str | Path], adaptation: str, values: Mappin
                 wanted = replaced(wanted, place, value)
                 text = _edited(text, yaml.compose(text, Loader=yaml.SafeLoader), place, value)
                 changes.append(f"{path}: {'.'.join(place)}: {before} → {value}")
-        if yaml.safe_load(text) != wanted:  # such as an alias, which would change in two places
+        if parse(text) != wanted:  # such as an alias, which would change in two places
             raise ConfigError(
                 f"{path} is laid out in a way that cannot be edited here. Change it by hand: {changes}"
             )

@@ -10,7 +10,7 @@ from PIL import Image
 
 from domainstudio import models
 from domainstudio.config import SampleSettings
-from domainstudio.errors import CheckpointError, DataError
+from domainstudio.errors import CheckpointError, ConfigError, DataError
 from domainstudio.sampling import load_samples, sample, sample_to_folder
 from tests.models import tiny_class_denoiser, tiny_denoiser
 
@@ -23,6 +23,12 @@ def test_an_image_depends_on_its_seed_only(scheduler):
     assert together.shape == (3, 3, 8, 8)
     assert np.abs(together[2].astype(int) - alone[0]).max() <= 1  # batches change the order of additions
     assert (together[0] != together[1]).any()
+
+
+def test_more_steps_than_noise_levels_are_refused():
+    denoiser = tiny_denoiser(num_train_timesteps=20)
+    with pytest.raises(ConfigError, match=r"sample\.steps must be at most 20, .*got 21"):
+        sample(denoiser, [0], steps=21)
 
 
 def test_the_samplers_differ():

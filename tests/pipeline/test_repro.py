@@ -191,5 +191,5 @@ def test_a_bad_parameter_is_one_clean_line(project, first):
     change(project, lambda v: v["finetune"].update(batch_size=2))
     output = run(project, "dvc", "repro", "finetune@ink-domainstudio", check=False)
     assert "error: " in output
-    assert "finetune.batch_size must be at least 3" in output
+    assert "finetune.batch_size: must be at least 3" in output
     assert "Traceback" not in output

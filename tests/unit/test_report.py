@@ -74,6 +74,7 @@ def settings():
     kept = {
         "sources": {"noto": {"subjects": "subjects.txt"}},
         "source_images": {"noto": {"images": "demo/none.yaml"}},
+        "sweeps": {},
         "targets": {"ink": domain},
         "registry": {},
     }

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import yaml
 from pydantic import ValidationError
 
 from domainstudio.config.base import problems
+from domainstudio.config.document import Document
 from domainstudio.data.origins import Listing
 from domainstudio.demo.domains.avatars import FaceDomain, list_faces
 from domainstudio.demo.domains.emoji import EmojiDomain, list_emoji
-from domainstudio.errors import DataError
+from domainstudio.errors import ConfigError, DataError
 
 
 def list_demo(path: str | Path) -> Listing:
@@ -26,13 +26,12 @@ def list_demo(path: str | Path) -> Listing:
     """
     path = Path(path)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        if isinstance(content, dict) and "faces" in content:
+        content = Document.read(path).values
+        if "faces" in content:
             return list_faces(FaceDomain.model_validate(content), path)
         return list_emoji(EmojiDomain.model_validate(content), path)
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}): correct the path") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} is not valid YAML: {error}") from error
+    except ConfigError as error:
+        raise DataError(str(error)) from error
     except ValidationError as error:
-        raise DataError(f"{path} does not describe a demo domain:\n{problems(error)}") from error
+        wrong = "\n".join(map(str, problems(error)))
+        raise DataError(f"{path} does not describe a demo domain:\n{wrong}") from error
