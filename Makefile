@@ -10,6 +10,8 @@ SOURCES ?= pretrain_latent pretrain pretrain_class pretrain_text
 EXTRAS ?= demo,text,pipeline,kubernetes,sweep,dev
 WORKERS ?= 2
 IMAGE ?= domainstudio
+SEED ?= 0
+MINUTES ?= 10
 # Workers side by side, each with its own servers. A file's tests stay together: they share trained models.
 pytest = python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
@@ -50,6 +52,10 @@ test: .venv/installed  ## Run all tests that need neither a GPU, nor the interne
 .PHONY: test-fast
 test-fast: .venv/installed  ## Run the quick ones of them, without servers (below two minutes)
 	$(pytest) -m "not slow and not gpu and not network and not team" tests/unit tests/reference
+
+.PHONY: test-faults
+test-faults: .venv/installed  ## Damage, full disks and kills, thousands of them: SEED=0 MINUTES=10
+	python -m tests.faults --seed $(SEED) --minutes $(MINUTES)
 
 .PHONY: test-team
 test-team: .venv/installed  ## Run the tests on a team's servers and on a Ray cluster (a quarter of an hour)

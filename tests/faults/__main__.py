@@ -25,7 +25,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="what all cases are drawn from")
     parser.add_argument("--minutes", type=float, default=5.0, help="time after which no further case begins")
     parser.add_argument("--cases", type=int, help="number of cases of each kind, in place of a time")
-    parser.add_argument("--kinds", nargs="+", default=[*CHEAP, *FORKED], choices=[*CHEAP, *FORKED])
+    parser.add_argument("--kinds", nargs="+", default=KINDS, choices=KINDS)
     parser.add_argument("--case", type=int, help="only the case of this number")
     arguments = parser.parse_args()
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]))
@@ -44,8 +44,9 @@ def try_all(
     """Try cases of kinds until the time is over: each kind has its share of it."""
     tallies: dict[str, Tally] = {}
     end = time.monotonic() + seconds
-    cheap, forked = ([name for name in names if name in group] for group in (CHEAP, FORKED))
-    kinds = [*_made(cheap, folder), *_forked(forked, folder)]
+    groups = ([name for name in names if name in group] for group in (CHEAP, FORKED, PIPELINES))
+    cheap, forked, pipelines = groups
+    kinds = [*_made(cheap, folder), *_forked(forked, folder), *_made(pipelines, folder)]
     for index, kind in enumerate(kinds):
         tally = tallies[kind.name] = Tally()
         left = sum(each.weight for each in kinds[index:])
@@ -76,7 +77,7 @@ def _made(names: Sequence[str], folder: Path) -> Iterator[Kind]:
     for name in names:
         (folder / name).mkdir()
         with _silence():
-            kind = CHEAP[name](folder / name)
+            kind = {**CHEAP, **PIPELINES}[name](folder / name)
         yield kind
 
 
@@ -155,6 +156,12 @@ CHEAP: dict[str, Callable[[Path], Kind]] = {
 """Kinds whose cases need no process of their own."""
 
 
+def _repro(folder: Path) -> Kind:
+    from tests.faults.repro import KilledRepro
+
+    return KilledRepro(folder)
+
+
 def _disks(project: object) -> Kind:
     from tests.faults.stages import RefusedWrites
 
@@ -167,8 +174,14 @@ def _kills(project: object) -> Kind:
     return KilledStages(project)  # type: ignore[arg-type]
 
 
+PIPELINES: dict[str, Callable[[Path], Kind]] = {"repro": _repro}
+"""Kinds that run the whole pipeline: minutes for each case."""
+
 FORKED: dict[str, Callable[[object], Kind]] = {"disks": _disks, "kills": _kills}
 """Kinds whose cases run stages in forked processes."""
+
+
+KINDS = [*CHEAP, *FORKED, *PIPELINES]
 
 
 if __name__ == "__main__":
