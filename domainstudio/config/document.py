@@ -115,7 +115,7 @@ def _text(path: Path) -> str:
 
 
 def _parsed(path: Path, text: str) -> Any:
-    from ruamel.yaml import YAMLError
+    from ruamel.yaml.error import YAMLError
 
     try:
         return parse(text)

@@ -20,7 +20,8 @@ from domainstudio.config.settings import Settings
 
 HEAD = """# Reference of params.yaml
 
-`params.yaml` holds every setting. A key that is misspelt or out of range is an error that names it.
+`params.yaml` holds every setting. A key that is misspelt or out of range is an error that names file, line,
+key and value. The file is read as DVC reads it, by YAML 1.2: `0600` is 600, `yes` and `10:00` are text.
 Editors with YAML support complete and check the file, because its first line names
 [its JSON Schema](params.schema.json).
 
