@@ -74,4 +74,8 @@ class KilledRepro:
         """Return what the stages have made, without times."""
         places = [self.root / output for output in OUTPUTS]
         files = [path for place in places for path in sorted(place.rglob("*")) if path.is_file()]
-        return {path.relative_to(self.root).as_posix(): _content(path) for path in files}
+        return {
+            path.relative_to(self.root).as_posix(): _content(path)
+            for path in files
+            if not path.name.endswith(".partial")  # of a process that was killed
+        }

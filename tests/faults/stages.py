@@ -93,7 +93,7 @@ class Project:
         for output in STAGES[name].outputs:
             place = self.root / output
             for path in [place] if place.is_file() else sorted(place.rglob("*")):
-                if path.is_file():
+                if path.is_file() and not path.name.endswith(".partial"):  # of a process that was killed
                     files[path.relative_to(self.root).as_posix()] = _content(path)
         return [files, _runs(self.root)] if STAGES[name].tracked else files
 

@@ -78,7 +78,7 @@ def test_a_state_that_cannot_be_read_is_not_given_up(tmp_path, monkeypatch):
         (
             OSError(errno.ENOSPC, "x", "out/a"),
             74,
-            r"out/a cannot be read or written: No space left .* free of .*",
+            r"out/a cannot be .*: No space left .* free of .*",
         ),
         (DataError("https://me:secret@host/x is no origin"), 2, r"https://\*\*\*@host/x is no origin"),
     ],
