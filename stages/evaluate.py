@@ -8,12 +8,11 @@ compare first, main.json, which `dvc metrics show` shows.
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 from domainstudio import config
-from domainstudio.storage.files import write_json
+from domainstudio.storage.files import read_json, write_json
 from stages.cli import run
 from stages.launch import launch
 
@@ -52,7 +51,7 @@ def main() -> None:
     )
     if not process.is_main_process:
         return
-    drawn = json.loads(Path("samples/adapted", name, "manifest.json").read_text(encoding="utf-8"))
+    drawn = read_json(Path("samples/adapted", name, "manifest.json"), f"Run dvc repro sample@{name}")
     if "step" in drawn:
         metrics = {"step": drawn["step"], **metrics}
     folder = Path("evaluation", name)

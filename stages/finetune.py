@@ -78,6 +78,7 @@ def _check_prompts(adaptation: Adaptation) -> None:
 
 
 def _write(trainer: Trainer, record: Provenance, shots: ImageSet) -> None:
+    from domainstudio import models
     from domainstudio.storage.files import output_folder, write_json, write_text
     from domainstudio.tracking import provenance
     from domainstudio.training.cards import adapted_card
@@ -91,6 +92,7 @@ def _write(trainer: Trainer, record: Provenance, shots: ImageSet) -> None:
         shutil.copytree(trainer.checkpoints / "previews", training / "previews", dirs_exist_ok=True)
     with output_folder(Path("models/adapted") / record.adaptation) as folder:
         trainer.denoiser.save(folder)
+        record = record.model_copy(update={"digest": models.digest(folder)})
         write_json(folder / "provenance.json", record.model_dump(mode="json"))
         write_text(folder / "README.md", adapted_card(record, shots, trainer.denoiser.kind))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,8 +48,11 @@ def main() -> None:
 
 def _chosen_step(folder: Path) -> dict[str, int]:
     """Return the step that a model was chosen at, where it was one of several candidates."""
+    from domainstudio.storage.files import read_json
+
     record = folder / "provenance.json"
-    chosen = json.loads(record.read_text(encoding="utf-8")).get("chosen") if record.is_file() else None
+    remedy = f"Run dvc repro finetune@{folder.name}"
+    chosen = read_json(record, remedy).get("chosen") if record.is_file() else None
     return {"step": int(chosen["step"])} if chosen else {}
 
 
@@ -58,6 +60,7 @@ def _subjects(settings: Settings, kind: str, name: str) -> tuple[list[str], list
     """Return subjects, and the prompt or class of each. An adapted model draws what its source drew."""
     from domainstudio.data import prompts
     from domainstudio.errors import ConfigError, DataError
+    from domainstudio.storage.files import read_json
 
     if kind == "source":
         if name not in settings.sources:
@@ -68,8 +71,11 @@ def _subjects(settings: Settings, kind: str, name: str) -> tuple[list[str], list
     manifest = Path("samples/sources", adaptation.source, "manifest.json")
     if not manifest.is_file():
         raise DataError(f"{manifest} is missing: run dvc repro sample_source@{adaptation.source} first")
-    drawn = json.loads(manifest.read_text(encoding="utf-8"))
-    subjects = [image.get("subject", "") for image in drawn["images"]]
+    remedy = f"Delete its folder and run dvc repro sample_source@{adaptation.source}"
+    try:
+        subjects = [image.get("subject", "") for image in read_json(manifest, remedy)["images"]]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{manifest} is damaged: it has no list of images. {remedy}") from error
     return subjects, prompts.sample_prompts(adaptation, subjects)
 
 

@@ -86,7 +86,11 @@ class Settings(Section):
 
     @model_validator(mode="after")
     def _references(self) -> Self:
-        known = {"source": self.sources, "target": self.targets, "method": self.methods}
+        known: dict[str, Mapping[str, Any]] = {
+            "source": self.sources,
+            "target": self.targets,
+            "method": self.methods,
+        }
         for name, adaptation in self.adaptations.items():
             for key, names in known.items():
                 self._check_known(("adaptations", name, key), getattr(adaptation, key), f"{key}s", names)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from domainstudio.config import EvaluateSettings
 from domainstudio.data import ImageSet
 from domainstudio.data.image_set import MANIFEST
+from domainstudio.errors import DataError
 from domainstudio.metrics import clip, pairing
 from domainstudio.metrics.attributes import Attributes, Labelled, attributes_kept
 from domainstudio.metrics.attributes import summary as attributes_summary
@@ -24,6 +24,7 @@ from domainstudio.metrics.garbage import garbage
 from domainstudio.metrics.networks import load_network
 from domainstudio.metrics.pairing import SampleTexts, Texts
 from domainstudio.sampling import load_samples
+from domainstudio.storage.files import read_json
 
 
 def measure_folders(
@@ -190,8 +191,11 @@ def _attributes(
 
 
 def _entries(folder: Path) -> list[dict[str, Any]]:
-    content = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    return list(content["images"])
+    content = read_json(folder / "manifest.json", "Delete its folder and draw again")
+    entries = content.get("images")
+    if not isinstance(entries, list) or not all(isinstance(e, dict) and "seed" in e for e in entries):
+        raise DataError(f"{folder}/manifest.json is damaged: it has no list of images with seeds. Draw again")
+    return entries
 
 
 def _encode(

@@ -10,16 +10,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from domainstudio.config import InterpolateSettings
-from domainstudio.errors import ConfigError
+from domainstudio.errors import CheckpointError, ConfigError
 from domainstudio.models import combination_folder, digest, has_adapters
 from domainstudio.models.folders import is_combination
 from domainstudio.models.wording import Wording
 from domainstudio.project import SOURCE_MODELS
 from domainstudio.storage.checkpoint import run_key
+from domainstudio.storage.files import read_json
 
 if TYPE_CHECKING:
     from domainstudio.config import Adaptation, Combination
     from domainstudio.models.denoiser import Denoiser
+
+RECORD = "provenance.json"
+"""What an adapted model came from, and the digest of its files."""
+
+_AGAIN = "Bring the whole model again, or run its stage `finetune` again"
 
 
 @dataclass(frozen=True)
@@ -72,10 +78,26 @@ class StoredModel:
     @cached_property
     def digest(self) -> str:
         """SHA-256 of all that decides the model; without a source model taking part, that of the folder."""
-        own = digest(self.folder)
         if self.together is None:
-            return own
-        return run_key({**self.together.facts, "wording": self.together.wording.pairs}, {"model": own})
+            return self._own
+        return run_key({**self.together.facts, "wording": self.together.wording.pairs}, {"model": self._own})
+
+    @cached_property
+    def _own(self) -> str:
+        """SHA-256 of the folder.
+
+        Raises:
+            CheckpointError: it is not the one that the model's provenance names.
+            DataError: the provenance is damaged.
+        """
+        own, record = digest(self.folder), self.folder / RECORD
+        written = read_json(record, _AGAIN).get("digest") if record.is_file() else None
+        if written not in (None, own):
+            raise CheckpointError(
+                f"{self.folder} is damaged, or was changed: the SHA-256 of its files is not the one that "
+                f"{RECORD} names. {_AGAIN}"
+            )
+        return own
 
     @property
     def is_plain(self) -> bool:
@@ -139,9 +161,10 @@ def _write(model: StoredModel, folder: Path, half: bool) -> None:
 
 def _note(adapted: Path, folder: Path, together: Together) -> None:
     """Write the adapted model's provenance, where it has one, and a card, with how the model is drawn."""
-    record, card = adapted / "provenance.json", adapted / "README.md"
+    record, card = adapted / RECORD, adapted / "README.md"
     if record.is_file():
         content = {**json.loads(record.read_text(encoding="utf-8")), **together.facts}
+        content.pop("digest", None)  # of the adapted model alone
         (folder / record.name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     text = f"# {adapted.name}\n"
     if is_combination(folder):

@@ -158,7 +158,7 @@ def check_steps(denoiser: Denoiser, steps: int) -> None:
     Raises:
         ConfigError: it has fewer noise levels.
     """
-    levels = int(denoiser.noise_scheduler.config["num_train_timesteps"])
+    levels = denoiser.schedule.num_train_timesteps
     if steps > levels:
         raise ConfigError(f"sample.steps must be at most {levels}, the model's noise levels, got {steps}")
 

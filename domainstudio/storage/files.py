@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from domainstudio.errors import DataError
 from domainstudio.storage.disk import writing
 
 
@@ -52,6 +53,25 @@ def write_text(path: str | Path, text: str, mode: int | None = None) -> None:
 def write_json(path: str | Path, content: Any) -> None:
     """Write a JSON file for people to read too, one value per line."""
     write_text(path, json.dumps(content, indent=1) + "\n")
+
+
+def read_json(path: Path, remedy: str) -> dict[str, Any]:
+    """Read a JSON file that holds a mapping.
+
+    Args:
+        path: The file.
+        remedy: What makes it again, for the error.
+
+    Raises:
+        DataError: it is missing or damaged.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("it must hold a mapping")
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path} cannot be read: {error}. {remedy}") from error
+    return content
 
 
 @contextmanager

@@ -45,6 +45,8 @@ class Provenance(BaseModel):
     """Steps of the training."""
     chosen: Mapping[str, Any] | None = None
     """Which `step` of it the model is, and the `reason`, where one of several was chosen."""
+    digest: str | None = None
+    """SHA-256 of the model's files (`models.digest`), by which damage is noticed."""
     versions: dict[str, str] = Field(default_factory=versions)
 
     @property

@@ -15,7 +15,7 @@ from tests.faults.cases import WrongError
 from tests.faults.damage import damaged
 
 SETTINGS = PrepareSettings(resolution=8, min_size=8)
-FORMATS = {  # what a file is saved with, by format and mode
+FORMATS: dict[tuple[str, str], tuple[dict[str, object], ...]] = {
     ("PNG", "RGB"): ({}, {"compress_level": 0}),
     ("PNG", "RGBA"): ({},),
     ("PNG", "P"): ({}, {"bits": 4}),
@@ -30,6 +30,7 @@ FORMATS = {  # what a file is saved with, by format and mode
     ("TIFF", "RGB"): ({}, {"compression": "tiff_lzw"}, {"compression": "tiff_adobe_deflate"}),
     ("TIFF", "L"): ({"compression": "packbits"}, {"compression": "jpeg"}),
 }
+"""What files are saved with, by format and mode."""
 
 
 class DamagedImages:

@@ -65,7 +65,13 @@ class MistakenSettings:
         lines = self.text.splitlines()
         index, way = rng.choice(self.sections), rng.randrange(5)
         line = lines[index]
-        changed = ([], [line, line], [line.replace(":", "s:", 1)], [f"  {line}"], [line.replace("  ", "", 1)])
+        changed: tuple[list[str], ...] = (
+            [],
+            [line, line],
+            [line.replace(":", "s:", 1)],
+            [f"  {line}"],
+            [line.replace("  ", "", 1)],
+        )
         lines[index : index + 1] = changed[way]
         return "\n".join(lines).encode()
 

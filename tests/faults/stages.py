@@ -224,7 +224,7 @@ def _be(root: Path, stage: Stage, interruption: Interruption, output: int) -> No
         if stage.tracked:
             os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{root}/mlflow.db"
         else:
-            sys.modules["mlflow"] = None  # type: ignore[assignment] - a training goes on without it
+            sys.modules["mlflow"] = None  # type: ignore[assignment]  # a training goes on without it
         warnings.resetwarnings()
         warnings.simplefilter("ignore")
         sys.argv = [stage.module, *stage.arguments]

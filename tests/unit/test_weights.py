@@ -1,5 +1,6 @@
 """Models are complete and finite when they are loaded; what is not is named with its file."""
 
+import json
 import shutil
 
 import pytest
@@ -10,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from domainstudio import models
 from domainstudio.config import LoraSettings
 from domainstudio.errors import CheckpointError, DataError
-from domainstudio.models import lora
+from domainstudio.models import digest, lora
+from domainstudio.models.stored import StoredModel
 from domainstudio.models.tiny_vae import load_decoder
 from domainstudio.sampling import sample
 from tests.models import tiny_class_denoiser, tiny_denoiser, tiny_latent_denoiser, tiny_text_denoiser
@@ -92,3 +94,16 @@ def test_a_prediction_that_is_not_finite_is_no_picture():
         next(denoiser.network.parameters()).view(-1)[0] = torch.inf
     with pytest.raises(DataError, match="a prediction is not finite"):
         sample(denoiser, [1], steps=2)
+
+
+def test_an_adapted_model_with_a_changed_bit_is_refused(tmp_path):
+    tiny_denoiser().save(tmp_path)
+    record = tmp_path / "provenance.json"
+    record.write_text(json.dumps({"digest": digest(tmp_path)}))
+    assert StoredModel(tmp_path).digest == digest(tmp_path)
+    path = tmp_path / "unet/diffusion_pytorch_model.safetensors"
+    changed = bytearray(path.read_bytes())
+    changed[-4] ^= 1
+    path.write_bytes(changed)
+    with pytest.raises(CheckpointError, match="is damaged, or was changed"):
+        _ = StoredModel(tmp_path).digest
