@@ -165,7 +165,8 @@ class TextToImageDenoiser(ABC):
         if (text_encoders or new_tokens) and not self.trainable_encoders:
             raise ConfigError(
                 f"the text encoder of a {type(self.pipeline).__name__} is a language model, which is not "
-                "trained: set finetune.train_text_encoder to false, and no prompts.new_tokens"
+                "trained: set finetune.train_text_encoder and lora.text_encoder to false, and no "
+                "prompts.new_tokens"
             )
         self.denoising.requires_grad_(unet)
         self._unwrapped.train_text_encoders(text_encoders)
