@@ -55,7 +55,7 @@ def _run(options: argparse.Namespace) -> int:
 
     known = graph.read()
     stages = graph.select(known, options.adaptations)  # a misspelt name is an error before a server starts
-    if not options.force and not cli.may_have_server() and graph.unchanged(known).issuperset(stages):
+    if not options.force and not cli.may_have_server() and graph.unchanged(known, stages).issuperset(stages):
         # Prefect's imports and its temporary server take many times as long as this look.
         print(f"{len(stages)} cached: nothing to run, so Prefect was not started")
         return 0

@@ -55,18 +55,17 @@ def write(adaptation: str, entry: Mapping[str, str | None]) -> None:
     write_json(path(adaptation), {"format": 1, **entry})
 
 
-def withdraw_lacking(settings: Settings) -> list[str]:
-    """Remove the records of released results that this server lacks, so that DVC registers them again.
+def withdraw_lacking(adaptation: str, settings: Settings) -> bool:
+    """Remove the record of a released result that this server lacks, so that DVC registers it again.
 
     Returns:
-        The adaptations whose records were removed.
+        Whether it was removed.
 
     Raises:
         TrackingUnavailableError: The server does not answer, or refuses.
     """
-    lacking = [name for name in settings.registry.models if _is_lacking(name, settings)]
-    for name in lacking:
-        path(name).unlink()
+    if lacking := _is_lacking(adaptation, settings):
+        path(adaptation).unlink()
     return lacking
 
 

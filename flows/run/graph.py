@@ -75,12 +75,16 @@ def _is_made(path: str, made: Iterable[str]) -> bool:
     return any(path == out or path.startswith(f"{out}/") or out.startswith(f"{path}/") for out in made)
 
 
-def unchanged(stages: Mapping[str, Stage]) -> frozenset[str]:
+def unchanged(stages: Mapping[str, Stage], wanted: Collection[str]) -> frozenset[str]:
     """Return the stages that `dvc repro` would skip as they and all that they need are up to date.
 
     One look at everything, where starting DVC for each stage takes a second or two. Stages that always run,
     as they look at what DVC does not see, run first. Empty while another process holds DVC's lock, or if one
     of those fails: each stage is then asked one by one.
+
+    Args:
+        stages: All.
+        wanted: Addresses of those that are to run.
     """
     from dvc.exceptions import ReproductionError
     from dvc.lock import LockError
@@ -89,7 +93,7 @@ def unchanged(stages: Mapping[str, Stage]) -> frozenset[str]:
     logging.getLogger("dvc").setLevel(logging.ERROR)  # it would warn of each frozen stage
     try:
         with Repo() as repo:
-            looks = {stage.addressing for stage in repo.index.stages if stage.always_changed}
+            looks = {stage.addressing for stage in repo.index.stages if stage.always_changed} & set(wanted)
             for address in sorted(looks):
                 repo.reproduce(address, single_item=True)
             return settled(stages, set(repo.status()) - looks)

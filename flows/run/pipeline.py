@@ -164,7 +164,7 @@ def adapt(
     slots = gpu_slots.from_server(gpus)
     for stage in stages.values():
         slots.check(stage.address, stage.gpus)
-    unchanged = frozenset() if force else graph.unchanged(known)
+    unchanged = frozenset() if force else graph.unchanged(known, stages)
     run = _Run(stages, unchanged, slots, force=force, pull=pull)
     futures: dict[str, PrefectFuture[State[Any]]] = {}
     try:

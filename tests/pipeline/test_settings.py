@@ -35,7 +35,7 @@ STAGES = (
     "evaluate",
     "tradeoff",
     "report",
-    "releases",
+    "release",
     "register",
 )
 
