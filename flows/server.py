@@ -13,6 +13,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
 from prefect.context import TaskRunContext
 from prefect.states import Pending, Running
+from prefect.utilities.engine import emit_task_run_state_change_event
 
 
 class Progress:
@@ -63,14 +64,16 @@ class TaskWait:
 
 
 def _enter(state: State[Any]) -> State[Any]:
-    """Put this task into a state, here, where Prefect's engine adds up its run time, and at the server."""
+    """Put this task into a state, as Prefect's engine does: it adds up the run time, and tells the server."""
     if (context := TaskRunContext.get()) is None or (before := context.task_run.state) is None:
         return state
+    task = context.task_run
     if before.is_running():
-        context.task_run.total_run_time += state.timestamp - before.timestamp
-    context.task_run.state = state
+        task.total_run_time += state.timestamp - before.timestamp
+    task.state = state
+    state.state_details.task_run_id, state.state_details.flow_run_id = task.id, task.flow_run_id
     with unimportant("state of a task"):
-        get_client(sync_client=True).set_task_run_state(context.task_run.id, state, force=True)
+        emit_task_run_state_change_event(task, before, state)
     return state
 
 
