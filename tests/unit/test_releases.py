@@ -64,6 +64,8 @@ def test_what_this_server_lacks_is_registered_again_but_no_trial(root):
     )  # no database
     assert not any((root / "registry").iterdir())
     releases.write(NAME, {"model": None, **both})
-    write(params() | {"sweeps": {}})
+    values = params()
+    values["finetune"]["seed"] = 7
+    write(values)
     assert not releases.withdraw_lacking(NAME, config.load())
     assert (releases.read(NAME) or {"model": "gone"})["model"] is None
