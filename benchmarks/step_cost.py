@@ -12,8 +12,10 @@ import json
 import statistics
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
@@ -39,13 +41,26 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         trainers = {name: trainer(settings, name, Path(folder, name)) for name in arguments.adaptations}
         results = summarize(measure(trainers, arguments.rounds))
-    print(f"| | seconds per step | against {arguments.adaptations[0]} |\n|---|---:|---:|")
-    for name, row in results.items():
-        print(f"| {name} | {row['seconds']:.3f} | {row['ratio']:.2f} |")
+    print_table("step", results)
     if arguments.out:
         device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
         content = {"device": device, "rounds": arguments.rounds, "adaptations": results}
         arguments.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+class Step(Protocol):
+    """What takes a training step."""
+
+    def take_step(self) -> object:
+        """Take one."""
+        ...
+
+
+def print_table(what: str, results: Mapping[str, Mapping[str, float]]) -> None:
+    """Print what `summarize` returns."""
+    print(f"| | seconds per {what} | against {next(iter(results))} |\n|---|---:|---:|")
+    for name, row in results.items():
+        print(f"| {name} | {row['seconds']:.3f} | {row['ratio']:.2f} |")
 
 
 def trainer(settings: Settings, name: str, folder: Path) -> Trainer:
@@ -54,8 +69,8 @@ def trainer(settings: Settings, name: str, folder: Path) -> Trainer:
     return replace(recipe, latents=None, sampling=None).trainer(folder)
 
 
-def measure(trainers: dict[str, Trainer], rounds: int) -> dict[str, list[float]]:
-    """Return each trainer's seconds of every step; the first steps do not count."""
+def measure(trainers: Mapping[str, Step], rounds: int) -> dict[str, list[float]]:
+    """Return the seconds of every step of each; the first steps do not count."""
     seconds: dict[str, list[float]] = {name: [] for name in trainers}
     for index in range(WARMUP + rounds):
         for name, each in trainers.items():

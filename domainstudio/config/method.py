@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from domainstudio.config.base import Section, Text
 
@@ -13,6 +13,9 @@ MIN_PAIRED_BATCH = 3
 
 PAIRWISE_TERMS = ("image", "high_frequency", "pairwise_l2")
 """The terms that compare pairs of images."""
+
+DETAIL_TERMS = ("high_frequency_mse", "laplacian", "reconstruction")
+"""The terms that compare each x0 with its own training image."""
 
 
 class LossWeights(Section):
@@ -54,9 +57,13 @@ class LossWeights(Section):
     space: Literal["pixel", "latent"] = "pixel"
     """What the terms on x0 compare: `pixel` images, decoded if the model works in latents; `latent` x0 as it
     is."""
+    decoder: Literal["linear", "tiny", "full"] = "linear"
+    """What decodes latents to the images that the terms on x0 compare, under `space: pixel`. `linear`: one
+    convolution, fitted to the training images and the prior's by least squares, at next to no cost. `tiny`:
+    the small VAE of `tiny_vae`. `full`: the model's own VAE, image by image, at several times the cost of the
+    rest of the step."""
     tiny_vae: Text | None = None
-    """Decode for those terms with this `AutoencoderTiny`, a folder or a hub id, in place of the model's own
-    VAE: less memory and time, and a rougher picture."""
+    """An `AutoencoderTiny`, a folder or a hub id, for `decoder: tiny`."""
     min_snr_gamma: float | None = Field(default=None, gt=0)
     """γ of Min-SNR weighting of the denoising errors (arXiv 2303.09556); `null` weighs all levels alike."""
     flow_weighting: Literal["none", "sigma_squared", "cosmap"] = "none"
@@ -70,10 +77,26 @@ class LossWeights(Section):
     prefers low noise, where x0 is predicted well. `one_minus_alpha_bar` prefers high noise, where the
     structure of an image is decided, and leaves the details free."""
 
+    @model_validator(mode="after")
+    def _decodes(self) -> Self:
+        if (self.decoder == "tiny") != (self.tiny_vae is not None):
+            raise ValueError(
+                f"decoder is {self.decoder} and tiny_vae is {self.tiny_vae}: set decoder: tiny together with "
+                "tiny_vae, a folder or a hub id such as madebyollin/taesd, or neither"
+            )
+        return self
+
     @property
     def pairwise(self) -> bool:
         """Whether any term compares pairs of images, and so needs the source model's prediction."""
         return any(getattr(self, name) > 0 for name in PAIRWISE_TERMS)
+
+    @property
+    def compares_images(self) -> bool:
+        """Whether any term compares images of x0."""
+        return self.space == "pixel" and any(
+            getattr(self, name) > 0 for name in (*PAIRWISE_TERMS, *DETAIL_TERMS)
+        )
 
     @property
     def uses_prior(self) -> bool:

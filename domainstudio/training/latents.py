@@ -47,6 +47,8 @@ def encode_all(denoiser: Denoiser, images: Tensor, mirrored: bool, folder: Path 
     def encode() -> dict[str, Tensor]:
         return {"encoded": torch.stack([_encode(denoiser, view, device) for view in views])}
 
+    if folder is None:
+        return encode()["encoded"].contiguous()
     config = {name: value for name, value in encoder.config.items() if not name.startswith("_")}
     what = [list(images.shape), mirrored, config, hashlib.sha256(bytes_of(images)).hexdigest()]
     return _kept(folder, "images", what, [encoder], encode)["encoded"]

@@ -201,9 +201,10 @@ def _per_image(values: Tensor, timesteps: Tensor, like: Tensor) -> Tensor:
 
 def _similarity_rows(x: Tensor) -> Tensor:
     """Return the (N, N-1) cosine similarities of each image to the others."""
-    unit = _unit(x.flatten(1))
-    others = ~torch.eye(len(x), dtype=torch.bool, device=x.device)
-    return (unit @ unit.T)[others].view(len(x), len(x) - 1)
+    number, unit = len(x), _unit(x.flatten(1))
+    similarity = unit @ unit.T
+    # between two entries of the diagonal lie N others: unlike a mask, this makes no GPU wait
+    return similarity.flatten()[1:].view(number - 1, number + 1)[:, :-1].reshape(number, number - 1)
 
 
 def _unit(x: Tensor) -> Tensor:

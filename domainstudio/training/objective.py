@@ -126,6 +126,8 @@ class Objective:
         weights: which terms to compute, and how.
         source: the frozen reference, in eval mode; may be `None` for a method that compares no pairs.
         decode: turns x0 into the images that the terms compare; by default the adapted model's own.
+        exact: whether it makes the training images of their own latents. If not, the terms compare with what
+            it makes of these, so that a perfect prediction has no error.
     """
 
     def __init__(
@@ -134,11 +136,13 @@ class Objective:
         weights: LossWeights,
         source: Denoiser | None = None,
         decode: Callable[[Tensor], Tensor] | None = None,
+        *,
+        exact: bool = True,
     ) -> None:
         if weights.pairwise and source is None:
             raise ValueError("pairwise terms need the source model")
         self.adapted, self.source, self.weights = adapted, source, weights
-        self._decode = decode or adapted.decode
+        self.decode, self.exact = decode or adapted.decode, exact
 
     def __call__(
         self, batch: NoisyBatch, autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
@@ -154,8 +158,9 @@ class Objective:
         details, pairwise = self._active(DETAIL_TERMS), self._active(PAIRWISE_TERMS)
         x0 = self._x0(self.adapted, prediction, batch) if details or pairwise else batch.x0
         terms = self._denoising_terms(batch, prediction)
-        truth = batch.x0[: batch.number] if self.weights.space == "latent" else batch.images
-        terms |= {name: DETAIL_TERMS[name](x0, truth).mean() for name in details}
+        if details:
+            truth = self._truth(batch)
+            terms |= {name: DETAIL_TERMS[name](x0, truth).mean() for name in details}
         if self.weights.prior_reconstruction > 0:
             terms["prior_reconstruction"] = self._prior_reconstruction(prediction, batch)
         if pairwise:
@@ -212,8 +217,14 @@ class Objective:
         x0 = model.schedule.to_x0(prediction.output[:number], batch.xt[:number], batch.timesteps[:number])
         if self.weights.space == "latent" and model.vae is not None:
             return x0
-        images = self._decode(x0)
+        images = self.decode(x0)
         return images.clamp(-1, 1) if self.weights.clamp_x0 else images
+
+    def _truth(self, batch: NoisyBatch) -> Tensor:
+        """Return the training images in the space that the terms compare."""
+        if self.weights.space == "latent":
+            return batch.x0[: batch.number]
+        return batch.images if self.exact else self.decode(batch.x0[: batch.number])
 
     def _trust(self, timesteps: Tensor) -> Tensor:
         """Return each image's weight in the pairwise terms."""

@@ -6,13 +6,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
 from domainstudio import models
 from domainstudio.data import ImageSet
 from domainstudio.errors import ConfigError
 from domainstudio.models import lora
-from domainstudio.models.tiny_vae import load_decoder
 from domainstudio.project import SOURCE_MODELS, TARGETS
 from domainstudio.sampling.generate import check_steps
+from domainstudio.training.decoders import make_decoder
 from domainstudio.training.examples import Examples, texts_of
 from domainstudio.training.objective import Objective
 from domainstudio.training.previews import previewer
@@ -20,9 +22,10 @@ from domainstudio.training.prior import PriorImages, prior_images
 from domainstudio.training.trainer import Trainer
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from accelerate import PartialState
+    from torch import Tensor
 
     from domainstudio.config import Adaptation, SampleSettings
     from domainstudio.models.denoiser import Denoiser
@@ -98,10 +101,9 @@ class Recipe:
         examples = [training_examples(denoiser, each, adaptation, latents) for each in self.shots.buckets()]
         sizes = [(each.images.shape[2], each.images.shape[3]) for each in examples]
         source = denoiser.frozen_source() if weights.pairwise else None
-        decode = load_decoder(weights.tiny_vae, denoiser) if weights.tiny_vae else None
         texts = texts_of(denoiser, adaptation, "target", self.shots)
         return Trainer(
-            Objective(denoiser, weights, source, decode),
+            Objective(denoiser, weights, source, self._decoder(examples), exact=weights.decoder != "linear"),
             examples,
             training,
             checkpoints,
@@ -110,6 +112,17 @@ class Recipe:
             tracker=tracker,
             preview=previewer(self.sampling, texts) if self.sampling else None,
         )
+
+    def _decoder(self, examples: Sequence[Examples]) -> Callable[[Tensor], Tensor] | None:
+        """Return what decodes for the terms, if any of them compares images."""
+        weights, prior = self.adaptation.weights, self.prior
+        if not weights.compares_images:
+            return None
+        shots, others = (
+            [each.images for each in examples],
+            None if prior is None else torch.from_numpy(prior.images),
+        )
+        return make_decoder(self.denoiser, weights, shots, others, self.latents)
 
 
 def training_examples(

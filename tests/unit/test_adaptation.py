@@ -204,7 +204,7 @@ def test_terms_can_compare_the_images_of_a_tiny_vae(denoiser, shots, tmp_path):
     torch.testing.assert_close(images, vae.decode(x0).sample)
     images.sum().backward()
     assert x0.grad is not None and x0.grad.abs().sum() > 0
-    method = Method(image=0.5, high_frequency_mse=0.05, tiny_vae=str(tmp_path / "vae"))
+    method = Method(image=0.5, high_frequency_mse=0.05, decoder="tiny", tiny_vae=str(tmp_path / "vae"))
     history = Recipe(adaptation(method), denoiser, shots).trainer(tmp_path / "run").train()
     assert all(np.isfinite(list(record.values())).all() for record in history)
 
