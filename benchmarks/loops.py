@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
+from domainstudio.models.schedule import to_x0, true_output
 from domainstudio.training.wavelet import high_frequency
 
 if TYPE_CHECKING:
@@ -69,8 +70,7 @@ class Loop:
         noise = torch.randn_like(x0)
         timesteps = torch.randint(schedule.config.num_train_timesteps, (len(x0),), device=x0.device)
         output = self.predict(schedule.add_noise(x0, noise, timesteps), timesteps, condition)
-        velocity = schedule.config.prediction_type == "v_prediction"
-        truth = schedule.get_velocity(x0, noise, timesteps) if velocity else noise
+        truth = true_output(schedule, x0, noise, timesteps)
         halves = zip(output.chunk(1 + self.prior), truth.chunk(1 + self.prior), strict=True)
         return torch.stack([functional.mse_loss(*each) for each in halves]).sum()
 
@@ -144,11 +144,7 @@ class ReleasedLoop(Loop):
         noise, timesteps = torch.randn_like(x0), level.expand(len(x0))
         xt = schedule.add_noise(x0, noise, timesteps)
         output = self.predict(xt, timesteps, self.condition)
-        a = schedule.alphas_cumprod.to(x0)[level].view(-1, 1, 1, 1)
-        if schedule.config.prediction_type == "v_prediction":
-            predicted = a.sqrt() * xt - (1 - a).sqrt() * output
-        else:
-            predicted = (xt - (1 - a).sqrt() * output) / a.sqrt()
+        predicted = to_x0(schedule, output, xt, timesteps)
         return torch.cat([self.denoiser.decode(half) for half in predicted.chunk(2)])
 
     def _read(self) -> Tensor:

@@ -103,7 +103,7 @@ class Recipe:
         source = denoiser.frozen_source() if weights.pairwise else None
         texts = texts_of(denoiser, adaptation, "target", self.shots)
         return Trainer(
-            Objective(denoiser, weights, source, self._decoder(examples), exact=weights.decoder != "linear"),
+            Objective(denoiser, weights, source, self.decoder(examples), exact=weights.decoder != "linear"),
             examples,
             training,
             checkpoints,
@@ -113,15 +113,13 @@ class Recipe:
             preview=previewer(self.sampling, texts) if self.sampling else None,
         )
 
-    def _decoder(self, examples: Sequence[Examples]) -> Callable[[Tensor], Tensor] | None:
+    def decoder(self, examples: Sequence[Examples]) -> Callable[[Tensor], Tensor] | None:
         """Return what decodes for the terms, if any of them compares images."""
         weights, prior = self.adaptation.weights, self.prior
         if not weights.compares_images:
             return None
-        shots, others = (
-            [each.images for each in examples],
-            None if prior is None else torch.from_numpy(prior.images),
-        )
+        shots = [each.images for each in examples]
+        others = None if prior is None else torch.from_numpy(prior.images)
         return make_decoder(self.denoiser, weights, shots, others, self.latents)
 
 
