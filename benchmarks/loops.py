@@ -16,7 +16,6 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from domainstudio.models.schedule import to_x0, true_output
 from domainstudio.training.wavelet import high_frequency
 
 if TYPE_CHECKING:
@@ -66,11 +65,11 @@ class Loop:
 
     def denoising_error(self, x0: Tensor, condition: Condition) -> Tensor:
         """Return the error of the predicted noise: of both halves of the batch, and their sum."""
-        schedule = self.denoiser.noise_scheduler
+        schedule = self.denoiser.schedule
         noise = torch.randn_like(x0)
-        timesteps = torch.randint(schedule.config.num_train_timesteps, (len(x0),), device=x0.device)
+        timesteps = torch.randint(schedule.num_train_timesteps, (len(x0),), device=x0.device)
         output = self.predict(schedule.add_noise(x0, noise, timesteps), timesteps, condition)
-        truth = true_output(schedule, x0, noise, timesteps)
+        truth = schedule.true_output(x0, noise, timesteps)
         halves = zip(output.chunk(1 + self.prior), truth.chunk(1 + self.prior), strict=True)
         return torch.stack([functional.mse_loss(*each) for each in halves]).sum()
 
@@ -139,12 +138,12 @@ class ReleasedLoop(Loop):
 
     def _images(self, x0: Tensor) -> Tensor:
         """Return the images that are predicted at one noise level, decoded in two halves."""
-        schedule = self.denoiser.noise_scheduler
-        level = torch.randint(schedule.config.num_train_timesteps, (1,), device=x0.device)
+        schedule = self.denoiser.schedule
+        level = torch.randint(schedule.num_train_timesteps, (1,), device=x0.device)
         noise, timesteps = torch.randn_like(x0), level.expand(len(x0))
         xt = schedule.add_noise(x0, noise, timesteps)
         output = self.predict(xt, timesteps, self.condition)
-        predicted = to_x0(schedule, output, xt, timesteps)
+        predicted = schedule.to_x0(output, xt, timesteps)
         return torch.cat([self.denoiser.decode(half) for half in predicted.chunk(2)])
 
     def _read(self) -> Tensor:

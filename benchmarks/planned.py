@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from benchmarks import published
 from domainstudio.models import lora
 from domainstudio.models.denoiser import Denoiser, Prediction
+from domainstudio.models.flow_schedule import FlowSchedule
 from domainstudio.models.latents import decode_latents, draw_latents, encode_images
-from domainstudio.models.text_to_image import TextToImageDenoiser
+from domainstudio.models.stable_diffusion import StableDiffusionDenoiser
 
 LATENT = 8
 """Pixels along a side that a latent of each of these VAEs stands for."""
@@ -36,7 +37,7 @@ def denoiser(model: str, resolution: int) -> Denoiser:
     if model not in published.TEXT_ENCODERS:
         return cast("Denoiser", BareDenoiser(model, network, vae, resolution))
     network.register_to_config(sample_size=resolution // LATENT)  # type: ignore[operator]
-    return TextToImageDenoiser(_pipeline(model, network, vae), model)
+    return StableDiffusionDenoiser(_pipeline(model, network, vae), model)
 
 
 def condition(model: str, rows: int, resolution: int) -> dict[str, Tensor]:
@@ -94,10 +95,7 @@ class _Network(nn.Module):
 
 @dataclass
 class BareDenoiser:
-    """What a training step asks of a denoiser, for a model of flow matching.
-
-    Its noise levels are a DDPM's: the passes through the networks cost the same.
-    """
+    """What a training step asks of a denoiser, for a model of flow matching."""
 
     model: str
     transformer: nn.Module
@@ -115,7 +113,7 @@ class BareDenoiser:
     def __post_init__(self) -> None:
         self.network: nn.Module = _Network(self.model, self.transformer)
         self.vae.requires_grad_(False).eval()
-        self.noise_scheduler = diffusers.DDPMScheduler()
+        self.schedule = FlowSchedule(diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0))
         self.packed = 2 if self.model == "flux2-klein" else 1
         if not hasattr(self.vae.config, "scaling_factor"):
             self.vae.register_to_config(scaling_factor=1.0)

@@ -10,7 +10,6 @@ from domainstudio import models
 from domainstudio.config import LossWeights
 from domainstudio.models.denoiser import Prediction
 from domainstudio.models.linear_decoder import LinearDecoder, fit
-from domainstudio.models.schedule import true_output
 from domainstudio.training.decoders import make_decoder, one_by_one
 from domainstudio.training.objective import Batch, Objective, noisy_batch
 from tests.models import DOMAINSTUDIO, TEXT_RESOLUTION, tiny_images, tiny_latent_denoiser, training_settings
@@ -78,7 +77,7 @@ def test_a_perfect_prediction_has_no_error_in_a_rough_map(monkeypatch):
     batch = noisy_batch(
         denoiser, Batch(images, x0, {}, {}), training_settings(max_timestep=0.3), generator(1), generator(2)
     )
-    truth = true_output(denoiser.noise_scheduler, x0, batch.noise, batch.timesteps)
+    truth = denoiser.schedule.true_output(x0, batch.noise, batch.timesteps)
     monkeypatch.setattr(denoiser, "predict", lambda *_: Prediction(truth))
     rough = LinearDecoder(torch.randn(12, 4, 3, 3, generator=generator(3)), torch.zeros(12), 2)
     weights = LossWeights(high_frequency_mse=1.0, reconstruction=1.0, clamp_x0=False)
