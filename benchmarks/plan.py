@@ -32,7 +32,7 @@ from benchmarks import cli, planned, published, step_cost
 from benchmarks.cost import Cost, GpuAutocast
 from benchmarks.loops import DiffusersLoop, ReleasedLoop
 from domainstudio import precision
-from domainstudio.config import LoraSettings, Method, TrainingSettings
+from domainstudio.config import MIN_PAIRED_BATCH, LoraSettings, Method, TrainingSettings
 from domainstudio.models import lora
 from domainstudio.models.linear_decoder import KERNEL, LinearDecoder
 from domainstudio.training.decoders import one_by_one
@@ -93,6 +93,12 @@ class Choice:
         return self.batch_size * (2 if self.prior or self.step == "released" else 1)
 
     @property
+    def too_small(self) -> bool:
+        """Whether the batch has no pairs to compare; such steps are left out."""
+        pairs = self.step == "released" or self.step.startswith("domainstudio")
+        return pairs and self.batch_size < MIN_PAIRED_BATCH
+
+    @property
     def dtype(self) -> torch.dtype | None:
         """The type of `mixed_precision`."""
         return torch.bfloat16 if self.mixed_precision == "bf16" else None
@@ -146,9 +152,11 @@ def main() -> None:
         options.models, options.trained, options.resolutions, options.batch_sizes, options.steps
     )
     fixed = (options.checkpointing, options.prior, options.mixed_precision)
-    plans = []
-    for model, trained, resolution, batch_size, step in tqdm(list(values), unit="step"):
-        plans.append(plan(Choice(model, step, trained, resolution, batch_size, *fixed)))
+    choices = [
+        Choice(model, step, trained, resolution, batch_size, *fixed)
+        for model, trained, resolution, batch_size, step in values
+    ]
+    plans = [plan(each) for each in tqdm(choices, unit="step") if not each.too_small]
     print(table(plans))
     if options.out:
         rows = [{**asdict(each), "total": each.total, "card": each.card} for each in plans]

@@ -49,6 +49,7 @@ def allocated(profiled):
     return max(accumulate(each.nbytes() for each in sorted(events, key=lambda each: each.start_ns())))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_the_planned_peak_is_that_of_a_real_step(tmp_path, checkpointing):
     cost = Cost()
