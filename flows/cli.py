@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from domainstudio import telemetry
 from domainstudio.errors import USER_ERROR_STATUS, DomainStudioError
+from domainstudio.redaction import redact
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import State
@@ -49,7 +50,7 @@ def run(action: Callable[[], int], interrupted: str) -> int:
     try:
         return action()
     except DomainStudioError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {redact(str(error))}", file=sys.stderr)
         return USER_ERROR_STATUS
     except KeyboardInterrupt:
         print(f"interrupted: {interrupted}", file=sys.stderr)

@@ -140,6 +140,12 @@ def _caches(folder: Path) -> Kind:
     return DamagedCaches(folder)
 
 
+def _sets(folder: Path) -> Kind:
+    from tests.faults.states import DamagedImageSets
+
+    return DamagedImageSets(folder)
+
+
 def _models(folder: Path) -> Kind:
     from tests.faults.models import DamagedModels
 
@@ -151,6 +157,7 @@ CHEAP: dict[str, Callable[[Path], Kind]] = {
     "settings": _settings,
     "states": _states,
     "caches": _caches,
+    "sets": _sets,
     "models": _models,
 }
 """Kinds whose cases need no process of their own."""

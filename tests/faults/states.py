@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from domainstudio.config import SampleSettings
+from domainstudio.data import ImageSet
+from domainstudio.data.image_set import IMAGES, MANIFEST
 from domainstudio.metrics.features import extract
 from domainstudio.sampling import load_samples, sample_to_folder
 from domainstudio.storage import candidates, checkpoint
@@ -23,7 +25,15 @@ from domainstudio.training.objective import Objective
 from domainstudio.training.trainer import Trainer
 from tests.faults.cases import WrongError
 from tests.faults.damage import damaged
-from tests.models import PLAIN, Averages, tiny_denoiser, tiny_images, tiny_latent_denoiser, training_settings
+from tests.models import (
+    PLAIN,
+    Averages,
+    image_set,
+    tiny_denoiser,
+    tiny_images,
+    tiny_latent_denoiser,
+    training_settings,
+)
 
 VALUES: tuple[Any, ...] = (None, True, -1, 0.5, 10**30, "x", [], {}, [[]], {"tensor": "x"}, {"items": 3})
 
@@ -109,6 +119,27 @@ class DamagedCaches:
     def _samples(self) -> Any:
         sample_to_folder(self.denoiser, self.samples, self.settings)
         return torch.from_numpy(np.array(load_samples(self.samples)))
+
+
+class DamagedImageSets:
+    """An image set has the pixels that were packed, or is refused; other captions DVC notices."""
+
+    name, weight = "sets", 2.0
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / "set"
+        self.images = tiny_images(3)
+        image_set(self.images, ["a house", "a tree", "a boat"]).save(self.folder)
+
+    def case(self, rng: random.Random) -> str:
+        path = rng.choice([self.folder / IMAGES, self.folder / MANIFEST])
+        return _restored(path, rng, damaged, self._load)
+
+    def _load(self) -> str:
+        found = ImageSet.load(self.folder)
+        if not np.array_equal(found.images, self.images):
+            raise WrongError("other pixels")
+        return "the same pixels"
 
 
 def _restored(

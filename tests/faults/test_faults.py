@@ -9,7 +9,8 @@ from tests.faults.stages import STAGES, KilledStages, Project, RefusedWrites, fo
 
 
 @pytest.mark.parametrize(
-    ("name", "number"), [("images", 400), ("settings", 60), ("states", 40), ("caches", 30), ("models", 12)]
+    ("name", "number"),
+    [("images", 400), ("settings", 60), ("states", 40), ("caches", 30), ("sets", 100), ("models", 12)],
 )
 def test_damage_is_refused_passed_over_or_harmless(tmp_path, name, number):
     kind, tally = CHEAP[name](tmp_path), Tally()
