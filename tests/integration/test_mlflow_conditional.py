@@ -109,6 +109,7 @@ def write_project(root: Path) -> None:
         prompts = {"source": "{label}", "target": "{label}"} if name == "ink-class" else {}
         item = {"source": "noto", "target": "ink", "method": method, "prompts": prompts}
         values["adaptations"][name] = item
+        values["registry"]["models"][name] = f"domainstudio-{name}"
     (root / "params.yaml").write_text(yaml.safe_dump(values))
     tiny_text_denoiser().save(root / "models/sources/noto")
     adapted("models/sources/noto").save(root / "models/adapted/ink-lora")
