@@ -36,7 +36,7 @@ class TrainingSettings(Section):
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
     optimizer: Literal["adamw", "adamw8bit"] = "adamw"
-    """`adamw8bit` keeps its state in 8 bits (bitsandbytes, CUDA only): 2 bytes per trained weight, not 8."""
+    """`adamw8bit` keeps its state in 8 bits (extra `gpu`, CUDA only): 2 bytes per trained weight, not 8."""
     frozen_precision: Literal["no", "bf16", "fp16"] = "no"
     """Type in which frozen UNets are kept: the source model's, and the base of adapters. VAE and text
     encoders stay float32. Needs `mixed_precision`."""

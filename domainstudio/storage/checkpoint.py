@@ -11,6 +11,7 @@ import json
 import shutil
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,26 +43,55 @@ def run_key(params: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+@dataclass(frozen=True)
+class Packed:
+    """A copy of a training state on the CPU.
+
+    Attributes:
+        step: Finished optimiser steps.
+        tree: Its nested dicts and lists as JSON, with names in the place of tensors.
+        tensors: Those tensors, by name.
+    """
+
+    step: int
+    tree: Any
+    tensors: Mapping[str, Tensor]
+
+
+def pack(step: int, state: Mapping[str, Any]) -> Packed:
+    """Copy a training state; what is in `state` may change from then on.
+
+    Args:
+        step: Finished optimiser steps.
+        state: Nested dicts and lists of tensors and JSON values, such as `state_dict()`s.
+    """
+    tensors: dict[str, Tensor] = {}
+    return Packed(step, _pack(state, tensors, ""), tensors)
+
+
 def save(folder: Path, step: int, state: Mapping[str, Any]) -> Path:
+    """Pack a training state and write it."""
+    return write(folder, pack(step, state))
+
+
+def write(folder: Path, packed: Packed) -> Path:
     """Write a training state, whole or not at all; then delete all but the last `KEEP`.
 
     A state of a later step is deleted too: it was damaged, or this one would be that step's.
 
     Args:
         folder: The run's checkpoint folder.
-        step: Finished optimiser steps.
-        state: Nested dicts and lists of tensors and JSON values, such as `state_dict()`s.
+        packed: The state.
 
     Returns:
         The folder of this state.
     """
     from safetensors.torch import save_file
 
-    tensors: dict[str, Tensor] = {}
-    content = {"step": step, "tree": _pack(state, tensors, "")}
-    final = folder / f"step-{step:07d}"
+    content = {"step": packed.step, "tree": packed.tree}
+    final = folder / f"step-{packed.step:07d}"
     with output_folder(final, synced=True) as partial:
-        save_file(tensors, partial / TENSORS)
+        save_file(dict(packed.tensors), partial / TENSORS)
         digests = {TENSORS: sha256_of(partial / TENSORS), CONTENT: _digest(content)}
         text = json.dumps({"format": 2, "sha256": digests, **content})
         (partial / CONTENT).write_text(text, encoding="utf-8")
@@ -158,7 +188,7 @@ def _pack(value: Any, tensors: dict[str, Tensor], name: str) -> Any:
     import torch
 
     if isinstance(value, torch.Tensor):
-        tensors[name] = value.detach().cpu().contiguous().clone()
+        tensors[name] = value.detach().to("cpu", copy=True).contiguous()
         return {"tensor": name}
     if isinstance(value, Mapping):
         return {"items": [[key, _pack(item, tensors, f"{name}/{key}")] for key, item in value.items()]}

@@ -83,14 +83,22 @@ class Feed:
         denoiser: encodes; on the training device.
         settings: how images vary.
         latents: folder that keeps encoded images between runs.
+        pixels: whether batches need the images themselves, where x0 is drawn from encoded ones.
     """
 
     def __init__(
-        self, examples: Examples, denoiser: Denoiser, settings: TrainingSettings, latents: Path | None
+        self,
+        examples: Examples,
+        denoiser: Denoiser,
+        settings: TrainingSettings,
+        latents: Path | None,
+        *,
+        pixels: bool = True,
     ) -> None:
         self.examples, self.denoiser, self.settings = examples, denoiser, settings
         self.device = next(denoiser.network.parameters()).device
         self.encoded = encode_all(denoiser, examples.images, settings.horizontal_flip, latents)
+        self.pixels = pixels or self.encoded is None
         size = examples.images.shape[2], examples.images.shape[3]
         self.nothing: Condition = denoiser.condition([""], size) if settings.condition_dropout else {}
 
@@ -112,14 +120,24 @@ class Feed:
         mine = slice(rank * batch_size, (rank + 1) * batch_size)
         index = torch.cat(rounds)[:size][mine]
         flip = flips[mine] & self.settings.horizontal_flip
-        images = self.examples.images[index].to(self.device).float() / 127.5 - 1
-        images = torch.where(flip.view(-1, 1, 1, 1).to(self.device), images.flip(3), images)
+        images = self._images(index, flip) if self.pixels else torch.empty(batch_size, 0)
         if self.encoded is None:
             encoded = self.denoiser.encode(images)
         else:
-            encoded = self.encoded[flip.long(), index].to(self.device)
+            encoded = self._sent(self.encoded[flip.long(), index])
         condition, source_condition = self._conditions(draw, index, size, mine)
         return Batch(images, self.denoiser.x0(encoded, noise), condition, source_condition)
+
+    def _images(self, index: Tensor, flip: Tensor) -> Tensor:
+        """Return images in [-1, 1], with shape (N, 3, H, W), those mirrored that `flip` says."""
+        images = self._sent(self.examples.images[index]).float() / 127.5 - 1
+        return torch.where(self._sent(flip).view(-1, 1, 1, 1), images.flip(3), images)
+
+    def _sent(self, values: Tensor) -> Tensor:
+        """Return values on the training device; from pinned memory they go there while the CPU goes on."""
+        if self.device.type != "cuda":
+            return values.to(self.device)
+        return values.pin_memory().to(self.device, non_blocking=True)
 
     def _conditions(
         self, draw: torch.Generator, index: Tensor, size: int, mine: slice

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -23,8 +24,11 @@ PIXELS = 2 * 512 * 512
 TEXTS = 64
 """Texts per pass of a text encoder."""
 
-FORMAT = 3
+FORMAT = 4
 """Changes with what is kept, so that older files are not read."""
+
+_DIGESTS: WeakKeyDictionary[torch.nn.Module, tuple[list[tuple[str, int, int]], bytes]] = WeakKeyDictionary()
+"""Digests of encoders, with the places and versions of the weights that they are of."""
 
 
 def encode_all(denoiser: Denoiser, images: Tensor, mirrored: bool, folder: Path | None) -> Tensor | None:
@@ -102,10 +106,22 @@ def _key(kind: str, what: Any, encoders: Sequence[torch.nn.Module]) -> str:
     text = json.dumps([FORMAT, kind, what], sort_keys=True, default=str)
     digest = hashlib.sha256(text.encode())
     for encoder in encoders:
-        for name, value in sorted(encoder.state_dict().items()):
-            digest.update(f"{name} {value.dtype}".encode())
-            digest.update(bytes_of(value))
+        digest.update(_digest(encoder))
     return digest.hexdigest()
+
+
+def _digest(encoder: torch.nn.Module) -> bytes:
+    """Return the SHA-256 of an encoder's weights, which is computed again only once they have changed."""
+    state = sorted(encoder.state_dict().items())
+    now = [(name, value.data_ptr(), value._version) for name, value in state]
+    if (known := _DIGESTS.get(encoder)) is not None and known[0] == now:
+        return known[1]
+    digest = hashlib.sha256()
+    for name, value in state:
+        digest.update(f"{name} {value.dtype}".encode())
+        digest.update(bytes_of(value))
+    _DIGESTS[encoder] = now, digest.digest()
+    return digest.digest()
 
 
 def _read(path: Path) -> dict[str, Tensor] | None:

@@ -26,7 +26,7 @@ class Batch:
     """Clean images of one step: N of the target domain, then P of prior preservation."""
 
     images: Tensor
-    """The N training images, in [-1, 1], with shape (N, 3, H, W)."""
+    """The N training images, in [-1, 1], with shape (N, 3, H, W); (N, 0) where nothing looks at them."""
     x0: Tensor
     """Clean batch in the model's space, with shape (N + P, C, H, W)."""
     condition: Condition
@@ -171,6 +171,11 @@ class Objective:
     def total(self, terms: Mapping[str, Tensor]) -> Tensor:
         """Return the weighted sum of terms."""
         return torch.stack([getattr(self.weights, name) * term for name, term in terms.items()]).sum()
+
+    @property
+    def looks_at_pixels(self) -> bool:
+        """Whether a term compares with the training images themselves."""
+        return bool(self._active(DETAIL_TERMS)) and self.weights.space != "latent"
 
     def _active(self, terms: Iterable[str]) -> list[str]:
         return [name for name in terms if getattr(self.weights, name) > 0]

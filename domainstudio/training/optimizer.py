@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from diffusers.optimization import get_scheduler
 
-from domainstudio.errors import MissingExtraError, TrainingError
+from domainstudio.errors import TrainingError, needs_extra
 from domainstudio.models.lora import parts_of
 
 if TYPE_CHECKING:
@@ -28,12 +28,8 @@ def make_optimizer(network: torch.nn.Module, settings: TrainingSettings) -> torc
         return torch.optim.AdamW(groups, fused=True if on_cuda else None, **options)
     if not torch.cuda.is_available():
         raise TrainingError("finetune.optimizer adamw8bit needs a CUDA GPU: choose adamw")
-    try:
+    with needs_extra("finetune.optimizer adamw8bit", "gpu"):
         from bitsandbytes.optim import AdamW8bit
-    except ImportError as error:
-        raise MissingExtraError(
-            "finetune.optimizer adamw8bit needs bitsandbytes: pip install bitsandbytes, or choose adamw"
-        ) from error
     optimizer: torch.optim.Optimizer = AdamW8bit(groups, **options)
     return optimizer
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import cached_property
@@ -18,7 +18,6 @@ from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
 from tqdm import tqdm
 
-from domainstudio.data.buckets import bucket_sizes
 from domainstudio.data.pictures import write_png
 from domainstudio.distributed import this_process
 from domainstudio.errors import TrainingError
@@ -26,10 +25,13 @@ from domainstudio.models.condition import concatenate
 from domainstudio.precision import usable_precision
 from domainstudio.seeding import generator
 from domainstudio.storage import candidates, checkpoint
+from domainstudio.training.checks import check_full_precision, check_images
 from domainstudio.training.examples import Examples, Feed
 from domainstudio.training.objective import noisy_batch
 from domainstudio.training.optimizer import lower_frozen, make_lr_scheduler, make_optimizer
+from domainstudio.training.resting import rest
 from domainstudio.training.resuming import check_agreement, check_fits, check_history, states_of
+from domainstudio.training.saving import StateWriter
 from domainstudio.training.sharding import is_sharded, sharded_like, sharded_moments, whole
 
 if TYPE_CHECKING:
@@ -94,19 +96,20 @@ class Trainer:
             raise TrainingError("the method's prior weight is above 0: give images of the source domain")
         groups = [_listed(each) for each in (examples, prior) if each is not None]
         for each in chain(*groups):
-            _check_images(each, objective.adapted)
+            check_images(each, objective.adapted)
         self.objective, self.denoiser, self.settings = objective, objective.adapted, settings
         self.checkpoints, self.tracker, self.preview = checkpoints, tracker, preview
         self.step = 0
         self.history: list[Record] = []
-        self._logged = 0
+        self._logged, self._states = 0, StateWriter(checkpoints)
         precision = usable_precision(settings.mixed_precision, this_process().device)
         self.accelerator = Accelerator(mixed_precision=precision)
         # Processes that hold shards keep a whole copy beside, to draw with and to save.
         self._whole = copy.deepcopy(self.denoiser) if is_sharded(self.accelerator) else None
         self.denoiser.to(self.accelerator.device)
+        pixels = objective.looks_at_pixels
         self.buckets = [
-            [Feed(each, self.denoiser, settings, latents) for each in bucket]
+            [Feed(each, self.denoiser, settings, latents, pixels=pixels) for each in bucket]
             for bucket in zip(*groups, strict=True)
         ]
         self._prepare()
@@ -116,7 +119,7 @@ class Trainer:
         denoiser, source, settings = self.denoiser, self.objective.source, self.settings
         if settings.gradient_checkpointing:
             denoiser.enable_gradient_checkpointing()
-        _check_full_precision(self._trained(denoiser.network).values())
+        check_full_precision(self._trained(denoiser.network).values())
         optimizer = make_optimizer(denoiser.network, settings)
         self.lr_scheduler = make_lr_scheduler(optimizer, settings)
         for model in (denoiser, source):
@@ -134,6 +137,10 @@ class Trainer:
             self.ema = EMAModel(self.parameters, decay=settings.ema_decay, foreach=self._whole is None)
         if source is not None:
             source.to(self.accelerator.device)
+        encoders = denoiser.text_encoders
+        needed = any(p.requires_grad for encoder in encoders for p in encoder.parameters())
+        if not needed and self.accelerator.num_processes == 1:  # others compare all buffers before each step
+            rest(encoders)
 
     def train(self) -> list[Record]:
         """Run to the last step and leave the averaged weights in the model.
@@ -145,6 +152,19 @@ class Trainer:
             TrainingError: a loss or a gradient is not finite; the weights are those before that step.
         """
         self._resume()
+        try:
+            self._take_steps()
+        finally:  # a state that is being written when a step fails is not lost
+            self._log_durable(wait=True)
+        self._use_average()
+        if self._whole is not None:
+            self.denoiser = self._with_weights(self._whole)
+        else:
+            unwrapped = self.accelerator.unwrap_model(self.denoiser.network, keep_fp32_wrapper=False)
+            self.denoiser.network = unwrapped
+        return self.history
+
+    def _take_steps(self) -> None:
         settings, started = self.settings, time.monotonic()
         before = self.history[-1]["seconds"] if self.history else 0.0
         with tqdm(
@@ -169,13 +189,7 @@ class Trainer:
                     self._keep_candidate()
                 if self._due(settings.checkpoint_every):
                     self._checkpoint()
-        self._use_average()
-        if self._whole is not None:
-            self.denoiser = self._with_weights(self._whole)
-        else:
-            unwrapped = self.accelerator.unwrap_model(self.denoiser.network, keep_fp32_wrapper=False)
-            self.denoiser.network = unwrapped
-        return self.history
+                self._log_durable(wait=False)
 
     @staticmethod
     def _trained(network: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
@@ -276,14 +290,19 @@ class Trainer:
         }
 
     def _checkpoint(self) -> None:
-        """Make the state durable; only then may a tracker see the steps that led to it."""
         state = whole({**states_of(self._parts()), "history": self.history})
         if self.accelerator.is_main_process:
-            checkpoint.save(self.checkpoints, self.step, state)
-            if self.tracker is not None:
-                self.tracker.log_history(self.history[self._logged :])
-            self._logged = self.step
+            self._log_durable(wait=True)
+            self._states.write(self.step, state)
         self.accelerator.wait_for_everyone()
+
+    def _log_durable(self, *, wait: bool) -> None:
+        """Show the tracker the steps that led to the last durable state; it may see no others."""
+        durable = self._states.durable(wait=wait)
+        if durable > self._logged:
+            if self.tracker is not None:
+                self.tracker.log_history(self.history[self._logged : durable])
+            self._logged = durable
 
     def _keep_candidate(self) -> None:
         """Keep the averaged weights of what is trained, before a state of this step can be resumed from."""
@@ -376,29 +395,3 @@ def _no_sync_unless(last: bool, accelerator: Accelerator, network: torch.nn.Modu
 
 def _listed(examples: Examples | Sequence[Examples]) -> Sequence[Examples]:
     return [examples] if isinstance(examples, Examples) else examples
-
-
-def _check_images(examples: Examples, denoiser: Denoiser) -> None:
-    if not len(examples):
-        raise TrainingError("there are no training images")
-    found, wanted = tuple(examples.images.shape[2:]), denoiser.resolution
-    allowed = bucket_sizes(wanted[0]) if wanted[0] == wanted[1] else (wanted,)
-    if found not in allowed:
-        raise TrainingError(
-            f"the images have {found[0]}x{found[1]} pixels and the model {wanted[0]}x{wanted[1]}: set "
-            f"prepare.resolution to {wanted[0]}"
-        )
-    if found != wanted and any(side % denoiser.multiple for side in found):
-        raise TrainingError(
-            f"prepare.aspect_buckets made images of {found[0]}x{found[1]} pixels (height, width), and beside "
-            f"its own {wanted[0]}x{wanted[1]} the model takes multiples of {denoiser.multiple} only: set "
-            "prepare.aspect_buckets to false"
-        )
-
-
-def _check_full_precision(parameters: Iterable[Tensor]) -> None:
-    if any(p.dtype != torch.float32 for p in parameters):
-        raise TrainingError(
-            "trainable parameters must be float32: load the model in float32 and choose "
-            "finetune.mixed_precision"
-        )

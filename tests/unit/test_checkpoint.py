@@ -1,12 +1,14 @@
 """Training states: whole or absent, never pickled, damage passed over."""
 
 import json
+import threading
 
 import pytest
 import torch
 
 from domainstudio.errors import CheckpointError
 from domainstudio.storage import checkpoint
+from domainstudio.training.saving import StateWriter
 
 
 def state():
@@ -110,3 +112,23 @@ def test_the_key_depends_on_parameters_and_inputs_only():
     assert key == checkpoint.run_key({"b": 2, "a": 1}, {"source": "x"})
     assert key != checkpoint.run_key({"a": 1, "b": 3}, {"source": "x"})
     assert key != checkpoint.run_key({"a": 1, "b": 2}, {"source": "y"})
+
+
+def test_a_state_is_written_beside_what_changes_it(tmp_path, monkeypatch):
+    disk, write = threading.Event(), checkpoint.write
+    monkeypatch.setattr(checkpoint, "write", lambda *arguments: disk.wait(60) and write(*arguments))
+    writer, weights, history = StateWriter(tmp_path), torch.zeros(3), [1]
+    writer.write(1, {"weights": weights, "history": history})
+    weights += 1
+    history.append(2)
+    assert writer.durable(wait=False) == 0 and not list(tmp_path.iterdir())
+    disk.set()
+    assert writer.durable(wait=True) == 1
+    step, state = latest(tmp_path)
+    assert (step, state["history"]) == (1, [1]) and not state["weights"].any()
+
+    monkeypatch.setattr(checkpoint, "write", lambda *_: (tmp_path / "full/disk").touch())
+    writer.write(2, {"weights": weights})
+    with pytest.raises(FileNotFoundError):
+        writer.write(3, {"weights": weights})
+    assert writer.durable(wait=True) == 1

@@ -6,9 +6,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from domainstudio.config import LossWeights
+from domainstudio.storage.tensors import bytes_of
 from domainstudio.training import latents
 from domainstudio.training.examples import Examples, Feed
 from domainstudio.training.latents import condition_all, encode_all
+from domainstudio.training.objective import Objective
+from domainstudio.training.resting import rest
 from tests.models import (
     PROMPTS,
     tiny_denoiser,
@@ -240,3 +244,42 @@ def test_tokens_of_trained_encoders_are_not_kept(tmp_path):
     denoiser.train(text_encoders=True)
     assert set(condition_all(denoiser, ["a house"], tmp_path)) == {"input_ids"}
     assert not list(tmp_path.iterdir())
+
+
+def test_an_encoder_is_hashed_once(tmp_path, monkeypatch):
+    denoiser, hashed = tiny_text_denoiser("sdxl"), []
+    monkeypatch.setattr(latents, "bytes_of", lambda tensor: hashed.append(tensor) or bytes_of(tensor))
+    condition_all(denoiser, ["a house"], tmp_path)
+    once = len(hashed)
+    assert once == sum(len(encoder.state_dict()) for encoder in denoiser.text_encoders)
+    condition_all(denoiser, ["a house"], tmp_path, (16, 24))
+    condition_all(denoiser, ["another"], tmp_path)
+    assert len(hashed) == once
+
+
+def test_resting_encoders_come_for_a_call(monkeypatch):
+    denoiser, moves = tiny_text_denoiser("sdxl"), []
+    expected = denoiser.condition(["a house"])
+    for encoder in denoiser.text_encoders:
+        monkeypatch.setattr(encoder, "to", lambda place: moves.append(str(place)), raising=False)
+    rest(denoiser.text_encoders, "away")
+    assert moves == ["away"] * 2
+    moves.clear()
+    found = denoiser.condition(["a house"])
+    assert moves == ["cpu", "away"] * 2
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    with pytest.raises(IndexError):  # a token that the encoder does not know
+        denoiser.text_encoders[0](torch.tensor([[10**6]]))
+    assert moves[-1] == "away"
+
+
+def test_pixels_are_built_where_a_term_looks_at_them():
+    denoiser, images = tiny_text_denoiser(), []
+    for weights in ({"simple": 1.0}, {"laplacian": 1.0}, {"laplacian": 1.0, "space": "latent"}):
+        objective = Objective(denoiser, LossWeights(**weights))
+        examples = Examples.of(denoiser, tiny_text_images(), [[text] for text in PROMPTS])
+        fed = Feed(examples, denoiser, training_settings(), None, pixels=objective.looks_at_pixels)
+        batch = draw(fed, 0)
+        assert len(batch.images) == batch.number == len(batch.x0) == 6
+        images.append(batch.images.numel())
+    assert images == [0, 6 * 3 * 16 * 16, 0]

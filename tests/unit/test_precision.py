@@ -1,15 +1,20 @@
 import logging
+import sys
 
+import numpy as np
 import pytest
 import torch
 
 from domainstudio import precision
 from domainstudio.config import SampleSettings
+from domainstudio.errors import MissingExtraError, TrainingError
 from domainstudio.precision import usable_precision
 from domainstudio.sampling import sample
+from domainstudio.training import previews
+from domainstudio.training.optimizer import make_optimizer
 from domainstudio.training.previews import previewer
 from tests.integration.test_training import trainer
-from tests.models import PROMPTS, tiny_denoiser
+from tests.models import PROMPTS, tiny_denoiser, training_settings
 from tests.unit import test_lora as adapters
 
 
@@ -54,3 +59,28 @@ def test_a_lowered_base_draws_in_its_own_precision(tmp_path, kind):
     assert (tmp_path / "previews/step-000001.png").is_file()
     drawn, asked = (sample(training.denoiser, [1], told, steps=2, mixed_precision=m) for m in ("no", "bf16"))
     assert (drawn == asked).all()
+
+
+def test_a_missing_package_is_named_with_its_extra(tmp_path, monkeypatch):
+    with pytest.raises(TrainingError, match="adamw8bit needs a CUDA GPU"):
+        trainer(tmp_path, optimizer="adamw8bit")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
+    with pytest.raises(MissingExtraError, match=r'bitsandbytes.*pip install "domainstudio\[gpu\]"'):
+        make_optimizer(torch.nn.Linear(1, 1), training_settings(optimizer="adamw8bit"))
+
+
+@pytest.mark.parametrize(("side", "number"), [(64, 16), (256, 16), (512, 4), (1024, 4)])
+def test_previews_shrink_with_the_size_of_a_sample(monkeypatch, side, number):
+    drawn = []
+
+    class Sized:
+        resolution = side, side
+
+    def draw(denoiser, seeds, prompts, settings):
+        drawn.append((len(seeds), len(prompts)))
+        return np.zeros((len(seeds), 3, 8, 8), np.uint8)
+
+    monkeypatch.setattr(previews, "draw", draw)
+    previewer(SampleSettings(), ["a", "b"])(Sized())  # type: ignore[arg-type]
+    assert drawn == [(number, number)]
