@@ -4,9 +4,12 @@ import numpy as np
 import pytest
 import torch
 
+from domainstudio.config import SampleSettings
 from domainstudio.sampling import default_device, sample
+from domainstudio.training.previews import previewer
 from tests.integration.test_training import trainer
-from tests.models import tiny_denoiser
+from tests.models import PROMPTS, tiny_denoiser
+from tests.unit import test_lora as adapters
 
 pytestmark = [
     pytest.mark.gpu,
@@ -32,3 +35,13 @@ def test_the_same_seed_gives_nearly_the_same_picture_as_on_the_cpu():
     on_cpu = sample(tiny_denoiser(), [1, 2], steps=5)
     on_gpu = sample(tiny_denoiser().to(default_device()), [1, 2], steps=5)
     assert np.abs(on_cpu.astype(int) - on_gpu).mean() < 2
+
+
+def test_text_encoders_leave_the_accelerator_while_a_model_trains(tmp_path):
+    preview = previewer(SampleSettings(number=1, steps=2), [PROMPTS[0]])
+    training = adapters.trainer(tmp_path, "sd1", preview=preview, steps=2, preview_every=1)
+    weights = [p for encoder in training.denoiser.text_encoders for p in encoder.parameters()]
+    assert {p.device.type for p in weights} == {"cpu"}
+    training.train()
+    assert (tmp_path / "previews/step-000002.png").is_file()
+    assert {p.device.type for p in weights} == {"cpu"}

@@ -247,8 +247,14 @@ def test_tokens_of_trained_encoders_are_not_kept(tmp_path):
 
 
 def test_an_encoder_is_hashed_once(tmp_path, monkeypatch):
-    denoiser, hashed = tiny_text_denoiser("sdxl"), []
-    monkeypatch.setattr(latents, "bytes_of", lambda tensor: hashed.append(tensor) or bytes_of(tensor))
+    denoiser = tiny_text_denoiser("sdxl")
+    hashed: list[torch.Tensor] = []
+
+    def counted(tensor):
+        hashed.append(tensor)
+        return bytes_of(tensor)
+
+    monkeypatch.setattr(latents, "bytes_of", counted)
     condition_all(denoiser, ["a house"], tmp_path)
     once = len(hashed)
     assert once == sum(len(encoder.state_dict()) for encoder in denoiser.text_encoders)

@@ -82,5 +82,5 @@ def test_previews_shrink_with_the_size_of_a_sample(monkeypatch, side, number):
         return np.zeros((len(seeds), 3, 8, 8), np.uint8)
 
     monkeypatch.setattr(previews, "draw", draw)
-    previewer(SampleSettings(), ["a", "b"])(Sized())  # type: ignore[arg-type]
+    previewer(SampleSettings(number=1), ["a", "b"])(Sized())  # type: ignore[arg-type]
     assert drawn == [(number, number)]
