@@ -175,7 +175,7 @@ class Objective:
     @property
     def looks_at_pixels(self) -> bool:
         """Whether a term compares with the training images themselves."""
-        return bool(self._active(DETAIL_TERMS)) and self.weights.space != "latent"
+        return bool(self._active(DETAIL_TERMS)) and self.weights.space != "latent" and self.exact
 
     def _active(self, terms: Iterable[str]) -> list[str]:
         return [name for name in terms if getattr(self.weights, name) > 0]
