@@ -17,8 +17,10 @@ from domainstudio.models import lora
 from domainstudio.models.adapter_folder import KOHYA
 from domainstudio.selection.record import Selection
 from tests.integration.team_parts import NAME, Company
+from tests.integration.test_sweep import ray_cluster
 from tests.project import run
 
+__all__ = ["ray_cluster"]  # a fixture
 pytestmark = [pytest.mark.slow, pytest.mark.team, pytest.mark.timeout(1800)]
 
 
@@ -92,8 +94,7 @@ def test_a_version_is_promoted_and_rolled_back_by_the_settings_of_a_revision(com
         (company.source / "elsewhere.yaml").rename(company.source / "params.yaml")
 
 
-def test_a_sweep_names_the_best_setting(company):
-    pytest.importorskip("ray")
+def test_a_sweep_names_the_best_setting(company, ray_cluster):
     path = company.source / "params.yaml"
     objective = {"metric": "frechet_distance", "direction": "minimize"}
     values = yaml.safe_load(path.read_text())
@@ -102,5 +103,6 @@ def test_a_sweep_names_the_best_setting(company):
     }
     path.write_text(yaml.safe_dump(values))
     run(company.source, "dvc", "repro", "prepare_source@noto", "prepare_target@ink")
-    company.start("sweep/sweep", {"OMP_NUM_THREADS": "1"}, name="small", gpus=1)
+    nodes = {name: value for name, value in ray_cluster.items() if name.startswith("RAY_")}
+    company.start("sweep/sweep", {"OMP_NUM_THREADS": "1", **nodes}, name="small")
     assert company.finished("sweep", 1).state.message.startswith("small: 2 trained")

@@ -24,7 +24,7 @@ from domainstudio.registry.aliases import Promotion
 from tests.integration.conftest import prefect_client
 from tests.project import ROOT
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 PATIENCE = 200
 """Seconds until a message must have come."""
 
