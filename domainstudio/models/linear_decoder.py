@@ -40,6 +40,10 @@ class LinearDecoder:
         values = functional.conv2d(x0, self.weight.to(x0), self.bias.to(x0), padding=KERNEL // 2)
         return functional.pixel_shuffle(values, self.factor)
 
+    def to(self, device: torch.device | str) -> LinearDecoder:
+        """Return it on a device."""
+        return LinearDecoder(self.weight.to(device), self.bias.to(device), self.factor)
+
 
 def fit(pairs: Iterable[tuple[Tensor, Tensor]]) -> LinearDecoder:
     """Return the map with the least squared error to given images, by the normal equations in float64.

@@ -59,7 +59,8 @@ def make_decoder(
     if weights.decoder == "linear":
         few = [each[:MOST] for each in shots]
         parts = [*few, *map(recoloured, few), *([] if prior is None else [prior[: MOST * RECOLOURED]])]
-        return fit(pair for part in parts for pair in _pairs(denoiser, part, folder))
+        fitted = fit(pair for part in parts for pair in _pairs(denoiser, part, folder))
+        return fitted.to(next(denoiser.network.parameters()).device)
     return one_by_one(denoiser.decode)
 
 

@@ -222,6 +222,10 @@ class Objective:
         x0 = model.schedule.to_x0(prediction.output[:number], batch.xt[:number], batch.timesteps[:number])
         if self.weights.space == "latent" and model.vae is not None:
             return x0
+        return self._images(x0)
+
+    def _images(self, x0: Tensor) -> Tensor:
+        """Return the images of x0, in the image range if `clamp_x0` says so."""
         images = self.decode(x0)
         return images.clamp(-1, 1) if self.weights.clamp_x0 else images
 
@@ -229,7 +233,7 @@ class Objective:
         """Return the training images in the space that the terms compare."""
         if self.weights.space == "latent":
             return batch.x0[: batch.number]
-        return batch.images if self.exact else self.decode(batch.x0[: batch.number])
+        return batch.images if self.exact else self._images(batch.x0[: batch.number])
 
     def _trust(self, timesteps: Tensor) -> Tensor:
         """Return each image's weight in the pairwise terms."""

@@ -80,7 +80,7 @@ def test_a_perfect_prediction_has_no_error_in_a_rough_map(monkeypatch):
     truth = denoiser.schedule.true_output(x0, batch.noise, batch.timesteps)
     monkeypatch.setattr(denoiser, "predict", lambda *_: Prediction(truth))
     rough = LinearDecoder(torch.randn(12, 4, 3, 3, generator=generator(3)), torch.zeros(12), 2)
-    weights = LossWeights(high_frequency_mse=1.0, reconstruction=1.0, clamp_x0=False)
+    weights = LossWeights(high_frequency_mse=1.0, reconstruction=1.0)
     terms = Objective(denoiser, weights, decode=rough, exact=False)(batch)
     assert terms["reconstruction"] < 1e-8 and terms["high_frequency_mse"] < 1e-8
     assert Objective(denoiser, weights, decode=rough)(batch)["reconstruction"] > 0.1
