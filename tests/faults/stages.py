@@ -251,7 +251,6 @@ def _write_project(root: Path) -> None:
     (root / "subjects.txt").write_text("a house\n")
     tiny_denoiser().save(root / "models/sources/noto", half=True)
     values = params()
-    values["source_images"] = {}
     values["evaluate"]["features"] = Averages.name
     values["finetune"] |= {"candidate_every": 3, "preview_every": 3}
     (root / "params.yaml").write_text(yaml.safe_dump(values))
