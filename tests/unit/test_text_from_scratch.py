@@ -3,14 +3,15 @@
 import torch
 from diffusers import StableDiffusion3Pipeline
 
-from domainstudio import models
+from domainstudio import config, models
 from domainstudio.config import FlowModelSettings, NoiseSettings, TextModelSettings
 from domainstudio.demo.flow_model import new_flow_pipeline
 from domainstudio.demo.text_model import BEGIN, END, new_pipeline, new_tokenizer
 from domainstudio.models.stable_diffusion import StableDiffusionDenoiser
 from domainstudio.models.stable_diffusion_3 import StableDiffusion3Denoiser
 from domainstudio.sampling import sample
-from tests.models import PROMPT_LENGTH, PROMPTS, tiny_text_pipeline
+from domainstudio.training.cards import source_card
+from tests.models import PROMPT_LENGTH, PROMPTS, image_set, tiny_images, tiny_text_pipeline
 
 
 def test_the_same_corpus_gives_the_same_tokens():
@@ -76,3 +77,13 @@ def test_a_flow_matching_model_is_made_around_a_text_models_parts(tmp_path):
     options = {"num_inference_steps": 3, "guidance_scale": 1.0, "max_sequence_length": 1}
     picture = plain("a red house", generator=draw, output_type="np", **options).images[0]
     assert abs(found[0].transpose(1, 2, 0) - picture * 255).max() < 1
+
+
+def test_a_flow_matching_models_card_says_how_it_was_trained():
+    section = config.load().pretrain_flow.model_dump(mode="json")
+    history = [{"simple": 1.0, "seconds": 60.0}]
+    card = source_card("Text-to-image model", section, image_set(tiny_images(3)), history)
+    assert (
+        "| blocks, heads, channels of a head | 6, 6, 32 |\n| noise | flow matching, shift 1 |\n| steps"
+        in card
+    )
