@@ -5,8 +5,8 @@
 
 Each step is the project's own: its trainer, objective and optimiser, on fake tensors, which have shapes
 and no values. `released` and `diffusers` are the loops of `benchmarks.loops`. Operations are torch's count of
-matrix products and convolutions. Memory is the sum of the live tensors at its peak; a card fits that has
-5% more for the allocator, and 1 GiB for CUDA.
+matrix products and convolutions; encoding is that of one image, which is encoded once. Memory is the sum of
+the live tensors at its peak; a card fits that has 5% more for the allocator, and 1 GiB for CUDA.
 """
 
 from __future__ import annotations
@@ -164,7 +164,10 @@ def main() -> None:
 
 
 def table(plans: Sequence[Plan]) -> str:
-    """Return plans as a table; steps are compared with the plain one of the same model, size and batch."""
+    """Return plans as a table; steps are compared with the plain one of the same model, size and batch.
+
+    What is encoded once stands there for one image, and is not part of the step.
+    """
     plain = {_case(each.choice): each.total for each in plans if each.choice.step == "plain"}
     parts = [f"{name}, TFLOP" for name in (*PASSES, "all")]
     columns = ["", *parts, "against plain", "at rest, GiB", "peak, GiB", "peak in", "fits, GiB"]
