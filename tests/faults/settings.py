@@ -85,7 +85,7 @@ def _check_message(message: str, path: Path) -> None:
         raise WrongError(f"a refusal that does not name the file: {message[:200]}")
     whole = ("cannot be read", "must hold a mapping", "too large", "is not valid YAML", ": not valid YAML")
     for line in rest or ([] if any(each in first for each in whole) else [first]):
-        if not re.search(rf"{re.escape(str(path))}:\d+: \S+: ", line) and "Field required" not in line:
+        if not re.search(rf"{re.escape(str(path))}:\d+: .+: ", line) and "Field required" not in line:
             raise WrongError(f"a refusal without line and key: {line[:300]}")
     if "u:p@" in message:
         raise WrongError(f"a password is shown: {message[:300]}")
