@@ -189,12 +189,7 @@ class Partner:
         self.own, network.forward = network.forward, self.forward
 
     def tell(self, condition: Mapping[str, Any], number: int) -> None:
-        """Give the source model its own condition of the next batch.
-
-        Args:
-            condition: The adapted model's, as `draw` takes it.
-            number: Images in the batch.
-        """
+        """Give the source model its own condition of the next `number` images; `draw` takes the other's."""
         import torch
 
         if "row" in condition:
@@ -317,16 +312,10 @@ def draw(
 def draw_class(
     pipeline: Any, generators: Sequence[Any], steps: int, row: int, null: int | None, guidance_scale: float
 ) -> list[Any]:
-    """Draw images of a class with the pipeline's own UNet and scheduler.
+    """Draw an image of a class for each generator, with the pipeline's own UNet and scheduler.
 
-    Args:
-        pipeline: Has both.
-        generators: One per image, for its noise.
-        steps: Denoising steps.
-        row: The class's row of the embedding.
-        null: The null class's row; None only without guidance.
-        guidance_scale: w of classifier-free guidance, null + w·(class - null) (arXiv 2207.12598, where it is
-            1 + w); 1 means no guidance.
+    `row` and `null` are rows of the embedding; without guidance there may be no null class. Guidance is
+    null + w·(class - null) with w = `guidance_scale` (arXiv 2207.12598, where it is 1 + w).
     """
     import torch
 
