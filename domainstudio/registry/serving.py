@@ -58,9 +58,9 @@ class ImageModel(PythonModel):  # type: ignore[misc]
             index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
             # a text encoder that was left out on purpose must be named, or diffusers looks for it
             options |= {name: None for name, value in index.items() if value == [None, None]}
-            options["torch_dtype"] = torch.float32  # transformers would keep a text encoder in half precision
             pipeline = DiffusionPipeline.from_pretrained(folder, **options)
-            return pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
+            # transformers keeps a text encoder in the precision of its file
+            return pipeline.to("cuda" if torch.cuda.is_available() else "cpu", torch.float32)
 
         folder = Path(context.artifacts["pipeline"])
         record = folder / "combination.json"

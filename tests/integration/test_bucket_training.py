@@ -28,7 +28,8 @@ from tests.integration.training_parts import launch, resume
 from tests.models import DOMAINSTUDIO, PLAIN, tiny_text_denoiser, training_settings
 
 SHAPES = [(32, 32)] * 3 + [(24, 40)] * 2 + [(40, 24)]
-PRIOR = Method(**DOMAINSTUDIO.model_dump() | {"prior": 1.0})
+WHOLE = Method(**DOMAINSTUDIO.model_dump() | {"decoder": "full"})  # it looks at pixels, so batches have them
+PRIOR = WHOLE.model_copy(update={"prior": 1.0})
 LATENT = PRIOR.model_copy(update={"space": "latent"})
 
 
@@ -171,8 +172,7 @@ def pixel_denoiser(levels):
 
 
 def test_pixel_space_models_whose_unet_can_halve_the_sides(tmp_path):
-    method = Method(**DOMAINSTUDIO.model_dump())
-    training = trainer(tmp_path, method=method, denoiser=pixel_denoiser(4), steps=3)
+    training = trainer(tmp_path, method=WHOLE, denoiser=pixel_denoiser(4), steps=3)
     assert len(training.buckets) == 3
     assert all(math.isfinite(record["high_frequency"]) for record in training.train())
 
@@ -196,9 +196,9 @@ def test_shapes_that_are_no_bucket_of_the_model_are_refused(tmp_path, shape):
 TWO_PROCESSES = """
 import json, sys
 from pathlib import Path
-from tests.integration.test_bucket_training import Method, DOMAINSTUDIO, first_pixels, trainer
+from tests.integration.test_bucket_training import WHOLE, first_pixels, trainer
 
-training = trainer(Path(sys.argv[1]), method=Method(**DOMAINSTUDIO.model_dump()), steps=5, checkpoint_every=5)
+training = trainer(Path(sys.argv[1]), method=WHOLE, steps=5, checkpoint_every=5)
 drawn, batch = [], training._batch
 
 def recording(*arguments):

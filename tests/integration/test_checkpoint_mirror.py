@@ -131,6 +131,11 @@ finetune.main()
 """
 
 
+def last_step(database):
+    ((step,),) = rows(database, "select max(step) from metrics")
+    return step
+
+
 @pytest.mark.timeout(900)
 def test_a_killed_run_goes_on_in_another_folder(s3, place, tmp_path, monkeypatch):
     undisturbed = make_project(tmp_path / "undisturbed")
@@ -143,6 +148,7 @@ def test_a_killed_run_goes_on_in_another_folder(s3, place, tmp_path, monkeypatch
     process = popen(here, "-c", SLOW, NAME, env=environment())
     try:
         wait_until(lambda: process.poll() is not None or len(manifests(s3, place)) == 2, 600)
+        wait_until(lambda: process.poll() is not None or last_step(database) > 8, 60)
     finally:
         process.send_signal(signal.SIGKILL)
         said = process.communicate()[0]
@@ -151,8 +157,7 @@ def test_a_killed_run_goes_on_in_another_folder(s3, place, tmp_path, monkeypatch
     older, newer = whole(s3, f"{place}/{run}")
     # As if the last copy had not been finished: MLflow knows more steps than the state.
     s3.delete(f"{place}/{run}/{newer}/MANIFEST.json")
-    ((last,),) = rows(database, "select max(step) from metrics")
-    assert 0 < int(older[5:]) < last < STEPS
+    assert 0 < int(older[5:]) < last_step(database) < STEPS
 
     assert f"{older}: fetched from s3://{s3.bucket}/{place}/{run}" in run_finetune(there)
     assert rows(database, "select name, status from runs") == [(NAME, "FINISHED")]

@@ -302,7 +302,7 @@ def test_sigterm_leaves_no_process(server, repository):
     assert alive(pids) == []
     run = server.last_run()
     assert run.state.is_crashed()
-    assert set(server.tasks(run)) == {"prepare@a", "finetune@a", "evaluate@a", "report"}
+    assert set(server.tasks(run)) == {"prepare@a", "finetune@a", "evaluate@a"}
 
 
 def test_interrupt_without_a_server_leaves_no_process(repository):
