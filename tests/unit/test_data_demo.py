@@ -140,7 +140,8 @@ def drawn(name: str, number: int, seed: int = 0, resolution: int = 16) -> ImageS
 
 
 def test_every_domain_of_the_demo_can_be_listed(drawings: None) -> None:
-    listed = {path.stem: list_demo(path) for path in (ROOT / "demo").glob("*.yaml")}
+    named = [path for path in (ROOT / "demo").glob("*.yaml") if path.stem != "none"]  # which names no images
+    listed = {path.stem: list_demo(path) for path in named}
     assert set(listed) == {*LICENCES, *FACES}
     for name, listing in listed.items():
         assert len({candidate.id for candidate in listing.candidates}) == len(listing.candidates), name

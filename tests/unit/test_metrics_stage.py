@@ -44,16 +44,18 @@ def project(tmp_path, monkeypatch):
 
 def test_the_stage_writes_metrics_and_nearest_pairs(project, capsys):
     evaluate.main()
+    main = json.loads((project / "main.json").read_text())
     metrics = json.loads((project / "metrics.json").read_text())
     nearest = json.loads((project / "nearest.json").read_text())
     assert (metrics["features"], metrics["number"], metrics["domain_is_shots"]) == ("averages", 12, False)
     assert metrics["domain_number"] == 35, "the reference must not contain the training images"
     assert metrics["samples"]["memorized_share"] == pytest.approx(2 / 12)
     assert metrics["references"]["source"]["memorized_share"] == 0
+    assert main["memorized"] == metrics["samples"]["memorized_share"]
     first, second = nearest["pairs"][:2]
     assert first == {"sample": 0, "seed": 1000, "training": 3, "mirrored": False, "distance": 0.0}
     assert second == {"sample": 1, "seed": 1001, "training": 3, "mirrored": True, "distance": 0.0}
-    assert sorted(path.name for path in project.iterdir()) == ["metrics.json", "nearest.json"]
+    assert sorted(path.name for path in project.iterdir()) == ["main.json", "metrics.json", "nearest.json"]
     assert "12 samples by averages" in capsys.readouterr().out
 
 
