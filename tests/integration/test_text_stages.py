@@ -108,6 +108,8 @@ def test_a_flow_matching_model_goes_from_import_to_serving(project, monkeypatch)
     tiny_sd3_pipeline().save_pretrained(project / "there")
     values = params()
     values["sources"]["sd3"] = {"subjects": "subjects.txt"}
+    values["source_images"]["sd3"] = {"images": "demo/none.yaml"}
+    values["registry"]["models"] = {"flow": "domainstudio-flow"}
     values["methods"]["lora"] |= {"image": 0.5, "high_frequency": 0.5, "high_frequency_mse": 0.05}
     values["adaptations"] = {
         "flow": {"source": "sd3", "target": "ink", "method": "lora", "prior": {"number": 3}}
