@@ -10,8 +10,10 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from tests.faults.cases import Kind, Tally, try_case
 
@@ -116,77 +118,34 @@ class _silence:  # noqa: N801 - a context, which libraries of C write past Pytho
             os.close(kept)
 
 
-def _images(folder: Path) -> Kind:
-    from tests.faults.images import DamagedImages
+def _later(module: str, name: str) -> Callable[[Any], Kind]:
+    """Return what makes a kind of what it starts from; its module, and so torch, is imported only then."""
 
-    return DamagedImages(folder)
+    def make(start: Any) -> Kind:
+        kind: Kind = getattr(import_module(f"tests.faults.{module}"), name)(start)
+        return kind
 
-
-def _settings(folder: Path) -> Kind:
-    from tests.faults.settings import MistakenSettings
-
-    return MistakenSettings(folder)
-
-
-def _states(folder: Path) -> Kind:
-    from tests.faults.states import DamagedStates
-
-    return DamagedStates(folder)
-
-
-def _caches(folder: Path) -> Kind:
-    from tests.faults.states import DamagedCaches
-
-    return DamagedCaches(folder)
-
-
-def _sets(folder: Path) -> Kind:
-    from tests.faults.states import DamagedImageSets
-
-    return DamagedImageSets(folder)
-
-
-def _models(folder: Path) -> Kind:
-    from tests.faults.models import DamagedModels
-
-    return DamagedModels(folder)
+    return make
 
 
 CHEAP: dict[str, Callable[[Path], Kind]] = {
-    "images": _images,
-    "settings": _settings,
-    "states": _states,
-    "caches": _caches,
-    "sets": _sets,
-    "models": _models,
+    "images": _later("images", "DamagedImages"),
+    "settings": _later("settings", "MistakenSettings"),
+    "states": _later("states", "DamagedStates"),
+    "caches": _later("states", "DamagedCaches"),
+    "sets": _later("states", "DamagedImageSets"),
+    "models": _later("models", "DamagedModels"),
 }
 """Kinds whose cases need no process of their own."""
 
+FORKED: dict[str, Callable[[Any], Kind]] = {
+    "disks": _later("stages", "RefusedWrites"),
+    "kills": _later("stages", "KilledStages"),
+}
+"""Kinds whose cases run stages in forked processes. They start from a `Project`."""
 
-def _repro(folder: Path) -> Kind:
-    from tests.faults.repro import KilledRepro
-
-    return KilledRepro(folder)
-
-
-def _disks(project: object) -> Kind:
-    from tests.faults.stages import RefusedWrites
-
-    return RefusedWrites(project)  # type: ignore[arg-type]
-
-
-def _kills(project: object) -> Kind:
-    from tests.faults.stages import KilledStages
-
-    return KilledStages(project)  # type: ignore[arg-type]
-
-
-PIPELINES: dict[str, Callable[[Path], Kind]] = {"repro": _repro}
+PIPELINES: dict[str, Callable[[Path], Kind]] = {"repro": _later("repro", "KilledRepro")}
 """Kinds that run the whole pipeline: minutes for each case."""
-
-FORKED: dict[str, Callable[[object], Kind]] = {"disks": _disks, "kills": _kills}
-"""Kinds whose cases run stages in forked processes."""
-
 
 KINDS = [*CHEAP, *FORKED, *PIPELINES]
 
