@@ -9,6 +9,9 @@ import torch
 
 logger = logging.getLogger(__name__)
 
+DTYPES = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""The type of each precision that a setting can name."""
+
 
 def autocast(mixed_precision: str, network: torch.nn.Module) -> torch.autocast:
     """Return the autocast context in which a network predicts.
@@ -19,8 +22,7 @@ def autocast(mixed_precision: str, network: torch.nn.Module) -> torch.autocast:
         network: on its device.
     """
     device = next(network.parameters()).device
-    dtypes = {"no": half_precision(network), "bf16": torch.bfloat16, "fp16": torch.float16}
-    dtype = dtypes[usable_precision(mixed_precision, device)]
+    dtype = DTYPES[usable_precision(mixed_precision, device)] or half_precision(network)
     return torch.autocast(device.type, dtype, enabled=dtype is not None)
 
 

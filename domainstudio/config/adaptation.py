@@ -89,6 +89,15 @@ class Adaptation(Section):
         """Whether prior preservation takes real images of the source's domain."""
         return self.weights.uses_prior and self.prior.images == "source"
 
+    @property
+    def base_precision(self) -> Literal["no", "bf16", "fp16"]:
+        """Type in which the source model is read: `frozen_precision` where nothing but adapters learns."""
+        adapters = self.weights.lora
+        learns_text = self.training.train_text_encoder or self.prompts.new_tokens
+        if adapters is None or adapters.text_encoder or learns_text:
+            return "no"
+        return self.training.frozen_precision
+
     @model_validator(mode="after")
     def _paired_batch(self) -> Self:
         if self.weights.pairwise and self.training.batch_size < MIN_PAIRED_BATCH:

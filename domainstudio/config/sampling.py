@@ -27,4 +27,5 @@ class SampleSettings(Section):
     batch_size: int = Field(default=50, ge=1)
     """Images per forward pass."""
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
-    """Autocast type while sampling. With `no`, a training under `frozen_precision` draws previews in that."""
+    """Autocast type while sampling; weights are read in it too. With `no`, a training under
+    `frozen_precision` draws previews in that."""

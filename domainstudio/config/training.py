@@ -38,8 +38,9 @@ class TrainingSettings(Section):
     optimizer: Literal["adamw", "adamw8bit"] = "adamw"
     """`adamw8bit` keeps its state in 8 bits (extra `gpu`, CUDA only): 2 bytes per trained weight, not 8."""
     frozen_precision: Literal["no", "bf16", "fp16"] = "no"
-    """Type in which frozen UNets are kept: the source model's, and the base of adapters. VAE and text
-    encoders stay float32. Needs `mixed_precision`."""
+    """Type in which frozen networks are kept: the source model's, and the base of adapters. Where adapters of
+    the network learn alone, base and text encoders are also read in it. The VAE stays float32. Needs
+    `mixed_precision`."""
     compile: bool = False
     """Compile the network (`torch.compile`): a slow first step, then faster ones."""
     horizontal_flip: bool = False

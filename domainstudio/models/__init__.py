@@ -8,17 +8,21 @@ from typing import TYPE_CHECKING
 from domainstudio.models.folders import digest, has_adapters, local_folder
 
 if TYPE_CHECKING:
+    import torch
+
     from domainstudio.models.denoiser import Denoiser
 
 __all__ = ["digest", "has_adapters", "kind_of", "load", "local_folder"]
 
 
-def load(name_or_path: str | Path) -> Denoiser:
+def load(name_or_path: str | Path, half: torch.dtype | None = None) -> Denoiser:
     """Load a model from safetensors files.
 
     Args:
         name_or_path: a folder with a pipeline (`model_index.json`), adapters (`adapter.json`) or two models
             that draw together (`combination.json`); anything else of the form `owner/name` is a hub id.
+        half: a type of 16 bits for weights that are only drawn with or stay frozen, else float32. VAE and
+            adapters are float32 always, and so are text encoders where it is float16, which theirs overflow.
 
     Raises:
         CheckpointError: there is no model, or none that can be adapted.
@@ -26,7 +30,7 @@ def load(name_or_path: str | Path) -> Denoiser:
     """
     from domainstudio.models import loading  # which needs torch
 
-    return loading.load(name_or_path)
+    return loading.load(name_or_path, half)
 
 
 def kind_of(folder: Path) -> str:

@@ -88,9 +88,9 @@ class ClassConditionalDenoiser(PixelDenoiser):
             (folder / CLASSES).write_text(text, encoding="utf-8")
 
     @classmethod
-    def load(cls, folder: Path) -> Self:
+    def load(cls, folder: Path, half: torch.dtype | None = None) -> Self:
         """Read a pipeline folder and the names of its classes (see `loading.Kind`)."""
-        parts = read_parts(folder)
+        parts = read_parts(folder, half)
         kind = parts[0].config.class_embed_type
         if kind is not None:
             raise CheckpointError(

@@ -48,9 +48,9 @@ class LatentDenoiser(UnconditionalDenoiser):
         self.vae = vae.requires_grad_(False).eval()
 
     @classmethod
-    def load(cls, folder: Path) -> Self:
-        """Read a pipeline folder in float32 (see `loading.Kind`)."""
-        network, scheduler, _ = read_parts(folder)
+    def load(cls, folder: Path, half: torch.dtype | None = None) -> Self:
+        """Read a pipeline folder (see `loading.Kind`)."""
+        network, scheduler, _ = read_parts(folder, half)
         return cls(network, scheduler, read_encoder(folder / "vqvae", _encoder_kind(folder)))
 
     @classmethod

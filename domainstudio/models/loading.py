@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from domainstudio.errors import CheckpointError
 from domainstudio.models import adapter_folder, combination_folder
@@ -24,6 +24,9 @@ from domainstudio.models.stable_diffusion import StableDiffusionDenoiser
 from domainstudio.models.stable_diffusion_3 import StableDiffusion3Denoiser
 from domainstudio.models.unconditional import UnconditionalDenoiser
 
+if TYPE_CHECKING:
+    import torch
+
 
 class Kind(Denoiser, Protocol):
     """What a kind's class knows of folders, beside the methods of `Denoiser`."""
@@ -37,8 +40,8 @@ class Kind(Denoiser, Protocol):
         ...
 
     @classmethod
-    def load(cls, folder: Path) -> Denoiser:
-        """Read a pipeline folder in float32.
+    def load(cls, folder: Path, half: torch.dtype | None = None) -> Denoiser:
+        """Read a pipeline folder, in float32 or with frozen weights of 16 bits.
 
         Raises:
             CheckpointError: a part is missing, damaged, not safetensors, or does not fit the others.
@@ -58,19 +61,19 @@ KINDS: tuple[type[Kind], ...] = (
 """Of these, the first that knows a folder's pipeline class and UNet reads the folder."""
 
 
-def load(name_or_path: str | Path) -> Denoiser:
+def load(name_or_path: str | Path, half: torch.dtype | None = None) -> Denoiser:
     """Load a model or adapters (see `models.load`)."""
     folder = Path(name_or_path)
     if is_combination(folder):
         return _load_combination(folder)
     if not has_adapters(folder):
-        return _load_pipeline(local_folder(name_or_path), folder)
+        return _load_pipeline(local_folder(name_or_path), folder, half)
     if (folder / INDEX).is_file():
         raise CheckpointError(
             f"{folder} holds a pipeline ({INDEX}) and adapters ({RECORD}): delete what is out of date"
         )
     base, pipeline, adapters = adapter_folder.read_record(folder)
-    denoiser = _load_pipeline(pipeline, Path(base))
+    denoiser = _load_pipeline(pipeline, Path(base), half)
     adapter_folder.attach(denoiser, folder, adapters)
     return denoiser
 
@@ -90,8 +93,8 @@ def _load_combination(folder: Path) -> Denoiser:
     return combine(load(source), load(adapted), combination, wording)
 
 
-def _load_pipeline(folder: Path, name_or_path: Path) -> Denoiser:
-    denoiser = _kind(folder).load(folder)
+def _load_pipeline(folder: Path, name_or_path: Path, half: torch.dtype | None) -> Denoiser:
+    denoiser = _kind(folder).load(folder, half)
     denoiser.name_or_path = name_or_path.as_posix()
     return denoiser
 

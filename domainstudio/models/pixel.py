@@ -66,9 +66,9 @@ class PixelDenoiser(ABC):
         return _has_classes(folder) == cls.conditional
 
     @classmethod
-    def load(cls, folder: Path) -> Self:
-        """Read a pipeline folder in float32 (see `loading.Kind`)."""
-        return cls(*read_parts(folder))
+    def load(cls, folder: Path, half: torch.dtype | None = None) -> Self:
+        """Read a pipeline folder (see `loading.Kind`)."""
+        return cls(*read_parts(folder, half))
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -158,15 +158,16 @@ class PixelDenoiser(ABC):
         save_pipeline(pipeline, folder, half=half)
 
 
-def read_parts(folder: Path) -> Parts:
-    """Read a pipeline folder's parts in float32.
+def read_parts(folder: Path, half: torch.dtype | None = None) -> Parts:
+    """Read a pipeline folder's parts, the network in float32 or in a type of 16 bits.
 
     Raises:
         CheckpointError: a part is missing, damaged, not safetensors, or of an unknown kind.
     """
     index = read_index(folder)
+    dtype = half or torch.float32
     try:
-        network = load_part(UNet2DModel, folder / "unet", local_files_only=True, torch_dtype=torch.float32)
+        network = load_part(UNet2DModel, folder / "unet", local_files_only=True, torch_dtype=dtype)
         scheduler_class = {"DDPMScheduler": DDPMScheduler, "DDIMScheduler": DDIMScheduler}[
             index["scheduler"][1]
         ]

@@ -19,6 +19,8 @@ from domainstudio.storage.checkpoint import run_key
 from domainstudio.storage.files import read_json
 
 if TYPE_CHECKING:
+    import torch
+
     from domainstudio.config import Adaptation, Combination
     from domainstudio.models.denoiser import Denoiser
 
@@ -104,8 +106,8 @@ class StoredModel:
         """Whether it is one network, which diffusers can load."""
         return self.together is None or isinstance(self.together.combination, InterpolateSettings)
 
-    def load(self) -> Denoiser:
-        """Return the model.
+    def load(self, half: torch.dtype | None = None) -> Denoiser:
+        """Return the model; `half` is as in `models.load`, and two models that are one are of float32.
 
         Raises:
             CheckpointError: there is none, or the two do not fit each other.
@@ -113,8 +115,9 @@ class StoredModel:
         """
         from domainstudio.models import load
 
-        denoiser = load(self.folder)
-        return denoiser if self.together is None else self.together.join(denoiser)
+        if self.together is None:
+            return load(self.folder, half)
+        return self.together.join(load(self.folder))
 
     def export(self, folder: Path, *, half: bool = False) -> None:
         """Write it as a plain diffusers pipeline, with adapters fused and weights interpolated.

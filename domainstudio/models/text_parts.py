@@ -6,6 +6,8 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import torch
+
 from domainstudio.errors import CheckpointError, ConfigError
 from domainstudio.storage.weights import load_part
 
@@ -54,7 +56,9 @@ def check_folder(
             )
 
 
-def load_networks(folder: Path, index: Mapping[str, Any], parts: Parts) -> dict[str, Any]:
+def load_networks(
+    folder: Path, index: Mapping[str, Any], parts: Parts, half: torch.dtype | None = None
+) -> dict[str, Any]:
     """Read the networks of a pipeline folder, by their parts' names, and check that their weights are whole.
 
     A network of a class that no part has is left to the pipeline's own loader, and then refused. A part that
@@ -64,6 +68,7 @@ def load_networks(folder: Path, index: Mapping[str, Any], parts: Parts) -> dict[
         folder: the pipeline folder.
         index: its `model_index.json`.
         parts: names and classes of the parts.
+        half: a type of 16 bits, see `models.load`; else float32.
 
     Raises:
         CheckpointError: a weight is missing, unknown, misshapen, or not finite.
@@ -76,8 +81,16 @@ def load_networks(folder: Path, index: Mapping[str, Any], parts: Parts) -> dict[
         if library is None:
             found[part] = None
         elif name is not None and name in known:
-            found[part] = load_part(_class(name), folder / part, local_files_only=True)
+            lowered = half is not None and _can_be(half, part)
+            options = {"dtype" if library == "transformers" else "torch_dtype": half} if lowered else {}
+            network = load_part(_class(name), folder / part, local_files_only=True, **options)
+            found[part] = network if lowered else network.float()
     return found
+
+
+def _can_be(half: torch.dtype, part: str) -> bool:
+    """Return whether a part works in a type of 16 bits: VAEs and language models overflow float16."""
+    return part != "vae" and (half == torch.bfloat16 or not part.startswith("text_encoder"))
 
 
 def check_present(pipeline: Any, parts: Parts, where: str, optional: Collection[str] = ()) -> None:

@@ -229,7 +229,11 @@ class TextToImageDenoiser(ABC):
         condition = to_device(self.told(values), device)
         if not self.trains_text:
             with torch.no_grad():
-                condition = self._unwrapped.embed(condition)
+                embedded = self._unwrapped.embed(condition)
+            condition = {
+                name: value.float() if value.is_floating_point() else value
+                for name, value in embedded.items()
+            }
         return condition | to_device(self.sizes(len(values), size or self.resolution), device)
 
     def condition_key(self, values: Sequence[str], size: tuple[int, int] | None = None) -> list[Any] | None:
@@ -290,8 +294,8 @@ class TextToImageDenoiser(ABC):
         return True
 
     @classmethod
-    def load(cls, folder: Path) -> Self:
-        """Read a pipeline folder in float32 (see `loading.Kind`)."""
+    def load(cls, folder: Path, half: torch.dtype | None = None) -> Self:
+        """Read a pipeline folder (see `loading.Kind`)."""
         from safetensors import SafetensorError
 
         index = read_index(folder)
@@ -299,7 +303,7 @@ class TextToImageDenoiser(ABC):
         parts = cls.parts[name]
         check_folder(folder, index, parts, cls.optional)
         try:
-            options = {**cls.options.get(name, {}), **load_networks(folder, index, parts)}
+            options = {**cls.options.get(name, {}), **load_networks(folder, index, parts, half)}
             pipeline = getattr(diffusers, name).from_pretrained(
                 folder, use_safetensors=True, local_files_only=True, **options
             )
@@ -312,7 +316,4 @@ class TextToImageDenoiser(ABC):
                 f"{folder} is not a usable {name}: {error}. A file is damaged, or a part of another kind: "
                 "copy the folder again"
             ) from error
-        for part in pipeline.components.values():
-            if isinstance(part, nn.Module):
-                part.float()
         return cls(pipeline, str(folder))

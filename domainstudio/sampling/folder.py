@@ -94,6 +94,7 @@ def sample_stored(
         The folder of samples.
     """
     from domainstudio.distributed import this_process
+    from domainstudio.precision import DTYPES, usable_precision
     from domainstudio.storage.checkpoint import run_key
 
     params = {"sample": settings.model_dump(mode="json"), "told": conditions}
@@ -101,7 +102,9 @@ def sample_stored(
     if not (folder / "manifest.json").is_file():
         if stored.together is not None:
             manifest |= stored.together.facts
-        denoiser = stored.load().to(this_process().device)
+        device = this_process().device
+        half = DTYPES[usable_precision(settings.mixed_precision, device)]
+        denoiser = stored.load(half).to(device)
         sample_to_folder(denoiser, folder, settings, conditions, subjects, **manifest)
     return folder
 

@@ -9,6 +9,7 @@ from diffusers.optimization import get_scheduler
 
 from domainstudio.errors import TrainingError, needs_extra
 from domainstudio.models.lora import parts_of
+from domainstudio.precision import DTYPES
 
 if TYPE_CHECKING:
     from domainstudio.config import TrainingSettings
@@ -50,11 +51,10 @@ def make_lr_scheduler(
 
 def lower_frozen(network: torch.nn.Module, precision: str) -> None:
     """Keep what is not trained in `bf16` or `fp16`, but for text encoders, which are saved as they are."""
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     denoising = next(iter(parts_of(network).values()))
     for tensor in (*denoising.parameters(), *denoising.buffers()):
         if not tensor.requires_grad and tensor.is_floating_point():
-            tensor.data = tensor.data.to(dtype)
+            tensor.data = tensor.data.to(DTYPES[precision])
 
 
 def _groups(network: torch.nn.Module) -> list[dict[str, Any]]:

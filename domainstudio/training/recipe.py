@@ -12,6 +12,7 @@ from domainstudio import models
 from domainstudio.data import ImageSet
 from domainstudio.errors import ConfigError
 from domainstudio.models import lora
+from domainstudio.precision import DTYPES, usable_precision
 from domainstudio.project import SOURCE_MODELS, TARGETS
 from domainstudio.sampling.generate import check_steps
 from domainstudio.training.decoders import make_decoder
@@ -73,9 +74,11 @@ class Recipe:
         shots = ImageSet.load(TARGETS / adaptation.target / "shots")
         source, tiny_vae = SOURCE_MODELS / adaptation.source, adaptation.weights.tiny_vae
         digests = {"source": models.digest(source), "shots": shots.digest}
-        denoiser = models.load(source).to(process.device)
+        precision = usable_precision(adaptation.base_precision, process.device)
+        denoiser = models.load(source, DTYPES[precision]).to(process.device)
         check_steps(denoiser, sampling.steps)
-        prior = prior_images(denoiser, shots, adaptation, sampling, digests["source"])
+        drawn_by = digests["source"] if precision == "no" else f"{digests['source']} in {precision}"
+        prior = prior_images(denoiser, shots, adaptation, sampling, drawn_by)
         if prior is not None:
             digests["prior"] = prior.digest
         if tiny_vae and Path(tiny_vae).is_dir():
