@@ -42,7 +42,8 @@ class TrainingSettings(Section):
     the network learn alone, base and text encoders are also read in it. The VAE stays float32. Needs
     `mixed_precision`."""
     compile: bool = False
-    """Compile the network (`torch.compile`): a slow first step, then faster ones."""
+    """Compile the networks of a step, and the VAE's decoder where terms use it (`torch.compile`): slow first
+    steps, then faster ones."""
     horizontal_flip: bool = False
     """Mirror each training image with probability one half."""
     timesteps: Literal["per_image", "shared"] = "per_image"

@@ -26,6 +26,7 @@ from domainstudio.precision import usable_precision
 from domainstudio.seeding import generator
 from domainstudio.storage import candidates, checkpoint
 from domainstudio.training.checks import check_full_precision, check_images
+from domainstudio.training.compiling import compile_step
 from domainstudio.training.examples import Examples, Feed
 from domainstudio.training.objective import noisy_batch
 from domainstudio.training.optimizer import lower_frozen, make_lr_scheduler, make_optimizer
@@ -129,7 +130,7 @@ class Trainer:
             ):
                 lower_frozen(model.network, settings.frozen_precision)
         if settings.compile:
-            denoiser.network.compile()
+            compile_step(self.objective)
         denoiser.network, self.optimizer = self.accelerator.prepare(denoiser.network, optimizer)
         self.parameters = list(self._trained(self._network).values())
         self.ema = None

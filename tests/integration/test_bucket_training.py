@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 
 from domainstudio.config import (
     Adaptation,
+    LoraSettings,
     Method,
     NoiseSettings,
     PriorSettings,
@@ -68,6 +70,30 @@ def trainer(folder, kind="sd1", method=PRIOR, denoiser=None, latents=None, image
     denoiser = text_denoiser(kind) if denoiser is None else denoiser
     images = shots() if images is None else images
     return Recipe(adaptation, denoiser, images, prior, latents=latents).trainer(folder)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # dynamo itself asks for it
+def test_a_step_with_adapters_is_compiled_once_for_all_sizes(tmp_path, monkeypatch):
+    counter, compiled = CompileCounter(), torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compiled(module, backend=counter))
+    torch._dynamo.reset()
+    method = WHOLE.model_copy(update={"lora": LoraSettings(rank=2, modules=("conv1",))})
+    training = trainer(tmp_path, denoiser=pixel_denoiser(2), method=method, compile=True)
+    graphs = []
+    for training.step in range(8):
+        training.take_step()
+        graphs.append(counter.frame_count)
+    assert graphs[0] == 2, "with and without adapters"
+    assert graphs[-1] == 4, "each again for all sizes"
+
+
+def test_the_decoder_of_the_terms_is_compiled(tmp_path, monkeypatch):
+    met = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: met.append(module))
+    full = trainer(tmp_path, compile=True)
+    assert full.objective.source is not None
+    networks = [full.denoiser.network, full.objective.source.network]
+    assert met == [*networks, full.denoiser.vae.decoder]
 
 
 def batches(training, steps):
