@@ -6,7 +6,7 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHONWARNINGS ?= ignore
 PORT ?= 5000
-SOURCES ?= pretrain_latent pretrain pretrain_class pretrain_text
+SOURCES ?= pretrain pretrain_class pretrain_text pretrain_latent
 EXTRAS ?= demo,text,pipeline,kubernetes,sweep,dev
 WORKERS ?= 2
 IMAGE ?= domainstudio
@@ -100,5 +100,4 @@ pull: .venv/installed  ## Get what others made from DVC's remote, and say in one
 
 .PHONY: pretrain
 pretrain: .venv/installed  ## Retrain the demo's source models (hours on a CPU): SOURCES="pretrain pretrain_text"
-	dvc unfreeze $(SOURCES)
-	trap 'dvc freeze $(SOURCES)' EXIT; dvc repro --single-item --force $(SOURCES)
+	python -m stages.pretrain $(SOURCES)

@@ -30,7 +30,7 @@ class PretrainingImages(SourceImages):
 
 
 class PretrainSettings(PretrainingImages):
-    """The stage `pretrain`: an unconditional source model of pixels from scratch."""
+    """`python -m stages.pretrain pretrain`: an unconditional source model of pixels from scratch."""
 
     unet: UNetSettings
     """The network."""
@@ -41,7 +41,7 @@ class PretrainSettings(PretrainingImages):
 
 
 class PretrainLatentSettings(PretrainSettings):
-    """The stage `pretrain_latent`: an unconditional source model of latents from scratch."""
+    """`python -m stages.pretrain pretrain_latent`: an unconditional source model of latents from scratch."""
 
     vae: Text
     """Folder of a trained `AutoencoderKL`, whose latents the model learns. It should know other styles too:
@@ -49,7 +49,7 @@ class PretrainLatentSettings(PretrainSettings):
 
 
 class PretrainTextSettings(PretrainingImages):
-    """The stage `pretrain_text`: a small text-to-image source model from scratch."""
+    """`python -m stages.pretrain pretrain_text`: a small text-to-image source model from scratch."""
 
     held_out: int = Field(default=0, ge=0, le=MANY)
     """Images left out of training, to see what the model draws for prompts that it has never met."""
@@ -71,7 +71,7 @@ class PretrainTextSettings(PretrainingImages):
 
 
 class PretrainFlowSettings(PretrainingImages):
-    """`python -m stages.pretrain_flow`: a small flow-matching source model from scratch.
+    """`python -m stages.pretrain pretrain_flow`: a small flow-matching source model from scratch.
 
     It takes VAE and text encoder of a trained text-to-image model, and its images as `pretrain_text` does.
     """
@@ -91,7 +91,7 @@ class PretrainFlowSettings(PretrainingImages):
 
 
 class PretrainClassSettings(PretrainingImages):
-    """The stage `pretrain_class`: a class-conditional source model from an unconditional one.
+    """`python -m stages.pretrain pretrain_class`: a class-conditional source model from an unconditional one.
 
     Its classes are the labels of the prepared source images.
     """

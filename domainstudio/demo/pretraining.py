@@ -25,7 +25,7 @@ from domainstudio.models.stable_diffusion_3 import StableDiffusion3Denoiser
 from domainstudio.models.unconditional import UnconditionalDenoiser
 from domainstudio.project import CHECKPOINTS, SOURCE_MODELS
 from domainstudio.sampling import default_device
-from domainstudio.storage.files import write_text
+from domainstudio.storage.files import output_folder, write_text
 from domainstudio.storage.mirror import mirrored
 from domainstudio.tracking.tracker import run_for
 from domainstudio.training.cards import source_card
@@ -174,7 +174,8 @@ def _train(
     trainer = run.train(make_trainer, tracker)
     if not trainer.accelerator.is_main_process:
         return []
-    trainer.denoiser.save(folder, half=True)
+    with output_folder(folder) as whole:
+        trainer.denoiser.save(whole, half=True)
     return trainer.history
 
 

@@ -90,7 +90,7 @@ def unchanged(stages: Mapping[str, Stage], wanted: Collection[str]) -> frozenset
     from dvc.lock import LockError
     from dvc.repo import Repo
 
-    logging.getLogger("dvc").setLevel(logging.ERROR)  # it would warn of each frozen stage
+    logging.getLogger("dvc").setLevel(logging.ERROR)  # it would warn of each stage that a user has frozen
     try:
         with Repo() as repo:
             looks = {stage.addressing for stage in repo.index.stages if stage.always_changed} & set(wanted)

@@ -180,9 +180,8 @@ def test_a_killed_pretraining_goes_on_by_name(project, first):
         values["pretrain"]["training"]["preview_every"] = 0
 
     change(project, small)
-    killed(project, "stages.pretrain", at=10)
-    run(project, "dvc", "unfreeze", "pretrain")
-    output = run(project, "dvc", "repro", "--single-item", "pretrain")
+    killed(project, "stages.pretrain", "pretrain", at=10)
+    output = run(project, sys.executable, "-m", "stages.pretrain", "pretrain")
     assert "going on from step" in output
     [[status, steps]] = runs_with(project, "params.`training.steps` = '31'")
     assert status == "FINISHED"

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from domainstudio.sampling import sample
 from domainstudio.training.examples import Examples, Feed
 from domainstudio.training.objective import Objective
 from domainstudio.training.trainer import Trainer
-from stages import pretrain_class
+from stages import pretrain
 from tests.models import (
     CLASSES,
     DOMAINSTUDIO,
@@ -338,7 +339,8 @@ def test_the_stage_writes_a_model_of_the_images_classes(tmp_path, monkeypatch):
         save_png(tiny_images(4)[index : index + 1], [tmp_path / f"images/{label}/{index}.png"])
     tiny_denoiser().save(tmp_path / "models/sources/noto")
     monkeypatch.chdir(tmp_path)
-    pretrain_class.main()
+    monkeypatch.setattr(sys, "argv", ["pretrain", "pretrain_class"])
+    pretrain.main()
     folder = tmp_path / "models/sources/noto-class"
     denoiser = models.load(folder)
     assert denoiser.classes == CLASSES
