@@ -15,22 +15,22 @@ from domainstudio.errors import (
     UnavailableError,
 )
 from domainstudio.redaction import redact
-from domainstudio.storage.disk import disk_error, number_of
+from domainstudio.storage.disk import disk_error, is_of_a_disk
 
 
 def run(main: Callable[[], None]) -> None:
     """Call a stage's `main`; an error becomes `error: ...` on stderr, without passwords, and an exit status.
 
     It is `UNAVAILABLE_STATUS` where a server does not answer, `DISK_STATUS` where a disk is full, read-only
-    or away, else `USER_ERROR_STATUS`. Exceptions other than `DomainStudioError`, and than what the operating
-    system refuses, are defects and keep their traceback.
+    or away, else `USER_ERROR_STATUS`. Other exceptions are defects and keep their traceback, among them those
+    of the operating system that say nothing of a disk, such as that a file is missing.
     """
     try:
         main()
     except DomainStudioError as error:
         end(error)
     except Exception as error:
-        if number_of(error) is None:
+        if not is_of_a_disk(error):
             raise
         end(disk_error(error))
 

@@ -1,6 +1,7 @@
 """The project's modules and what each of them imports, read from their source."""
 
 import ast
+from collections.abc import Collection
 from functools import cache
 from pathlib import Path
 
@@ -37,8 +38,13 @@ def imports_of(module: str, *, for_types: bool) -> frozenset[str]:
     return frozenset((found & MODULES.keys()) - {module})
 
 
-def reachable(start: str) -> set[str]:
-    """Return the files that run once a module is imported and its functions are called, its own included."""
+def reachable(start: str, without: Collection[str] = ()) -> set[str]:
+    """Return the files that run once a module is imported and its functions are called, its own included.
+
+    Args:
+        start: the module.
+        without: modules that are left out, and what only they import.
+    """
     seen: set[str] = set()
     todo = {start}
     while todo:
@@ -46,5 +52,5 @@ def reachable(start: str) -> set[str]:
         seen.add(module)
         found = imports_of(module, for_types=False)
         packages = {name.rpartition(".")[0] for name in found} & MODULES.keys()
-        todo |= (found | packages) - seen
+        todo |= (found | packages) - seen - set(without)
     return {MODULES[module].relative_to(ROOT).as_posix() for module in seen}

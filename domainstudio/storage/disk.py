@@ -69,6 +69,11 @@ def number_of(error: Exception) -> int | None:
     return next((number for words, number in _SQLITE.items() if words in str(error)), None)
 
 
+def is_of_a_disk(error: Exception) -> bool:
+    """Return whether a disk is full, read-only, forbidden or away; a missing file says nothing of that."""
+    return number_of(error) in NO_ROOM | REFUSALS | LOSSES
+
+
 def disk_error(error: Exception, path: str | Path | None = None) -> DiskError:
     """Return an error as one line.
 

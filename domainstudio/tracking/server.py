@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from domainstudio.errors import ConfigError, DomainStudioError, MissingExtraError, UnavailableError
 from domainstudio.redaction import redact
-from domainstudio.storage.disk import disk_error, number_of
+from domainstudio.storage.disk import disk_error, is_of_a_disk
 from domainstudio.tracking.relocation import relocate
 
 if TYPE_CHECKING:
@@ -116,14 +116,14 @@ def connect(root: str | Path = ".") -> Iterator[MlflowClient]:
         try:
             yield client
         except (MlflowException, RequestException) as error:  # file transfers raise the second kind
-            if number_of(error) is not None and not is_served(root):
+            if is_of_a_disk(error) and not is_served(root):
                 raise disk_error(error, tracking_uri(root).removeprefix("sqlite:///")) from error
             kind = TrackingUnavailableError if is_unavailable(error) else TrackingError
             remedy = "the name, or register it first" if _status(error) == 404 else "the server"
             said = f"MLflow at {shown_uri(root)}: {redact(str(error))}"
             raise kind(f"{said}. Check MLFLOW_TRACKING_URI and {remedy}") from error
         except OSError as error:
-            if number_of(error) is None:
+            if not is_of_a_disk(error):
                 raise
             raise disk_error(error) from error
 

@@ -91,11 +91,19 @@ def test_how_a_model_is_drawn_trains_nothing(project, first):
     combine = {"mode": "switch", "at": 0.6, "source": "above"}
     change(project, lambda v: v["adaptations"]["ink-finetune"].update(combine=combine))
     ran = stages_run(run(project, "dvc", "repro", "evaluate@ink-finetune"))
-    assert ran == ["finetune@ink-finetune", "sample@ink-finetune", "evaluate@ink-finetune"]
+    assert ran == [f"{stage}@ink-finetune" for stage in ("chooser", "finetune", "sample", "evaluate")]
     assert weights() == before
     assert json.loads((project / name / "manifest.json").read_text())["combine"] == combine
     run(project, "git", "checkout", "-q", "params.yaml", "dvc.lock", "evaluation")
     run(project, "dvc", "checkout")
+
+
+def test_an_edited_metric_trains_nothing(project, first):
+    path = project / "domainstudio/metrics/ridge.py"
+    path.write_text(path.read_text() + "# edited\n")
+    output = run(project, "dvc", "repro", "finetune@ink-finetune")
+    assert stages_run(output) == ["chooser@ink-finetune"]
+    run(project, "git", "checkout", "-q", "domainstudio", "dvc.lock")
 
 
 def test_a_changed_weight_reruns_only_what_depends_on_it(project, first):

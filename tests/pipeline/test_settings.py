@@ -3,13 +3,14 @@
 import ast
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
 
 from domainstudio import config
 from stages.pretrain import FOLDERS
-from tests.modules import ROOT, reachable
+from tests.modules import MODULES, ROOT, reachable
 
 # Modules that a result cannot depend on: messages, the places of outputs (which DVC checks itself), package
 # markers, and what only observes a training.
@@ -28,9 +29,11 @@ HARMLESS = {
     *("domainstudio/errors.py", "domainstudio/project.py", "domainstudio/redaction.py"),
     *("domainstudio/storage/disk.py", "stages/cli.py", "stages/launch.py"),
 }
+SELECTION = {module for module in MODULES if module.startswith("domainstudio.selection")}
 STAGES = (
     "prepare_target",
     "sample_source",
+    "chooser",
     "finetune",
     "sample",
     "evaluate",
@@ -47,20 +50,47 @@ def stages():
     return {name: stage.get("do", stage) for name, stage in content.items()}
 
 
+def config_of(sections):
+    """Return the files of config/ that say what some sections hold, and those that read any."""
+    fields = config.Settings.model_fields
+    kinds = (fields[name].annotation for name in sections)
+    modules = {(get_args(kind) or (kind,))[-1].__module__ for kind in kinds}
+    return {"domainstudio/config/settings.py", "domainstudio/config/document.py"}.union(
+        *(reachable(module, without={"domainstudio.config"}) for module in modules)
+    )
+
+
+def run_by(name, stage):
+    """Return the files that a stage runs; what chooses for `finetune` is in the note of `chooser`."""
+    used = reachable(stage["cmd"].split()[2])
+    trains = reachable("stages.finetune", without=SELECTION)
+    if name == "finetune":
+        return trains
+    if name == "chooser":  # `finetune` depends on all models
+        used |= {path for path in reachable("stages.finetune") - trains if "/models/" not in path}
+    return used
+
+
+def used_by(name, stage):
+    """Return the files that can change a stage's result."""
+    used = run_by(name, stage) - (OBSERVERS if name == "finetune" else set())
+    sections = {param.split(".")[0] for param in stage.get("params", ())}
+    config_files = {path for path in used if path.startswith("domainstudio/config/")}
+    used -= config_files - config_of(sections)
+    return {path for path in used if not path.endswith("__init__.py")} - HARMLESS
+
+
 @pytest.mark.parametrize("name", STAGES)
 def test_a_stage_depends_on_every_module_that_it_uses(stages, name):
-    script = stages[name]["cmd"].split()[2]
-    used = {path for path in reachable(script) if not path.endswith("__init__.py")} - HARMLESS
-    if name == "finetune":
-        used = {path for path in used if path not in OBSERVERS}
     declared = stages[name]["deps"]
+    used = used_by(name, stages[name])
     missing = [path for path in used if not any(path == d or path.startswith(f"{d}/") for d in declared)]
     assert not missing
 
 
 def test_every_declared_module_is_there_and_used(stages):
     for name in STAGES:
-        used = reachable(stages[name]["cmd"].split()[2])
+        used = used_by(name, stages[name])
         for path in (d for d in stages[name]["deps"] if d.startswith(("domainstudio", "stages"))):
             assert any(file == path or file.startswith(f"{path}/") for file in used), f"{name}: {path}"
 
@@ -107,21 +137,21 @@ def sections_read(path):
 
 @pytest.mark.parametrize("name", [*STAGES, "prepare_source"])
 def test_params_name_every_section_that_a_stage_reads(stages, name):
-    module = stages[name]["cmd"].split()[2]
     # All that is given the whole of the settings, or an adaptation.
     registry = (f"domainstudio/registry/{module}.py" for module in ("aliases", "registration", "releases"))
     library = ("training/recipe.py", "selection/training.py", "metrics/tradeoff.py")
     readers = ("stages/", "domainstudio/report/", *(f"domainstudio/{path}" for path in library), *registry)
-    files = {path for path in reachable(module) if path.startswith(readers)}
+    files = {path for path in run_by(name, stages[name]) if path.startswith(readers)}
     read = set().union(*(sections_read(ROOT / path) for path in files)) - SAME_RESULT.get(name, set())
     declared = {param.split(".")[0] for param in stages[name]["params"]}
-    both = {  # one script, two stages
+    others = {  # of the other stage of one script
         "prepare_source": {"targets"},
         "prepare_target": {"source_images"},
         "sample_source": {"adaptations"},
         "sample": {"sources"},
+        "chooser": {"sample"},  # which `finetune` names itself
     }
-    assert declared == read - both.get(name, set())
+    assert declared == read - others.get(name, set())
 
 
 def test_every_setting_is_described():

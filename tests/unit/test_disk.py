@@ -93,6 +93,15 @@ def test_a_stage_ends_with_one_line_and_its_status(error, status, said, capsys):
     assert re.fullmatch(rf"error: {said}\n", capsys.readouterr().err)
 
 
+@pytest.mark.parametrize("number", [errno.ENOENT, errno.EISDIR, errno.EMFILE])
+def test_what_says_nothing_of_a_disk_is_a_defect(number):
+    def main():
+        raise OSError(number, "x", "out/a")
+
+    with pytest.raises(OSError, match="out/a"):
+        run(main)
+
+
 def test_writing_names_the_path(tmp_path):
     with (
         pytest.raises(DiskError, match=f"{tmp_path}/a cannot be .*: Input/output error"),
