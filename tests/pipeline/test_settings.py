@@ -31,6 +31,7 @@ HARMLESS = {
 }
 SELECTION = {module for module in MODULES if module.startswith("domainstudio.selection")}
 STAGES = (
+    "prepare_source",
     "prepare_target",
     "sample_source",
     "chooser",
@@ -135,7 +136,7 @@ def sections_read(path):
     return found
 
 
-@pytest.mark.parametrize("name", [*STAGES, "prepare_source"])
+@pytest.mark.parametrize("name", STAGES)
 def test_params_name_every_section_that_a_stage_reads(stages, name):
     # All that is given the whole of the settings, or an adaptation.
     registry = (f"domainstudio/registry/{module}.py" for module in ("aliases", "registration", "releases"))
