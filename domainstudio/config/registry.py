@@ -40,6 +40,8 @@ class GateSettings(Section):
     min_in_domain_share: float = Field(default=0.5, ge=0, le=1)
     """Smallest share of samples in the target domain, by a probe that also knows the source's domain and
     garbage (docs/figures.md), for the first champion as for later ones. It counts where it was measured."""
+    min_precision: float = Field(default=0.0, ge=0, le=1)
+    """Smallest precision. By default none: it can be 0 for good models too (docs/registry.md)."""
     min_samples: int = Field(default=100, ge=1)
     """Fewest samples that figures may come from: of a dozen, they say little."""
     tolerance: ToleranceSettings = ToleranceSettings()

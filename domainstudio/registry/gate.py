@@ -23,13 +23,19 @@ TITLES = {
 }
 """The compared figures by their key in metrics.json. All but the last have a tolerance."""
 
-FLOORS = {"in_domain_share": "in the domain", "number": "samples"}
+FLOORS = {"in_domain_share": "in the domain", "precision": "precision", "number": "samples"}
 """What a model needs at least, whatever the champion has."""
+
+_TOO_LITTLE = {
+    "in_domain_share": "too few samples in the domain",
+    "precision": "too little precision",
+    "number": "too few samples",
+}
 
 Outcome = Literal["promoted", "refused", "not comparable"]
 
 HIGHER_IS_BETTER = frozenset({"intra_distance_in_domain", "intra_distance", "attributes_kept", "top_1"})
-SHARES = frozenset({"attributes_kept", "top_1", "memorized_share", "in_domain_share"})
+SHARES = frozenset({"attributes_kept", "top_1", "memorized_share", "in_domain_share", "precision"})
 
 INSTEAD = {
     "frechet_distance": "frechet_distance_infinity",
@@ -154,7 +160,7 @@ class Check:
         if self.candidate is None:
             return f"{_title(self.name)} is missing or not finite"
         if self.name in FLOORS:
-            return f"too few samples{' in the domain' if self.name == 'in_domain_share' else ''}"
+            return _TOO_LITTLE[self.name]
         return "memorises too much" if self.name == "memorized_share" else f"worse {TITLES[self.name]}"
 
     @property
@@ -261,7 +267,11 @@ def _checks(candidate: Measurement, champion: Measurement | None, gate: GateSett
 
 def _floors(candidate: Measurement, gate: GateSettings) -> list[Check]:
     """Check what a model needs at least; a check that passes is not worth a word."""
-    floors = {"in_domain_share": gate.min_in_domain_share, "number": float(gate.min_samples)}
+    floors = {
+        "in_domain_share": gate.min_in_domain_share,
+        "precision": gate.min_precision,
+        "number": float(gate.min_samples),
+    }
     found = {name: candidate.figure(name) for name in floors}
     return [
         Check(name, value, None, floors[name], passed=False)

@@ -103,18 +103,20 @@ def test_the_share_of_copies_has_a_ceiling_whatever_the_champion_is():
     ("name", "enough", "too_few", "words"),
     [
         ("in_domain_share", 0.5, 0.499, "too few samples in the domain: .*; in the domain 49.9%"),
+        ("precision", 0.02, 0.0, "too little precision: .*; precision 0% .at least 1%."),
         ("number", 100, 99, "too few samples: .*; samples 99 .at least 100."),
     ],
 )
 def test_a_model_needs_enough_samples_and_enough_of_them_in_the_domain(name, enough, too_few, words):
     """The first champion does too: coloured dots are nearer to nothing than a champion that is not there."""
+    gate = GATE.model_copy(update={"min_precision": 0.01})
     for champion in (None, measured(**{name: too_few})):
         better = {"frechet_distance": 100.0}
-        assert decide(measured(**better, **{name: enough}), champion, GATE).promoted
-        refused = decide(measured(**better, **{name: too_few}), champion, GATE)
+        assert decide(measured(**better, **{name: enough}), champion, gate).promoted
+        refused = decide(measured(**better, **{name: too_few}), champion, gate)
         assert refused.outcome == "refused"
         assert re.match(words, refused.reason)
-        assert not decide(measured(**{name: enough}), measured(), GATE).promoted, "a floor is no merit"
+        assert not decide(measured(**{name: enough}), measured(), gate).promoted, "a floor is no merit"
 
 
 def test_the_first_needs_no_more_than_the_ceiling_and_the_floors():
@@ -209,7 +211,7 @@ def measurement(shots="a" * 64, domain="b" * 64, threshold=0.15, samples=SAMPLES
 def test_a_measurement_reads_what_the_stages_write():
     found = measurement()
     compared = dict(zip(TITLES, (None, 9.0, None, None, None, None, 0.5, 0.0), strict=True))
-    assert found.figures == {**compared, "in_domain_share": None, "number": 3.0}
+    assert found.figures == {**compared, "in_domain_share": None, "precision": None, "number": 3.0}
     assert found.conditions["seeds"] == "4-6"
     assert Measurement.from_json(found.to_json()) == found
     json.dumps(decide(found, found, GATE).to_json(), allow_nan=False)
