@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Self, cast
+from typing import TYPE_CHECKING, Any
 
 import diffusers
 import torch
@@ -13,11 +11,13 @@ import transformers
 from torch import Tensor, nn
 
 from benchmarks import published
-from domainstudio.models import lora
-from domainstudio.models.denoiser import Denoiser, Prediction
-from domainstudio.models.flow_schedule import FlowSchedule
-from domainstudio.models.latents import decode_latents, draw_latents, encode_images
+from domainstudio.models.flux_2 import Flux2Denoiser
 from domainstudio.models.stable_diffusion import StableDiffusionDenoiser
+from domainstudio.models.stable_diffusion_3 import StableDiffusion3Denoiser
+from domainstudio.models.z_image import ConditionedZImage, ZImageDenoiser
+
+if TYPE_CHECKING:
+    from domainstudio.models.text_to_image import TextToImageDenoiser
 
 LATENT = 8
 """Pixels along a side that a latent of each of these VAEs stands for."""
@@ -26,35 +26,49 @@ TOKENS = {"sd15": 77, "sdxl": 77, "sd35-medium": 77 + 256, "flux2-klein": 512, "
 """Tokens of a prompt: those of the pipelines. Z-Image takes as many as a prompt has; this is a long one."""
 
 
-def denoiser(model: str, resolution: int) -> Denoiser:
+class _WholePrompts(ConditionedZImage):
+    """Z-Image, whose prompts have no padding to cut off: fake tensors cannot say how long each is."""
+
+    def texts(self, condition: Mapping[str, Tensor]) -> list[Tensor]:
+        return list(condition["prompt_embeds"].unbind())
+
+
+class _PlannedZImage(ZImageDenoiser):
+    network_class = _WholePrompts
+
+
+def denoiser(model: str, resolution: int) -> TextToImageDenoiser:
     """Return an untrained published model.
 
     Args:
         model: a key of `published.DENOISERS`.
         resolution: height and width of the images, in pixels.
     """
-    network, vae = published.denoiser(model), published.vae(model)
-    if model not in published.TEXT_ENCODERS:
-        return cast("Denoiser", BareDenoiser(model, network, vae, resolution))
-    network.register_to_config(sample_size=resolution // LATENT)  # type: ignore[operator]
-    return StableDiffusionDenoiser(_pipeline(model, network, vae), model)
+    network: Any = published.denoiser(model)
+    vae: Any = published.vae(model)
+    if "sample_size" in network.config:
+        network.register_to_config(sample_size=resolution // LATENT)
+    vae.register_to_config(sample_size=resolution)
+    kind, make = _FAMILIES[model]
+    return kind(make(model, network, vae), model)
 
 
 def condition(model: str, rows: int, resolution: int) -> dict[str, Tensor]:
     """Return encoded prompts of a model, with shape (rows, 1, ...)."""
     config = published.DENOISERS[model][1]
-    names = ("cross_attention_dim", "joint_attention_dim", "cap_feat_dim")
-    width = next(config[name] for name in names if name in config)
-    made = {"encoder_hidden_states": torch.zeros(rows, 1, TOKENS[model], width)}
+    widths = ("cross_attention_dim", "joint_attention_dim", "cap_feat_dim")
+    width = next(config[name] for name in widths if name in config)
+    name = "prompt_embeds" if model in ("flux2-klein", "z-image") else "encoder_hidden_states"
+    made = {name: torch.zeros(rows, 1, TOKENS[model], width)}
     if model == "sdxl":
         made["text_embeds"] = torch.zeros(rows, 1, 1280)
         made["time_ids"] = torch.full((rows, 1, 6), float(resolution))
     if model == "sd35-medium":
-        made["text_embeds"] = torch.zeros(rows, 1, config["pooled_projection_dim"])
+        made["pooled_projections"] = torch.zeros(rows, 1, config["pooled_projection_dim"])
     return made
 
 
-def _pipeline(model: str, unet: nn.Module, vae: nn.Module) -> Any:
+def _stable_diffusion(model: str, unet: nn.Module, vae: nn.Module) -> Any:
     parts: dict[str, Any] = {
         "unet": unet,
         "vae": vae,
@@ -70,106 +84,45 @@ def _pipeline(model: str, unet: nn.Module, vae: nn.Module) -> Any:
     return diffusers.StableDiffusionPipeline(**parts, **options)
 
 
-class _Network(nn.Module):
-    """A transformer called as its family's pipeline calls it, under the name of the part that is trained."""
-
-    def __init__(self, model: str, transformer: nn.Module) -> None:
-        super().__init__()
-        self.model, self.unet = model, transformer
-
-    def forward(self, xt: Tensor, timesteps: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
-        text = condition["encoder_hidden_states"]
-        if self.model == "sd35-medium":
-            options = {"timestep": timesteps, "pooled_projections": condition["text_embeds"]}
-            output: Tensor = self.unet(xt, encoder_hidden_states=text, **options).sample
-            return output
-        if self.model == "z-image":
-            listed = self.unet(list(xt[:, :, None].unbind()), timesteps / 1000, list(text.unbind())).sample
-            return torch.stack(listed)[:, :, 0]
-        tokens, places = xt.flatten(2).transpose(1, 2), torch.zeros(xt.shape[2] * xt.shape[3], 4)
-        output = self.unet(
-            tokens, text, timesteps / 1000, img_ids=places, txt_ids=torch.zeros(text.shape[1], 4)
-        ).sample
-        return output.transpose(1, 2).reshape(xt.shape)
+def _stable_diffusion_3(model: str, transformer: nn.Module, vae: nn.Module) -> Any:
+    parts: dict[str, Any] = {"text_encoder_3": None, "tokenizer_3": None}
+    for suffix, width in (("", 768), ("_2", 1280)):
+        config = transformers.CLIPTextConfig(**_AWAY, projection_dim=width)
+        parts[f"text_encoder{suffix}"] = transformers.CLIPTextModelWithProjection(config)
+        parts[f"tokenizer{suffix}"] = transformers.CLIPTokenizer()
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    return diffusers.StableDiffusion3Pipeline(transformer=transformer, vae=vae, scheduler=scheduler, **parts)
 
 
-@dataclass
-class BareDenoiser:
-    """What a training step asks of a denoiser, for a model of flow matching."""
+def _told_by_qwen(model: str, transformer: nn.Module, vae: nn.Module) -> Any:
+    flux = model == "flux2-klein"
+    config = transformers.Qwen3Config(**{**_AWAY, "hidden_size": 2560}, num_key_value_heads=1, head_dim=2)
+    encoder = (transformers.Qwen3ForCausalLM if flux else transformers.Qwen3Model)(config)
+    shift: dict[str, Any] = {"use_dynamic_shifting": True} if flux else {"shift": 3.0}
+    return (diffusers.Flux2KleinPipeline if flux else diffusers.ZImagePipeline)(
+        transformer=transformer,
+        vae=vae,
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(**shift),
+        text_encoder=encoder,
+        tokenizer=transformers.Qwen2Tokenizer(),
+    )
 
-    model: str
-    transformer: nn.Module
-    vae: Any
-    side: int
 
-    kind = "bare"
-    conditional = True
-    classes = ()
-    text_encoders = ()
-    learned_variance = False
-    name_or_path = ""
-    adapters: Any = None
+_AWAY: dict[str, Any] = {
+    "vocab_size": 2,
+    "hidden_size": 2,
+    "intermediate_size": 2,
+    "num_hidden_layers": 0,
+    "num_attention_heads": 1,
+    "max_position_embeddings": 2,
+}
+"""Of text encoders that are away during training: next to nothing is left of them."""
 
-    def __post_init__(self) -> None:
-        self.network: nn.Module = _Network(self.model, self.transformer)
-        self.vae.requires_grad_(False).eval()
-        self.schedule = FlowSchedule(diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0))
-        self.packed = 2 if self.model == "flux2-klein" else 1
-        if not hasattr(self.vae.config, "scaling_factor"):
-            self.vae.register_to_config(scaling_factor=1.0)
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Shape of one latent."""
-        side = self.side // LATENT // self.packed
-        return self.vae.config.latent_channels * self.packed**2, side, side
-
-    @property
-    def resolution(self) -> tuple[int, int]:
-        """Height and width of its images."""
-        return self.side, self.side
-
-    @property
-    def multiple(self) -> int:
-        """What sides must be multiples of."""
-        return 2 * LATENT
-
-    def train(self, **_: Any) -> None:
-        """Train the whole network."""
-        self.network.requires_grad_(True)
-
-    def encode(self, images: Tensor) -> Tensor:
-        """Return mean and deviation of the latents."""
-        return encode_images(images, self.vae)
-
-    def x0(self, encoded: Tensor, generator: torch.Generator) -> Tensor:
-        """Return latents, packed as the network takes them."""
-        return nn.functional.pixel_unshuffle(draw_latents(encoded, self.vae, generator), self.packed)
-
-    def decode(self, x0: Tensor) -> Tensor:
-        """Return the images of latents."""
-        return decode_latents(nn.functional.pixel_shuffle(x0, self.packed), self.vae)
-
-    def predict(self, xt: Tensor, timesteps: Tensor, condition: Mapping[str, Tensor]) -> Prediction:
-        """Return the network's prediction."""
-        return Prediction(self.network(xt, timesteps, condition))
-
-    def enable_gradient_checkpointing(self) -> None:
-        """Recompute activations of network and VAE."""
-        self.transformer.enable_gradient_checkpointing()  # type: ignore[operator]
-        self.vae.enable_gradient_checkpointing()
-
-    def frozen_source(self) -> Self:
-        """Return a frozen copy, or the network without adapters."""
-        source = copy.copy(self)
-        if self.adapters is not None:
-            source.network = lora.SourceView(self.network)
-        else:
-            source.network = copy.deepcopy(self.network).eval().requires_grad_(False)
-        return source
-
-    def to(self, device: torch.device | str) -> Self:
-        """Move both parts."""
-        self.network.to(device)
-        self.vae.to(device)
-        return self
+_FAMILIES: Mapping[str, tuple[Any, Any]] = {
+    "sd15": (StableDiffusionDenoiser, _stable_diffusion),
+    "sdxl": (StableDiffusionDenoiser, _stable_diffusion),
+    "sd35-medium": (StableDiffusion3Denoiser, _stable_diffusion_3),
+    "flux2-klein": (Flux2Denoiser, _told_by_qwen),
+    "z-image": (_PlannedZImage, _told_by_qwen),
+}
+"""The project's class of each model, and what makes its pipeline."""

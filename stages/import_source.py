@@ -2,6 +2,7 @@
 
 python -m stages.import_source sd15 stable-diffusion-v1-5/stable-diffusion-v1-5
 python -m stages.import_source ours s3://bucket/models/ours
+python -m stages.import_source zimage Tongyi-MAI/Z-Image --resolution 1024
 python -m stages.import_source best models:/domainstudio-sunglasses-domainstudio@champion
 """
 
@@ -22,6 +23,9 @@ def main() -> None:
     parser.add_argument("name", help="its name: the key of sources in params.yaml")
     parser.add_argument("location", help="folder, hub id, s3://bucket/prefix or models:/name@alias")
     parser.add_argument("--replace", action="store_true", help="overwrite a source of this name")
+    parser.add_argument(
+        "--resolution", type=int, help="height and width of its images, for a model that takes any size"
+    )
     arguments = parser.parse_args()
 
     from domainstudio import git
@@ -29,7 +33,9 @@ def main() -> None:
     from domainstudio.registry.importing import import_source
 
     name = arguments.name
-    folder, denoiser = import_source(name, arguments.location, replace=arguments.replace)
+    folder, denoiser = import_source(
+        name, arguments.location, replace=arguments.replace, resolution=arguments.resolution
+    )
     height, width = denoiser.resolution
     added = f"dvc add {folder} && git add {folder}.dvc {folder.parent}/.gitignore && dvc push"
     print(

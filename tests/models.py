@@ -109,6 +109,8 @@ PAIRWISE_L2 = LossWeights(pairwise_l2=0.5, laplacian=0.5, reconstruction=1.0)
 
 PROMPTS = ["a red house", "a small boat", "two green trees", "a dog in the snow", "a blue cup", "the moon"]
 PROMPT_LENGTH = 16
+CHAT_LENGTH = 48
+"""Tokens of a prompt for the tiny language models, which read bytes."""
 TEXT_RESOLUTION = 16
 """Pixels of the tiny text-to-image models' images; their latents have half of it."""
 
@@ -206,12 +208,76 @@ def tiny_pixart_pipeline(seed: int = 0, *, alpha: bool = False, sized: bool = Fa
     )
 
 
+def tiny_z_image_pipeline(seed: int = 0):
+    """Return an untrained Z-Image pipeline of 16x16 pixels and 8x8 latents."""
+    import diffusers
+
+    torch.manual_seed(seed)
+    transformer = diffusers.ZImageTransformer2DModel(
+        in_channels=4,
+        dim=32,
+        n_layers=2,
+        n_refiner_layers=1,
+        n_heads=2,
+        n_kv_heads=2,
+        cap_feat_dim=16,
+        axes_dims=[4, 6, 6],
+        axes_lens=[256, 16, 16],
+    ).eval()
+    with torch.no_grad():
+        for layer in transformer.layers:
+            layer.attention.to_v.weight.mul_(8)  # prompts matter as much as in a trained model
+    return diffusers.ZImagePipeline(
+        transformer=transformer,
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=_tiny_vae(0.3611, shift_factor=0.1159),
+        text_encoder=_tiny_qwen("Qwen3Model", 2, 16),
+        tokenizer=_tiny_chat_tokenizer(),
+    )
+
+
+def tiny_flux_2_pipeline(seed: int = 0):
+    """Return an untrained Flux.2 klein pipeline of 16x16 pixels and 4x4 positions of packed latents."""
+    import diffusers
+
+    torch.manual_seed(seed)
+    transformer = diffusers.Flux2Transformer2DModel(
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=24,
+        axes_dims_rope=(4, 4, 4, 4),
+        guidance_embeds=False,
+    ).eval()
+    with torch.no_grad():
+        transformer.transformer_blocks[0].attn.add_v_proj.weight.mul_(40)  # prompts matter, as if trained
+        transformer.proj_out.weight.mul_(4)
+    vae = diffusers.AutoencoderKLFlux2(**_VAE, latent_channels=4).eval()
+    vae.bn.running_mean.uniform_(-0.5, 0.5)
+    vae.bn.running_var.uniform_(0.2, 2.0)
+    return diffusers.Flux2KleinPipeline(
+        transformer=transformer,
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        vae=vae,
+        text_encoder=_tiny_qwen("Qwen3ForCausalLM", 27, 8),  # the pipeline reads its layers 9, 18 and 27
+        tokenizer=_tiny_chat_tokenizer(),
+    )
+
+
 def tiny_text_denoiser(kind: str = "sd1", seed: int = 0):
-    """Return an untrained model of 16x16 pixels: `sd3`, `pixart`, or one of `tiny_text_pipeline`."""
+    """Return an untrained model of 16x16 pixels, of any family or one of `tiny_text_pipeline`."""
+    from domainstudio.models.flux_2 import Flux2Denoiser
     from domainstudio.models.pixart import PixArtDenoiser
     from domainstudio.models.stable_diffusion import StableDiffusionDenoiser
     from domainstudio.models.stable_diffusion_3 import StableDiffusion3Denoiser
+    from domainstudio.models.z_image import ZImageDenoiser
 
+    if kind == "flux-2":
+        return Flux2Denoiser(tiny_flux_2_pipeline(seed), "tiny-flux-2")
+    if kind == "z-image":
+        return ZImageDenoiser(tiny_z_image_pipeline(seed), "tiny-z-image")
     if kind == "pixart":
         return PixArtDenoiser(tiny_pixart_pipeline(seed), "tiny-pixart")
     if kind == "sd3":
@@ -224,18 +290,19 @@ def tiny_text_images(number: int = 6, seed: int = 0) -> np.ndarray:
     return tiny_images(number, seed, TEXT_RESOLUTION)
 
 
+_VAE: dict[str, Any] = {
+    "sample_size": TEXT_RESOLUTION,
+    "block_out_channels": (8, 16),
+    "down_block_types": ("DownEncoderBlock2D",) * 2,
+    "up_block_types": ("UpDecoderBlock2D",) * 2,
+    "norm_num_groups": 4,
+}
+
+
 def _tiny_vae(scaling_factor: float, **options: Any):
     from diffusers import AutoencoderKL
 
-    return AutoencoderKL(
-        sample_size=TEXT_RESOLUTION,
-        block_out_channels=(8, 16),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        norm_num_groups=4,
-        scaling_factor=scaling_factor,
-        **options,
-    ).eval()
+    return AutoencoderKL(**_VAE, scaling_factor=scaling_factor, **options).eval()
 
 
 def _tiny_vq_model():
@@ -315,6 +382,43 @@ def _tiny_t5(width: int):
         vocab_size=len(tokenizer), d_model=width, d_kv=8, d_ff=32, num_layers=1, num_heads=2, dropout_rate=0.0
     )
     return T5EncoderModel(config).eval()
+
+
+def _tiny_qwen(name: str, layers: int, width: int):
+    import transformers
+
+    config = transformers.Qwen3Config(
+        vocab_size=len(_tiny_chat_tokenizer()),
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        initializer_range=0.3,  # prompts differ as much as in a trained model
+        tie_word_embeddings=True,
+    )
+    return getattr(transformers, name)(config).eval()
+
+
+def _tiny_chat_tokenizer():
+    """Return a tokenizer of bytes with a chat's template, as Qwen3 has it."""
+    from tokenizers.pre_tokenizers import ByteLevel
+    from transformers import Qwen2Tokenizer
+
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    words = [*sorted(ByteLevel.alphabet()), *special]
+    tokenizer = Qwen2Tokenizer(
+        vocab={word: index for index, word in enumerate(words)},
+        merges=[],
+        extra_special_tokens=special[1:],
+        model_max_length=CHAT_LENGTH,
+    )
+    tokenizer.chat_template = (
+        "{% for message in messages %}<|im_start|>{{ message.content }}<|im_end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>{% if not enable_thinking %}no{% endif %}{% endif %}"
+    )
+    return tokenizer
 
 
 @cache

@@ -5,7 +5,8 @@
   metadata, and a program that does not read them takes alpha = rank.
 * `kohya.safetensors`, for ComfyUI, AUTOMATIC1111, SD.Next, InvokeAI and kohya's own scripts; of
   text-to-image models only. It names alpha beside each pair of matrices. ComfyUI reads the keys of both
-  files, but alpha from this one only. A transformer's layers have the names of OneTrainer.
+  files, but alpha from this one only. A transformer's layers have the names of OneTrainer, or those of
+  SimpleTuner where ComfyUI reads these only (Z-Image).
 * `adapter.json`: which model the adapters belong to, and what `loading` needs to attach them.
 """
 
@@ -63,7 +64,8 @@ def save(denoiser: Denoiser, folder: Path, pipeline: str, *, half: bool = False)
     folder.mkdir(parents=True, exist_ok=True)
     _write_diffusers(weights, adapters, folder / WEIGHTS)
     if len(weights) > 1:
-        _write_kohya(weights, adapters.alpha, folder / KOHYA)
+        prefix = getattr(getattr(denoiser, "network_class", None), "kohya_prefix", "")
+        _write_kohya(weights, adapters.alpha, prefix, folder / KOHYA)
     settings = adapters.settings
     record = {
         "format": 1,
@@ -148,15 +150,15 @@ def _write_diffusers(weights: Weights, adapters: Adapters, path: Path) -> None:
     save_file(_joined(weights), path, metadata=metadata)
 
 
-def _write_kohya(weights: Weights, alpha: float, path: Path) -> None:
+def _write_kohya(weights: Weights, alpha: float, transformer_prefix: str, path: Path) -> None:
     from diffusers.utils import convert_state_dict_to_kohya
     from safetensors.torch import save_file
 
     prefix = "lora_te1_" if "text_encoder_2" in weights else "lora_te_"
-    transformer = re.compile("^transformer_")  # as OneTrainer names it, which ComfyUI reads
+    transformer = re.compile("^transformer_")
     converted = {
         # the converter writes the rank for alpha
-        transformer.sub("lora_transformer_", key.replace("lora_te1_", prefix)): torch.tensor(alpha)
+        transformer.sub(transformer_prefix, key.replace("lora_te1_", prefix)): torch.tensor(alpha)
         if key.endswith(".alpha")
         else value
         for key, value in convert_state_dict_to_kohya(_joined(weights)).items()

@@ -84,11 +84,33 @@ def read_index(folder: Path) -> dict[str, Any]:
     return index
 
 
+def set_resolution(folder: Path, resolution: int) -> None:
+    """Write the size of its images into a folder of a model of any size: `vae/config.json` names it there.
+
+    Args:
+        folder: the pipeline folder.
+        resolution: height and width, in pixels.
+
+    Raises:
+        CheckpointError: the model's images have a size of their own.
+    """
+    networks = [folder / part / "config.json" for part in ("unet", "transformer")]
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in networks if path.is_file()]
+    path = folder / "vae" / "config.json"
+    if any("sample_size" in config for config in found) or not path.is_file():
+        raise CheckpointError(f"{folder} draws images of its own size: leave --resolution out")
+    config = json.loads(path.read_text(encoding="utf-8")) | {"sample_size": resolution}
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
 def digest(folder: str | Path) -> str:
     """Return the SHA-256 of a model folder's weights, configurations and vocabularies."""
     total = hashlib.sha256()
     for path in sorted(Path(folder).rglob("*")):
-        if path.suffix in (".safetensors", ".json", ".txt", ".model") and path.name != "provenance.json":
+        if (
+            path.suffix in (".safetensors", ".json", ".txt", ".model", ".jinja")
+            and path.name != "provenance.json"
+        ):
             total.update(path.relative_to(folder).as_posix().encode())
             with path.open("rb") as file:
                 total.update(hashlib.file_digest(file, "sha256").digest())
@@ -120,6 +142,10 @@ def _in_precision(pipeline: Any, half: bool) -> Any:
         return copied.half() if half else copied.float()
 
     parts = {name: converted(part) for name, part in pipeline.components.items()}
-    names = ("requires_safety_checker", "force_zeros_for_empty_prompt")  # settings beside the parts
+    names = (
+        "requires_safety_checker",
+        "force_zeros_for_empty_prompt",
+        "is_distilled",
+    )  # settings beside the parts
     options = {name: pipeline.config[name] for name in names if name in pipeline.config}
     return type(pipeline)(**parts, **options)

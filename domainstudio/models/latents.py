@@ -48,12 +48,17 @@ def draw_latents(encoded: Tensor, vae: AutoencoderKL | VQModel, generator: torch
         vae: gives the scaling factor.
         generator: draws on the CPU.
     """
-    mean, deviation = encoded.chunk(2, dim=1)
-    latents = mean + deviation * torch.randn(mean.shape, generator=generator).to(mean)
+    latents = draw_unscaled(encoded, generator)
     if shift := _shift(vae):
         latents = latents - shift
     scaled: Tensor = latents * vae.config.scaling_factor
     return scaled
+
+
+def draw_unscaled(encoded: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw latents as the VAE makes them, with shape (N, C, H, W), of their mean and standard deviation."""
+    mean, deviation = encoded.chunk(2, dim=1)
+    return mean + deviation * torch.randn(mean.shape, generator=generator).to(mean)
 
 
 def decode_latents(x0: Tensor, vae: AutoencoderKL | VQModel) -> Tensor:

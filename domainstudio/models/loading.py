@@ -10,6 +10,7 @@ from domainstudio.models import adapter_folder, combination_folder
 from domainstudio.models.class_conditional import ClassConditionalDenoiser
 from domainstudio.models.combined import combine
 from domainstudio.models.denoiser import Denoiser
+from domainstudio.models.flux_2 import Flux2Denoiser
 from domainstudio.models.folders import (
     INDEX,
     RECORD,
@@ -23,6 +24,7 @@ from domainstudio.models.pixart import PixArtDenoiser
 from domainstudio.models.stable_diffusion import StableDiffusionDenoiser
 from domainstudio.models.stable_diffusion_3 import StableDiffusion3Denoiser
 from domainstudio.models.unconditional import UnconditionalDenoiser
+from domainstudio.models.z_image import ZImageDenoiser
 
 if TYPE_CHECKING:
     import torch
@@ -57,6 +59,8 @@ KINDS: tuple[type[Kind], ...] = (
     StableDiffusionDenoiser,
     StableDiffusion3Denoiser,
     PixArtDenoiser,
+    ZImageDenoiser,
+    Flux2Denoiser,
 )
 """Of these, the first that knows a folder's pipeline class and UNet reads the folder."""
 

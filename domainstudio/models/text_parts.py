@@ -144,8 +144,8 @@ def token_ids(tokenizer: Any, values: Sequence[str], longest: int, *, cut: bool 
     return ids
 
 
-_SAME_FOLDERS = ("CLIPTextModel", "CLIPTextModelWithProjection")
-"""Classes of text encoders that read each other's folders; both may be named as a part of any pipeline."""
+_SAME_FOLDERS = ("CLIPTextModel", "CLIPTextModelWithProjection", "Qwen3Model", "Qwen3ForCausalLM")
+"""Text encoders that may be named as a part of any pipeline, as classes of a family read the same folders."""
 
 
 def make_portable(folder: Path, pipeline: Any) -> None:

@@ -49,6 +49,8 @@ class PromptedNetwork(nn.Module, ABC):
 
     part: ClassVar[str]
     """The network's name in the pipeline: `unet` or `transformer`."""
+    kohya_prefix: ClassVar[str] = "lora_transformer_"
+    """What ComfyUI's names of a transformer's adapters begin with, where alpha is written too."""
 
     def __init__(self, network: nn.Module, text_encoders: Sequence[nn.Module]) -> None:
         super().__init__()

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from domainstudio import git
 from domainstudio.config import Name
 from domainstudio.errors import CheckpointError, ConfigError
-from domainstudio.models.folders import COMBINATION
+from domainstudio.models.folders import COMBINATION, set_resolution
 from domainstudio.project import SOURCE_MODELS
 from domainstudio.storage import s3
 from domainstudio.storage.files import link_or_copy, output_folder
@@ -22,17 +22,21 @@ from domainstudio.tracking.server import connect
 if TYPE_CHECKING:
     from domainstudio.models.denoiser import Denoiser
 
-SUFFIXES = frozenset({".json", ".txt", ".safetensors", ".md", ".model"})
+SUFFIXES = frozenset({".json", ".txt", ".safetensors", ".md", ".model", ".jinja"})
 """Files of a pipeline that are copied. Pickled weights (.bin, .ckpt) can run code and are never copied."""
 
 
-def import_source(name: str, location: str, *, replace: bool = False) -> tuple[Path, Denoiser]:
+def import_source(
+    name: str, location: str, *, replace: bool = False, resolution: int | None = None
+) -> tuple[Path, Denoiser]:
     """Copy a pipeline into `models/sources/<name>`, and load it once to check it.
 
     Args:
         name: Its key of `sources` in params.yaml.
         location: As `import_model`.
         replace: Whether it may take the place of another one.
+        resolution: Height and width of its images, for a model that takes any size; by default the one that
+            its folder names.
 
     Returns:
         The folder and the loaded model.
@@ -56,6 +60,8 @@ def import_source(name: str, location: str, *, replace: bool = False) -> tuple[P
     with output_folder(folder) as partial:
         import_model(location, partial)
         try:
+            if resolution is not None:
+                set_resolution(partial, resolution)
             denoiser = models.load(partial)
         except CheckpointError as error:  # name the original, because the copy will be deleted
             raise CheckpointError(str(error).replace(str(partial), location)) from error

@@ -56,7 +56,7 @@ class ImageModel(PythonModel):  # type: ignore[misc]
         def load(folder: Path) -> Any:
             options: dict[str, Any] = {"use_safetensors": True, "local_files_only": True}
             index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-            # a text encoder that was left out on purpose must be named, or diffusers looks for it
+            # a text encoder that was left out must be named, or diffusers looks for it
             options |= {name: None for name, value in index.items() if value == [None, None]}
             pipeline = DiffusionPipeline.from_pretrained(folder, **options)
             # transformers keeps a text encoder in the precision of its file
@@ -79,7 +79,7 @@ class ImageModel(PythonModel):  # type: ignore[misc]
     def predict(
         self, context: PythonModelContext, model_input: pd.DataFrame, params: Mapping[str, Any] | None = None
     ) -> pd.DataFrame:
-        """Draw `number` images for each row.
+        """Return `number` images for each row, in order: `seed`, and `png`, an image file in base64.
 
         Args:
             context: Not used; the pipeline is loaded already.
@@ -89,9 +89,6 @@ class ImageModel(PythonModel):  # type: ignore[misc]
             params: `number` of images per row, `seed` of the first, denoising `steps`, and `scheduler`:
                 `saved` (the one in the model's folder), `ddim`, `ddpm` or `dpm-solver++`. Models with prompts
                 or classes also have `guidance_scale`; 1 means no guidance.
-
-        Returns:
-            A row per image, in order: `seed`, and `png`, an image file in base64.
 
         Raises:
             RequestError: a parameter is out of range, or a column is missing.
@@ -120,11 +117,7 @@ class ImageModel(PythonModel):  # type: ignore[misc]
         return pd.DataFrame(rows, columns=["seed", "png"])
 
     def condition(self, request: Mapping[str, Any], guidance_scale: float) -> dict[str, Any]:
-        """Return the prompt or class of a row, with the guidance, for `draw`.
-
-        Raises:
-            RequestError: it is missing, unknown, or the guidance does not fit the model.
-        """
+        """Return a row's prompt or class and the guidance; RequestError where they do not fit the model."""
         if guidance_scale < 0:
             raise RequestError(f"guidance_scale must be at least 0, got {guidance_scale:g}")
         if self.takes_text:
@@ -145,11 +138,7 @@ class ImageModel(PythonModel):  # type: ignore[misc]
         return {"row": row, "null": null, "guidance_scale": guidance_scale}
 
     def embedding_rows(self, label: str, classes: Sequence[str]) -> tuple[int, int | None]:
-        """Return the embedding's rows of a class and of the null class; None if there is no null class.
-
-        Raises:
-            RequestError: the class is missing or unknown.
-        """
+        """Return the embedding's rows of a class and of the null class, if any; RequestError if unknown."""
         known = ", ".join(classes)
         if not label:
             raise RequestError(f"this is a class-conditional model: give a column `label`, one of {known}")
@@ -169,13 +158,7 @@ class Partner:
     """The source model, which takes part in the forward pass of the adapted model's network.
 
     Guided: source + weight·(adapted - source), with the adapted model's variance. Switched: one of the two at
-    each timestep. DomainStudio's `models.combined` computes the same.
-
-    Args:
-        pipeline: The adapted model's; its UNet or transformer gets another `forward`.
-        source: The source model's.
-        record: The content of `combination.json`.
-        classes: Names of the classes, of class-conditional models.
+    each timestep. DomainStudio's `models.combined` computes the same. `record` is `combination.json`.
     """
 
     def __init__(self, pipeline: Any, source: Any, record: Mapping[str, Any], classes: Sequence[str]) -> None:
@@ -275,10 +258,7 @@ def value_of(request: Mapping[str, Any], column: str, default: Any) -> Any:
 
 
 def class_names(folder: Path, pipeline: Any) -> list[str] | None:
-    """Return the names of the class embedding's rows, or None for a model without classes.
-
-    Rows without names are numbered. If there is one row more than names, the last is the null class.
-    """
+    """Return the names of the class embedding's rows, or their numbers; None for a model without classes."""
     rows = network_of(pipeline).config.get("num_class_embeds")
     if set(pipeline.components) != {"unet", "scheduler"} or not rows:
         return None
@@ -288,25 +268,36 @@ def class_names(folder: Path, pipeline: Any) -> list[str] | None:
     return names
 
 
-def draw(
-    pipeline: Any, seeds: Sequence[int], steps: int, condition: Mapping[str, Any]
-) -> list[dict[str, Any]]:
-    """Draw one image per seed in one batch; return a record of `seed` and `png` for each."""
+def draw(pipeline: Any, seeds: Sequence[int], steps: int, condition: Mapping[str, Any]) -> list[Any]:
+    """Return `seed` and `png` of one image per seed, drawn in one batch."""
     import torch
 
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     if "row" in condition:
         images = draw_class(pipeline, generators, steps, **condition)
     else:
-        options: dict[str, Any] = {"batch_size": len(seeds)}
-        if "prompt" in condition:
-            names = [name for name in ("prompt", "negative_prompt") if condition[name]]
-            options = {name: [condition[name]] * len(seeds) for name in names}
-            options |= {"guidance_scale": condition["guidance_scale"], **length_of(pipeline)}
-            if "use_resolution_binning" in inspect.signature(pipeline.__call__).parameters:
-                options["use_resolution_binning"] = False  # it knows the published models' sizes alone
+        told = "prompt" in condition
+        options = prompted(pipeline, len(seeds), **condition) if told else {"batch_size": len(seeds)}
         images = pipeline(**options, generator=generators, num_inference_steps=steps).images
     return [{"seed": s, "png": encode(image)} for s, image in zip(seeds, images, strict=True)]
+
+
+def prompted(pipeline: Any, number: int, prompt: str, negative_prompt: str, guidance_scale: float) -> Any:
+    """Return what a pipeline is called with for a prompt; guidance is negative + w·(prompt - negative)."""
+    length = length_of(pipeline)
+    options: dict[str, Any] = {"prompt": [prompt] * number, "guidance_scale": guidance_scale, **length}
+    parameters = inspect.signature(pipeline.__call__).parameters
+    if negative_prompt and "negative_prompt" in parameters:
+        options["negative_prompt"] = [negative_prompt] * number
+    elif negative_prompt:  # Flux.2 takes it encoded
+        options["negative_prompt_embeds"] = pipeline.encode_prompt([negative_prompt] * number, **length)[0]
+    if "use_resolution_binning" in parameters:
+        options["use_resolution_binning"] = False  # it knows the published models' sizes alone
+    if "sample_size" not in network_of(pipeline).config:  # a network of any size
+        options |= dict.fromkeys(("height", "width"), pipeline.vae.config.sample_size)
+    if type(pipeline).__name__ == "ZImagePipeline":  # its guidance is prompt + w·(prompt - negative)
+        options["guidance_scale"] = max(guidance_scale - 1, 0.0)
+    return options
 
 
 def draw_class(
@@ -314,8 +305,8 @@ def draw_class(
 ) -> list[Any]:
     """Draw an image of a class for each generator, with the pipeline's own UNet and scheduler.
 
-    `row` and `null` are rows of the embedding; without guidance there may be no null class. Guidance is
-    null + w·(class - null) with w = `guidance_scale` (arXiv 2207.12598, where it is 1 + w).
+    `row` and `null` are rows of the embedding; without guidance there may be no null class, which is a row
+    beyond the names. Guidance is null + w·(class - null) (arXiv 2207.12598, where it is 1 + w).
     """
     import torch
 
@@ -352,13 +343,11 @@ def with_scheduler(pipeline: Any, name: str) -> Any:
     config = pipeline.scheduler.config
     # another sampler was saved: latents have no range to clip to
     plain = {} if "clip_sample" in config else {"clip_sample": False, "variance_type": "fixed_small"}
+    solver = {"algorithm_type": "dpmsolver++", "final_sigmas_type": "zero"}
     kinds: dict[str, tuple[str, dict[str, Any]]] = {
         "ddim": ("DDIMScheduler", plain),
         "ddpm": ("DDPMScheduler", plain),
-        "dpm-solver++": (
-            "DPMSolverMultistepScheduler",
-            {"algorithm_type": "dpmsolver++", "final_sigmas_type": "zero"},
-        ),
+        "dpm-solver++": ("DPMSolverMultistepScheduler", solver),
     }
     if "shift" in config or config.get("use_flow_sigmas"):
         kinds = flow_schedulers(float(config.get("flow_shift", config.get("shift", 1.0))))
@@ -376,8 +365,19 @@ def with_scheduler(pipeline: Any, name: str) -> Any:
         return changed
     # A new pipeline made of the same parts would lose options such as force_zeros_for_empty_prompt.
     changed = copy.copy(pipeline)
-    changed.scheduler = scheduler
+    changed.scheduler = scheduler if "flow_shift" not in options else any_steps(scheduler)
     return changed
+
+
+def any_steps(solver: Any) -> Any:
+    """Return DPM-Solver++ as pipelines of flow matching call it: with Euler's σ, and a shift to ignore."""
+    own, by_size = solver.set_timesteps, solver.config.use_dynamic_shifting
+
+    def set_timesteps(steps: int = 0, device: Any = None, sigmas: Any = (), mu: float | None = None) -> None:
+        own(steps or len(sigmas), device=device, mu=mu if by_size else None)
+
+    solver.set_timesteps = set_timesteps
+    return solver
 
 
 def flow_schedulers(shift: float) -> dict[str, tuple[str, dict[str, Any]]]:
@@ -392,8 +392,7 @@ def flow_schedulers(shift: float) -> dict[str, tuple[str, dict[str, Any]]]:
 
 def encode(image: Any) -> str:
     """Return an image as the text of a PNG file in base64."""
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
+    image.save(buffer := io.BytesIO(), format="PNG")
     return base64.b64encode(buffer.getvalue()).decode("ascii")
 
 

@@ -13,11 +13,12 @@ import yaml
 
 from domainstudio import models
 from domainstudio.config import GuideSettings, PromptSettings, SwitchSettings, combination_of
-from domainstudio.errors import CheckpointError
+from domainstudio.errors import CheckpointError, ConfigError
 from domainstudio.models.stored import StoredModel, Together
 from domainstudio.models.wording import Wording
 from domainstudio.registry.importing import import_model
 from domainstudio.registry.loading import load
+from domainstudio.registry.versions import stored_folders
 from domainstudio.sampling import sample
 from domainstudio.tracking.server import connect
 from stages import export
@@ -121,6 +122,17 @@ def test_a_served_combination_draws_what_is_drawn_here(tmp_path, kind, mode):
         np.testing.assert_allclose(drawn, wanted, atol=1)
         alone = expected(models.load(tmp_path / "adapted"), scheduler=scheduler, **options)
         assert np.abs(drawn - alone).max() > 2
+
+
+def test_two_models_of_a_family_that_is_served_alone_are_not_registered(tmp_path):
+    for name in ("base", "adapted"):
+        tiny_text_denoiser("z-image").save(tmp_path / name)
+    pair = StoredModel(
+        tmp_path / "adapted", Together(SwitchSettings(mode="switch", at=0.5), tmp_path / "base", WORDING)
+    )
+    refused = pytest.raises(ConfigError, match=r"two models of a ZImagePipeline are not.*mode: interpolate")
+    with refused, stored_folders(pair):
+        pass
 
 
 def test_adapters_are_stored_with_their_source_model(tmp_path):

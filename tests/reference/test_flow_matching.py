@@ -1,4 +1,4 @@
-"""Flow matching against diffusers: SD3's training script, recomputed from its scheduler, and the pipeline."""
+"""Flow matching against diffusers: its training scripts, recomputed from the scheduler, and its pipelines."""
 
 import copy
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
+from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
 from diffusers.training_utils import compute_density_for_timestep_sampling, compute_loss_weighting_for_sd3
 
 from domainstudio import models
@@ -16,15 +16,21 @@ from domainstudio.models.flow_schedule import FlowSchedule
 from domainstudio.sampling import sample
 from domainstudio.training.objective import Batch, Objective, noisy_batch
 from tests.models import (
+    CHAT_LENGTH,
     PROMPT_LENGTH,
+    tiny_flux_2_pipeline,
     tiny_sd3_pipeline,
     tiny_text_denoiser,
     tiny_text_images,
+    tiny_z_image_pipeline,
     training_settings,
 )
 
 TOLD = ["a red house", "two green trees"]
 SEEDS = [5, 6]
+PIPELINES = {"sd3": tiny_sd3_pipeline, "z-image": tiny_z_image_pipeline, "flux-2": tiny_flux_2_pipeline}
+SIZE = {"height": 16, "width": 16}
+"""What pipelines are called with whose transformers name no size."""
 
 
 def generator(seed):
@@ -35,17 +41,65 @@ def drawn(pipeline, **options):
     """Return what plain diffusers draws, as uint8 with shape (N, 3, H, W)."""
     pipeline.set_progress_bar_config(disable=True)
     pictures = pipeline(
-        TOLD,
+        prompt=list(TOLD),  # Z-Image's changes the list
         generator=[generator(seed) for seed in SEEDS],
         output_type="np",
         **{
             "num_inference_steps": 4,
-            "guidance_scale": 1.0,
-            "max_sequence_length": PROMPT_LENGTH,
-            **options,
+            **called(pipeline, **options),
         },
     ).images
     return (pictures.transpose(0, 3, 1, 2) * 255).round().astype(np.uint8)
+
+
+def called(pipeline, guidance_scale=1.0, negative="", **options):
+    """Return what a family's pipeline takes for guidance negative + w·(prompt - negative)."""
+    name = type(pipeline).__name__
+    if name == "ZImagePipeline":
+        options |= {"guidance_scale": guidance_scale - 1, "negative_prompt": [negative] * len(TOLD), **SIZE}
+    elif name == "Flux2KleinPipeline":
+        options |= {"guidance_scale": guidance_scale, "max_sequence_length": CHAT_LENGTH, **SIZE}
+        encoded, _ = pipeline.encode_prompt([negative] * len(TOLD), max_sequence_length=CHAT_LENGTH)
+        options["negative_prompt_embeds"] = encoded
+    else:
+        options = {"max_sequence_length": PROMPT_LENGTH, **options, "guidance_scale": guidance_scale}
+        options["negative_prompt"] = [negative] * len(TOLD) if negative else None
+    return options
+
+
+def predicted(pipeline, xt, timesteps):
+    """Return the velocity as the family's script asks the transformer for it."""
+    if type(pipeline).__name__ == "ZImagePipeline":
+        embeddings, _ = pipeline.encode_prompt(list(TOLD), do_classifier_free_guidance=False)
+        images = list(xt.unsqueeze(2).unbind(dim=0))
+        listed = pipeline.transformer(images, (1000 - timesteps) / 1000, embeddings, return_dict=False)[0]
+        return -torch.stack(listed, dim=0).squeeze(2)
+    if type(pipeline).__name__ == "Flux2KleinPipeline":
+        embeddings, text_ids = pipeline.encode_prompt(TOLD, max_sequence_length=CHAT_LENGTH)
+        ids = pipeline._prepare_latent_ids(xt)
+        packed = pipeline.transformer(
+            hidden_states=pipeline._pack_latents(xt),
+            timestep=timesteps / 1000,
+            encoder_hidden_states=embeddings,
+            txt_ids=text_ids,
+            img_ids=ids,
+        ).sample
+        return pipeline._unpack_latents_with_ids(packed, ids)
+    embeddings, _, pooled, _ = pipeline.encode_prompt(
+        TOLD, None, None, do_classifier_free_guidance=False, max_sequence_length=PROMPT_LENGTH
+    )
+    texts = {"encoder_hidden_states": embeddings, "pooled_projections": pooled}
+    return pipeline.transformer(hidden_states=xt, timestep=timesteps, **texts).sample
+
+
+def latents(pipeline, images):
+    """Return the latents that the family's script trains on."""
+    vae, drawn = pipeline.vae, pipeline.vae.encode(images).latent_dist.sample(generator(0))
+    if type(pipeline).__name__ == "Flux2KleinPipeline":
+        mean, variance = (each.view(1, -1, 1, 1) for each in (vae.bn.running_mean, vae.bn.running_var))
+        packed = pipeline._patchify_latents(drawn)
+        return (packed - mean) / torch.sqrt(variance + vae.config.batch_norm_eps)
+    return (drawn - vae.config.shift_factor) * vae.config.scaling_factor
 
 
 def difference(a, b):
@@ -65,11 +119,14 @@ def test_timesteps_are_those_that_the_script_takes_from_the_schedulers_table(den
     assert found.unique().numel() > 100
 
 
-@pytest.mark.parametrize("precondition_outputs", [0, 1])
-def test_a_steps_loss_is_that_of_the_script(precondition_outputs):
-    """The script weighs the error of x0 by 1 where it preconditions outputs, else that of the velocity."""
-    denoiser = tiny_text_denoiser("sd3")
-    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+@pytest.mark.parametrize(
+    ("family", "precondition_outputs"), [("sd3", 0), ("sd3", 1), ("z-image", 0), ("flux-2", 0)]
+)
+def test_a_steps_loss_is_that_of_the_script(family, precondition_outputs):
+    """SD3's weighs the error of x0 by 1 where it preconditions outputs, else that of the velocity."""
+    denoiser = tiny_text_denoiser(family)
+    shift = {} if family == "flux-2" else {"shift": 3.0}  # a shift by resolution is not in the table
+    scheduler = FlowMatchEulerDiscreteScheduler(**shift)
     images = torch.from_numpy(tiny_text_images(2)).float() / 127.5 - 1
     x0 = denoiser.x0(denoiser.encode(images), generator(0))
     batch = Batch(images, x0, denoiser.condition(TOLD), {})
@@ -77,27 +134,17 @@ def test_a_steps_loss_is_that_of_the_script(precondition_outputs):
     weights = LossWeights(flow_weighting="sigma_squared" if precondition_outputs else "none")
     found = Objective(denoiser, weights)(noisy)["simple"]
 
-    pipeline = tiny_sd3_pipeline()
+    pipeline = PIPELINES[family]()
     draw = generator(1)
     with torch.no_grad():
-        model_input = pipeline.vae.encode(images).latent_dist.sample(generator(0))
-        model_input = (model_input - 0.0609) * 1.5305
+        model_input = latents(pipeline, images)
         u = compute_density_for_timestep_sampling("logit_normal", 2, 0.0, 1.0, generator=draw)
         timesteps = scheduler.timesteps[(u * 1000).long()]
         noise = torch.randn(model_input.shape, generator=draw)
         steps = [(scheduler.timesteps == t).nonzero().item() for t in timesteps]
         sigmas = scheduler.sigmas[steps].view(-1, 1, 1, 1)
         noisy_input = (1.0 - sigmas) * model_input + sigmas * noise
-        embeddings, _, pooled, _ = pipeline.encode_prompt(
-            TOLD, None, None, do_classifier_free_guidance=False, max_sequence_length=PROMPT_LENGTH
-        )
-        prediction = pipeline.transformer(
-            hidden_states=noisy_input,
-            timestep=timesteps,
-            encoder_hidden_states=embeddings,
-            pooled_projections=pooled,
-        ).sample
-        target = noise - model_input
+        prediction, target = predicted(pipeline, noisy_input, timesteps), noise - model_input
         if precondition_outputs:
             prediction, target = prediction * -sigmas + noisy_input, model_input
         weights = compute_loss_weighting_for_sd3("logit_normal", sigmas)
@@ -136,16 +183,12 @@ def test_the_resolutions_shift_is_that_of_the_pipelines_sampler():
     assert schedule.draw(500, low, (64, 64), generator(0)).max() <= 100
 
 
+@pytest.mark.parametrize("family", PIPELINES)
 @pytest.mark.parametrize(("guidance_scale", "negative"), [(1.0, ""), (5.0, ""), (5.0, "a blue cup")])
-def test_samples_are_those_of_plain_diffusers(guidance_scale, negative):
-    found, other = (
-        sample(
-            tiny_text_denoiser("sd3"), SEEDS, told, negative=negative, guidance_scale=guidance_scale, steps=4
-        )
-        for told in (TOLD, TOLD[::-1])
-    )
-    told = [negative] * 2 if negative else None
-    expected = drawn(tiny_sd3_pipeline(), guidance_scale=guidance_scale, negative_prompt=told)
+def test_samples_are_those_of_plain_diffusers(family, guidance_scale, negative):
+    denoiser, options = tiny_text_denoiser(family), {"negative": negative, "guidance_scale": guidance_scale}
+    found, other = (sample(denoiser, SEEDS, told, steps=4, **options) for told in (TOLD, TOLD[::-1]))
+    expected = drawn(PIPELINES[family](), **options)
     assert difference(found, expected) <= 1
     assert expected.std() > 10
     assert difference(other, expected) > 2
@@ -161,10 +204,12 @@ def test_a_pipeline_without_t5_draws_the_same(tmp_path):
     assert difference(found, drawn(pipeline, max_sequence_length=256)) <= 1
 
 
-@pytest.mark.parametrize("text_encoder", [False, True])
-def test_adapters_draw_the_same_in_plain_diffusers(tmp_path, monkeypatch, text_encoder):
+@pytest.mark.parametrize(
+    ("family", "text_encoder"), [("sd3", False), ("sd3", True), ("z-image", False), ("flux-2", False)]
+)
+def test_adapters_draw_the_same_in_plain_diffusers(tmp_path, monkeypatch, family, text_encoder):
     monkeypatch.chdir(tmp_path)
-    tiny_text_denoiser("sd3").save(Path("source"))
+    tiny_text_denoiser(family).save(Path("source"))
     denoiser = models.load("source")
     lora.attach(denoiser, LoraSettings(rank=4, alpha=8.0, text_encoder=text_encoder), seed=0)
     with torch.no_grad():
@@ -174,7 +219,7 @@ def test_adapters_draw_the_same_in_plain_diffusers(tmp_path, monkeypatch, text_e
     found = sample(denoiser, SEEDS, TOLD, steps=4)
     assert difference(sample(models.load("adapters"), SEEDS, TOLD, steps=4), found) <= 1
 
-    pipeline = StableDiffusion3Pipeline.from_pretrained("source")
+    pipeline = DiffusionPipeline.from_pretrained("source")
     before = drawn(copy.deepcopy(pipeline))
     pipeline.load_lora_weights("adapters")
     assert difference(drawn(pipeline), found) <= 1

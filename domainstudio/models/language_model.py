@@ -1,0 +1,114 @@
+"""Transformers that are told by a language model and take images of any size.
+
+The language model stays as it is, and the family's own pipeline encodes prompts. The network's configuration
+names no size, so that of the images is `sample_size` of the VAE's configuration.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+
+from domainstudio.errors import CheckpointError
+from domainstudio.models.latents import factor
+from domainstudio.models.text_parts import token_ids
+from domainstudio.models.text_to_image import PromptedNetwork, TextToImageDenoiser
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+LENGTH = 512
+"""Tokens of a prompt, the chat's own words included: the pipelines' default."""
+
+
+class ToldNetwork(PromptedNetwork):
+    """A transformer, and the language model, which stays as it is."""
+
+    part = "transformer"
+    transformer: Any
+
+    def embed(self, told: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return what `LanguageModelDenoiser.told` returns, which is encoded already."""
+        return dict(told)
+
+    def train_text_encoders(self, train: bool) -> None:
+        """Train nothing."""
+
+
+class LanguageModelDenoiser(TextToImageDenoiser):
+    """A pipeline whose prompts are encoded by itself (see `TextToImageDenoiser`)."""
+
+    trainable_encoders = 0
+    packed: ClassVar[int] = 1
+    """Latents of the VAE, along a side, that are one position of x0."""
+    thinking: ClassVar[bool]
+    """How the chat's template is asked for a prompt, as in the family's pipeline."""
+
+    @abstractmethod
+    def encoded(self, text: str, device: torch.device) -> dict[str, Tensor]:
+        """Return what the network is told of a text, with shape (1, ...), the same for every text."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Shape (C, H, W) of one x0."""
+        height, width = self.resolution
+        pixels = factor(self.vae) * self.packed
+        return self.denoising.config.in_channels, height // pixels, width // pixels
+
+    @property
+    def resolution(self) -> tuple[int, int]:
+        """Height and width of its images, in pixels."""
+        side = self.vae.config.sample_size
+        return side, side
+
+    @property
+    def multiple(self) -> int:
+        """What sides must be multiples of: x0 has even sides, for the wavelet and patches of two."""
+        return 2 * factor(self.vae) * self.packed
+
+    @property
+    def length(self) -> int:
+        """Tokens of a prompt."""
+        return min(LENGTH, int(self.tokenizers[0].model_max_length))
+
+    def told(self, values: Sequence[str]) -> dict[str, Tensor]:
+        """Return what the network is told of texts, each encoded once, alone: that takes little memory."""
+        self._tokens(values)  # refuses what is too long
+        device = next(self.denoising.parameters()).device
+        self.text_encoders[0].to(device)  # it may rest; its hook sends it back
+        with torch.no_grad():
+            found = {text: self.encoded(text, device) for text in dict.fromkeys(values)}
+        rows = [found[text] for text in values]
+        return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+
+    def key(self, values: Sequence[str], size: tuple[int, int]) -> list[Any]:
+        """Return the tokens."""
+        return [type(self).__name__, self._tokens(values).tolist()]
+
+    def _tokens(self, values: Sequence[str]) -> Tensor:
+        """Return token ids of texts in the chat's template, padded, with shape (N, L)."""
+        tokenizer = self.tokenizers[0]
+        options = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": self.thinking}
+        texts = [
+            tokenizer.apply_chat_template([{"role": "user", "content": value}], **options) for value in values
+        ]
+        return token_ids(tokenizer, texts, self.length)
+
+    @classmethod
+    def check_resolution(cls, pipeline: Any, where: str) -> None:
+        """Refuse a pipeline that names no usable size of its images.
+
+        Raises:
+            CheckpointError: it names none, or one that its VAE and its network cannot divide.
+        """
+        config, multiple = pipeline.vae.config, 2 * factor(pipeline.vae) * cls.packed
+        size = None if "sample_size" in config.get("_use_default_values", ()) else config.sample_size
+        if not isinstance(size, int) or size < multiple or size % multiple:
+            raise CheckpointError(
+                f"{where}/vae/config.json: sample_size is {size}, and it must be the height and width of the "
+                f"images to draw and to learn from, a multiple of {multiple}: import the model with "
+                "--resolution 1024, or the one that you need"
+            )

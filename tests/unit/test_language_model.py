@@ -1,0 +1,111 @@
+"""Models told by a language model: what is refused, what is encoded how often, and the images' size."""
+
+import json
+
+import pytest
+import torch
+
+from domainstudio import models
+from domainstudio.errors import CheckpointError, ConfigError
+from domainstudio.models.flux_2 import Flux2Denoiser
+from domainstudio.models.folders import set_resolution
+from domainstudio.models.z_image import ZImageDenoiser
+from domainstudio.training.latents import condition_all
+from domainstudio.training.resting import rest
+from tests.models import (
+    CHAT_LENGTH,
+    tiny_flux_2_pipeline,
+    tiny_text_denoiser,
+    tiny_z_image_pipeline,
+)
+
+FAMILIES = {
+    "z-image": (ZImageDenoiser, tiny_z_image_pipeline, 4, (4, 8, 8)),
+    "flux-2": (Flux2Denoiser, tiny_flux_2_pipeline, 8, (16, 4, 4)),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_parts_of_different_models_and_distilled_ones_are_refused(family):
+    kind, make, _, _ = FAMILIES[family]
+    pipeline = make()
+    pipeline.text_encoder.config.hidden_size = 12
+    with pytest.raises(CheckpointError, match=r"the text encoder makes (12|36): the parts belong"):
+        kind(pipeline, "here")
+    pipeline = make()
+    pipeline.vae.register_to_config(latent_channels=8)
+    with pytest.raises(
+        CheckpointError, match=r"here: the VAE makes .* the transformer reads (4|16): the parts"
+    ):
+        kind(pipeline, "here")
+    if family == "flux-2":
+        pipeline = make()
+        pipeline.register_to_config(is_distilled=True)
+        with pytest.raises(CheckpointError, match=r"here is distilled.*adapt the base model"):
+            kind(pipeline, "here")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_vaes_folder_names_the_images_size(family, tmp_path):
+    _, make, multiple, shape = FAMILIES[family]
+    make().save_pretrained(tmp_path)
+    denoiser = models.load(tmp_path)
+    assert (denoiser.shape, denoiser.resolution, denoiser.multiple) == (shape, (16, 16), multiple)
+    set_resolution(tmp_path, 32)
+    larger = models.load(tmp_path)
+    assert larger.shape == (shape[0], 2 * shape[1], 2 * shape[2]) and larger.resolution == (32, 32)
+    larger.save(tmp_path / "saved")
+    assert models.load(tmp_path / "saved").resolution == (32, 32)
+    set_resolution(tmp_path, 18)
+    with pytest.raises(
+        CheckpointError, match=rf"sample_size is 18,.* a multiple of {multiple}: import .*--res"
+    ):
+        models.load(tmp_path)
+    path = tmp_path / "vae/config.json"
+    config = json.loads(path.read_text())
+    del config["sample_size"]
+    path.write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=r"vae/config.json: sample_size is None"):
+        models.load(tmp_path)
+
+
+def test_a_model_with_a_size_of_its_own_keeps_it(tmp_path):
+    tiny_text_denoiser("sd3").save(tmp_path)
+    with pytest.raises(CheckpointError, match="draws images of its own size: leave --resolution out"):
+        set_resolution(tmp_path, 32)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_prompts_are_encoded_once_each_and_kept_while_the_encoder_rests(family, tmp_path):
+    denoiser, seen = tiny_text_denoiser(family), []
+    encoder = denoiser.text_encoders[0]
+    encoder.register_forward_hook(lambda *_: seen.append(encoder.device))
+    told = ["a red house", "the moon", "a red house"]
+    wanted = denoiser.condition(told)
+    assert len(seen) == 2
+    assert all(
+        torch.equal(each[0], each[2]) and not torch.equal(each[0], each[1])
+        for each in (wanted["prompt_embeds"],)
+    )
+    rest([encoder])
+    for _ in range(2):
+        found = condition_all(denoiser, told, tmp_path)
+        assert all(torch.equal(found[name], value) for name, value in wanted.items())
+    assert len(seen) == 4, "the second time is read from the folder"
+    condition_all(denoiser, told[:2], tmp_path)
+    assert len(seen) == 6
+    with pytest.raises(ConfigError, match=rf"has \d+ tokens and the model takes {CHAT_LENGTH}"):
+        denoiser.condition(["a long story " * 5])
+    with pytest.raises(ConfigError, match="is a language model, which is not trained"):
+        denoiser.train(text_encoders=True)
+
+
+def test_what_is_not_text_changes_nothing_of_z_image():
+    """Its prompts are padded to one length, and the padding is cut off again."""
+    denoiser = tiny_text_denoiser("z-image")
+    condition = denoiser.condition(["the moon", "a red house"])
+    assert condition["lengths"].tolist() == [11, 14] and condition["prompt_embeds"].shape[1] == CHAT_LENGTH
+    xt, timesteps = torch.randn(2, 4, 8, 8), torch.tensor([900.0, 100.0])
+    output = denoiser.predict(xt, timesteps, condition).output
+    condition["prompt_embeds"][0, 11:] = 9.0
+    torch.testing.assert_close(denoiser.predict(xt, timesteps, condition).output, output)
