@@ -50,7 +50,8 @@ def denoiser(model: str, resolution: int) -> TextToImageDenoiser:
         network.register_to_config(sample_size=resolution // LATENT)
     vae.register_to_config(sample_size=resolution)
     kind, make = _FAMILIES[model]
-    return kind(make(model, network, vae), model)
+    made: TextToImageDenoiser = kind(make(model, network, vae), model)
+    return made
 
 
 def condition(model: str, rows: int, resolution: int) -> dict[str, Tensor]:

@@ -97,7 +97,7 @@ VAES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
         "AutoencoderKL",
         {**_FLOW_VAE, "sample_size": 1024, "scaling_factor": 1.5305, "shift_factor": 0.0609},
     ),
-    "flux2-klein": ("AutoencoderKLFlux2", {}),
+    "flux2-klein": ("AutoencoderKLFlux2", {"sample_size": 1024}),
     "z-image": (
         "AutoencoderKL",
         {**_FLOW_VAE, "sample_size": 1024, "scaling_factor": 0.3611, "shift_factor": 0.1159},

@@ -55,7 +55,7 @@ def _tiny_unet(learned_variance: bool) -> UNetSettings:
 def tiny_latent_denoiser(seed: int = 0, *, quantized: bool = False, **noise: Any) -> LatentDenoiser:
     """Return an untrained UNet of the 8x8 latents of an untrained VAE or VQ model, for images of 16x16."""
     torch.manual_seed(0)
-    vae = _tiny_vq_model() if quantized else _tiny_vae(0.5)
+    vae = _tiny_vq_model() if quantized else tiny_vae(0.5)
     torch.manual_seed(seed)
     return LatentDenoiser.around(vae, _tiny_unet(False), NoiseSettings(**noise), TEXT_RESOLUTION)
 
@@ -109,8 +109,6 @@ PAIRWISE_L2 = LossWeights(pairwise_l2=0.5, laplacian=0.5, reconstruction=1.0)
 
 PROMPTS = ["a red house", "a small boat", "two green trees", "a dog in the snow", "a blue cup", "the moon"]
 PROMPT_LENGTH = 16
-CHAT_LENGTH = 48
-"""Tokens of a prompt for the tiny language models, which read bytes."""
 TEXT_RESOLUTION = 16
 """Pixels of the tiny text-to-image models' images; their latents have half of it."""
 
@@ -143,15 +141,15 @@ def tiny_text_pipeline(kind: str = "sd1", seed: int = 0):
     torch.manual_seed(seed)
     name, options = _SCHEDULES[kind]
     parts = {
-        "vae": _tiny_vae(0.13025 if kind == "sdxl" else 0.18215),
+        "vae": tiny_vae(0.13025 if kind == "sdxl" else 0.18215),
         "unet": _tiny_text_unet(kind),
         "scheduler": getattr(diffusers, name).from_config({**_SCHEDULE, **options}),
-        "tokenizer": _copied_tokenizer("!" if kind == "sd2" else "<|endoftext|>"),
-        "text_encoder": _tiny_text_encoder("CLIPTextModel", 16),
+        "tokenizer": copied_tokenizer("!" if kind == "sd2" else "<|endoftext|>"),
+        "text_encoder": tiny_text_encoder("CLIPTextModel", 16),
     }
     if kind == "sdxl":
-        parts["tokenizer_2"] = _copied_tokenizer("!")
-        parts["text_encoder_2"] = _tiny_text_encoder("CLIPTextModelWithProjection", 24)
+        parts["tokenizer_2"] = copied_tokenizer("!")
+        parts["text_encoder_2"] = tiny_text_encoder("CLIPTextModelWithProjection", 24)
         return diffusers.StableDiffusionXLPipeline(**parts, add_watermarker=False)
     return diffusers.StableDiffusionPipeline(
         **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False
@@ -169,13 +167,13 @@ def tiny_sd3_pipeline(seed: int = 0, *, t5: bool = True):
     return diffusers.StableDiffusion3Pipeline(
         transformer=_tiny_sd3_transformer(),
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
-        vae=_tiny_vae(1.5305, shift_factor=0.0609),
-        text_encoder=_tiny_text_encoder("CLIPTextModelWithProjection", 16),
-        tokenizer=_copied_tokenizer("<|endoftext|>"),
-        text_encoder_2=_tiny_text_encoder("CLIPTextModelWithProjection", 24),
-        tokenizer_2=_copied_tokenizer("!"),
-        text_encoder_3=_tiny_t5(48) if t5 else None,
-        tokenizer_3=_copied_tokenizer("!") if t5 else None,
+        vae=tiny_vae(1.5305, shift_factor=0.0609),
+        text_encoder=tiny_text_encoder("CLIPTextModelWithProjection", 16),
+        tokenizer=copied_tokenizer("<|endoftext|>"),
+        text_encoder_2=tiny_text_encoder("CLIPTextModelWithProjection", 24),
+        tokenizer_2=copied_tokenizer("!"),
+        text_encoder_3=tiny_t5(48) if t5 else None,
+        tokenizer_3=copied_tokenizer("!") if t5 else None,
     )
 
 
@@ -202,82 +200,22 @@ def tiny_pixart_pipeline(seed: int = 0, *, alpha: bool = False, sized: bool = Fa
     return kind(
         transformer=transformer,
         scheduler=diffusers.DPMSolverMultistepScheduler(beta_schedule="linear"),
-        vae=_tiny_vae(0.13025),
-        text_encoder=_tiny_t5(48),
-        tokenizer=_copied_tokenizer("!"),
-    )
-
-
-def tiny_z_image_pipeline(seed: int = 0):
-    """Return an untrained Z-Image pipeline of 16x16 pixels and 8x8 latents."""
-    import diffusers
-
-    torch.manual_seed(seed)
-    transformer = diffusers.ZImageTransformer2DModel(
-        in_channels=4,
-        dim=32,
-        n_layers=2,
-        n_refiner_layers=1,
-        n_heads=2,
-        n_kv_heads=2,
-        cap_feat_dim=16,
-        axes_dims=[4, 6, 6],
-        axes_lens=[256, 16, 16],
-    ).eval()
-    with torch.no_grad():
-        for layer in transformer.layers:
-            layer.attention.to_v.weight.mul_(8)  # prompts matter as much as in a trained model
-    return diffusers.ZImagePipeline(
-        transformer=transformer,
-        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
-        vae=_tiny_vae(0.3611, shift_factor=0.1159),
-        text_encoder=_tiny_qwen("Qwen3Model", 2, 16),
-        tokenizer=_tiny_chat_tokenizer(),
-    )
-
-
-def tiny_flux_2_pipeline(seed: int = 0):
-    """Return an untrained Flux.2 klein pipeline of 16x16 pixels and 4x4 positions of packed latents."""
-    import diffusers
-
-    torch.manual_seed(seed)
-    transformer = diffusers.Flux2Transformer2DModel(
-        in_channels=16,
-        num_layers=1,
-        num_single_layers=1,
-        attention_head_dim=16,
-        num_attention_heads=2,
-        joint_attention_dim=24,
-        axes_dims_rope=(4, 4, 4, 4),
-        guidance_embeds=False,
-    ).eval()
-    with torch.no_grad():
-        transformer.transformer_blocks[0].attn.add_v_proj.weight.mul_(40)  # prompts matter, as if trained
-        transformer.proj_out.weight.mul_(4)
-    vae = diffusers.AutoencoderKLFlux2(**_VAE, latent_channels=4).eval()
-    vae.bn.running_mean.uniform_(-0.5, 0.5)
-    vae.bn.running_var.uniform_(0.2, 2.0)
-    return diffusers.Flux2KleinPipeline(
-        transformer=transformer,
-        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
-        vae=vae,
-        text_encoder=_tiny_qwen("Qwen3ForCausalLM", 27, 8),  # the pipeline reads its layers 9, 18 and 27
-        tokenizer=_tiny_chat_tokenizer(),
+        vae=tiny_vae(0.13025),
+        text_encoder=tiny_t5(48),
+        tokenizer=copied_tokenizer("!"),
     )
 
 
 def tiny_text_denoiser(kind: str = "sd1", seed: int = 0):
     """Return an untrained model of 16x16 pixels, of any family or one of `tiny_text_pipeline`."""
-    from domainstudio.models.flux_2 import Flux2Denoiser
     from domainstudio.models.pixart import PixArtDenoiser
     from domainstudio.models.stable_diffusion import StableDiffusionDenoiser
     from domainstudio.models.stable_diffusion_3 import StableDiffusion3Denoiser
-    from domainstudio.models.z_image import ZImageDenoiser
+    from tests.any_size import FAMILIES
 
-    if kind == "flux-2":
-        return Flux2Denoiser(tiny_flux_2_pipeline(seed), "tiny-flux-2")
-    if kind == "z-image":
-        return ZImageDenoiser(tiny_z_image_pipeline(seed), "tiny-z-image")
+    if kind in FAMILIES:
+        family, make = FAMILIES[kind]
+        return family(make(seed), f"tiny-{kind}")
     if kind == "pixart":
         return PixArtDenoiser(tiny_pixart_pipeline(seed), "tiny-pixart")
     if kind == "sd3":
@@ -290,7 +228,7 @@ def tiny_text_images(number: int = 6, seed: int = 0) -> np.ndarray:
     return tiny_images(number, seed, TEXT_RESOLUTION)
 
 
-_VAE: dict[str, Any] = {
+TINY_VAE: dict[str, Any] = {
     "sample_size": TEXT_RESOLUTION,
     "block_out_channels": (8, 16),
     "down_block_types": ("DownEncoderBlock2D",) * 2,
@@ -299,10 +237,10 @@ _VAE: dict[str, Any] = {
 }
 
 
-def _tiny_vae(scaling_factor: float, **options: Any):
+def tiny_vae(scaling_factor: float, **options: Any):
     from diffusers import AutoencoderKL
 
-    return AutoencoderKL(**_VAE, scaling_factor=scaling_factor, **options).eval()
+    return AutoencoderKL(**TINY_VAE, scaling_factor=scaling_factor, **options).eval()
 
 
 def _tiny_vq_model():
@@ -374,7 +312,7 @@ def _tiny_sd3_transformer():
     return transformer
 
 
-def _tiny_t5(width: int):
+def tiny_t5(width: int):
     from transformers import T5Config, T5EncoderModel
 
     tokenizer = _tiny_tokenizer("!")
@@ -382,43 +320,6 @@ def _tiny_t5(width: int):
         vocab_size=len(tokenizer), d_model=width, d_kv=8, d_ff=32, num_layers=1, num_heads=2, dropout_rate=0.0
     )
     return T5EncoderModel(config).eval()
-
-
-def _tiny_qwen(name: str, layers: int, width: int):
-    import transformers
-
-    config = transformers.Qwen3Config(
-        vocab_size=len(_tiny_chat_tokenizer()),
-        hidden_size=width,
-        intermediate_size=2 * width,
-        num_hidden_layers=layers,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=8,
-        initializer_range=0.3,  # prompts differ as much as in a trained model
-        tie_word_embeddings=True,
-    )
-    return getattr(transformers, name)(config).eval()
-
-
-def _tiny_chat_tokenizer():
-    """Return a tokenizer of bytes with a chat's template, as Qwen3 has it."""
-    from tokenizers.pre_tokenizers import ByteLevel
-    from transformers import Qwen2Tokenizer
-
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    words = [*sorted(ByteLevel.alphabet()), *special]
-    tokenizer = Qwen2Tokenizer(
-        vocab={word: index for index, word in enumerate(words)},
-        merges=[],
-        extra_special_tokens=special[1:],
-        model_max_length=CHAT_LENGTH,
-    )
-    tokenizer.chat_template = (
-        "{% for message in messages %}<|im_start|>{{ message.content }}<|im_end|>{% endfor %}"
-        "{% if add_generation_prompt %}<|im_start|>{% if not enable_thinking %}no{% endif %}{% endif %}"
-    )
-    return tokenizer
 
 
 @cache
@@ -430,11 +331,11 @@ def _tiny_tokenizer(pad: str):
     return tokenizer
 
 
-def _copied_tokenizer(pad: str):
+def copied_tokenizer(pad: str):
     return copy.deepcopy(_tiny_tokenizer(pad))  # a test may add tokens to it
 
 
-def _tiny_text_encoder(name: str, width: int):
+def tiny_text_encoder(name: str, width: int):
     import transformers
 
     tokenizer = _tiny_tokenizer("!")

@@ -60,7 +60,6 @@ class Flux2Denoiser(LanguageModelDenoiser):
     }
     pipelines = frozenset(parts)
     packed = 2
-    thinking = False
 
     @classmethod
     def check(cls, pipeline: Any, where: str) -> None:

@@ -1,7 +1,7 @@
-"""Transformers that are told by a language model and take images of any size.
+"""Transformers that are told by language models and take images of any size.
 
-The language model stays as it is, and the family's own pipeline encodes prompts. The network's configuration
-names no size, so that of the images is `sample_size` of the VAE's configuration.
+The language models stay as they are, and the family's own pipeline encodes prompts. The network's
+configuration names no size, so that of the images is `sample_size` of the VAE's configuration.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class LanguageModelDenoiser(TextToImageDenoiser):
     trainable_encoders = 0
     packed: ClassVar[int] = 1
     """Latents of the VAE, along a side, that are one position of x0."""
-    thinking: ClassVar[bool]
+    thinking: ClassVar[bool] = False
     """How the chat's template is asked for a prompt, as in the family's pipeline."""
 
     @abstractmethod
@@ -56,7 +56,7 @@ class LanguageModelDenoiser(TextToImageDenoiser):
         """Shape (C, H, W) of one x0."""
         height, width = self.resolution
         pixels = factor(self.vae) * self.packed
-        return self.denoising.config.in_channels, height // pixels, width // pixels
+        return self.vae.config.latent_channels * self.packed**2, height // pixels, width // pixels
 
     @property
     def resolution(self) -> tuple[int, int]:
@@ -71,14 +71,15 @@ class LanguageModelDenoiser(TextToImageDenoiser):
 
     @property
     def length(self) -> int:
-        """Tokens of a prompt."""
-        return min(LENGTH, int(self.tokenizers[0].model_max_length))
+        """Tokens of a prompt for the last text encoder, which reads all of it."""
+        return min(LENGTH, int(self.tokenizers[-1].model_max_length))
 
     def told(self, values: Sequence[str]) -> dict[str, Tensor]:
         """Return what the network is told of texts, each encoded once, alone: that takes little memory."""
         self._tokens(values)  # refuses what is too long
         device = next(self.denoising.parameters()).device
-        self.text_encoders[0].to(device)  # it may rest; its hook sends it back
+        for encoder in self.text_encoders:
+            encoder.to(device)  # it may rest; its hook sends it back
         with torch.no_grad():
             found = {text: self.encoded(text, device) for text in dict.fromkeys(values)}
         rows = [found[text] for text in values]

@@ -10,6 +10,7 @@ from domainstudio.models import adapter_folder, combination_folder
 from domainstudio.models.class_conditional import ClassConditionalDenoiser
 from domainstudio.models.combined import combine
 from domainstudio.models.denoiser import Denoiser
+from domainstudio.models.flux_1 import Flux1Denoiser
 from domainstudio.models.flux_2 import Flux2Denoiser
 from domainstudio.models.folders import (
     INDEX,
@@ -60,6 +61,7 @@ KINDS: tuple[type[Kind], ...] = (
     StableDiffusion3Denoiser,
     PixArtDenoiser,
     ZImageDenoiser,
+    Flux1Denoiser,
     Flux2Denoiser,
 )
 """Of these, the first that knows a folder's pipeline class and UNet reads the folder."""

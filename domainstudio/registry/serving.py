@@ -245,9 +245,9 @@ def network_of(pipeline: Any) -> Any:
 
 
 def length_of(pipeline: Any) -> dict[str, int]:
-    """Return the tokens that T5 reads: those of the pipeline, or fewer where its tokenizer says so."""
+    """Return a prompt's tokens: those of the pipeline, or fewer where its last tokenizer says so."""
     own = inspect.signature(pipeline.__call__).parameters.get("max_sequence_length")
-    tokenizer = own and getattr(pipeline, "tokenizer_3", pipeline.tokenizer)
+    tokenizer = own and getattr(pipeline, max(name for name in pipeline.components if "tokenizer" in name))
     return {"max_sequence_length": min(own.default, tokenizer.model_max_length)} if own and tokenizer else {}
 
 
@@ -291,11 +291,13 @@ def prompted(pipeline: Any, number: int, prompt: str, negative_prompt: str, guid
         options["negative_prompt"] = [negative_prompt] * number
     elif negative_prompt:  # Flux.2 takes it encoded
         options["negative_prompt_embeds"] = pipeline.encode_prompt([negative_prompt] * number, **length)[0]
+    if "true_cfg_scale" in parameters and not network_of(pipeline).config.guidance_embeds:  # FLUX.1
+        options |= {"true_cfg_scale": guidance_scale, "negative_prompt": [negative_prompt] * number}
     if "use_resolution_binning" in parameters:
         options["use_resolution_binning"] = False  # it knows the published models' sizes alone
     if "sample_size" not in network_of(pipeline).config:  # a network of any size
         options |= dict.fromkeys(("height", "width"), pipeline.vae.config.sample_size)
-    if type(pipeline).__name__ == "ZImagePipeline":  # its guidance is prompt + w·(prompt - negative)
+    if type(pipeline).__name__ == "ZImagePipeline":  # whose guidance is prompt + w·(prompt - negative)
         options["guidance_scale"] = max(guidance_scale - 1, 0.0)
     return options
 
@@ -332,8 +334,7 @@ def draw_class(
                 output = output[:, :channels]  # a learned variance, which only DDPM's sampler uses
             xt = scheduler.step(output, timestep, xt, generator=list(generators)).prev_sample
         images = (xt / 2 + 0.5).clamp(0, 1).float().cpu().permute(0, 2, 3, 1).numpy()
-    found: list[Any] = pipeline.numpy_to_pil(images)
-    return found
+    return list(pipeline.numpy_to_pil(images))
 
 
 def with_scheduler(pipeline: Any, name: str) -> Any:

@@ -44,7 +44,7 @@ MERGED, ADAPTERS = "pipeline", "lora"
 """Folders of the artifacts of a version that is not its model folder as it is."""
 
 
-ALONE = ("ZImagePipeline", "Flux2KleinPipeline")
+ALONE = ("ZImagePipeline", "FluxPipeline", "Flux2KleinPipeline")
 """Pipelines that call their network in ways which `serving.Partner` does not know."""
 
 MAX_DESCRIPTION = 5000

@@ -43,7 +43,7 @@ def sample(
         conditions: the prompt or class of each image; `None` draws without a condition.
         negative: prompt or class that guidance leads away from; "" is the model without a condition.
         guidance_scale: w of classifier-free guidance, negative + w·(condition - negative); 1 is without
-            (arXiv 2207.12598; 1 + w there).
+            (arXiv 2207.12598; 1 + w there). A model that is distilled for guidance is told w instead.
         scheduler: `ddpm`, `ddim` (η = 0) or `dpm-solver++` (second order). For flow matching `ddim` is
             Euler's method, and `ddpm` adds fresh noise at every step.
         steps: denoising steps.
@@ -53,12 +53,11 @@ def sample(
         Images, with shape (len(seeds), 3, H, W).
 
     Raises:
-        ConfigError: the model has fewer noise levels than `steps`.
+        ConfigError: the model has fewer noise levels than `steps`, or takes no negative prompt.
         DataError: a prediction or an image is not finite.
     """
     import torch
 
-    from domainstudio.models.condition import concatenate
     from domainstudio.precision import autocast
     from domainstudio.seeding import initial_noise
 
@@ -71,9 +70,7 @@ def sample(
     xt = initial_noise(generators, denoiser.shape).to(device)
     with torch.inference_mode():
         condition = denoiser.condition(list(conditions) if conditions is not None else [""] * len(seeds))
-        guidance_scale = guidance_scale if condition else 1.0
-        if guidance_scale != 1:
-            condition = concatenate(denoiser.condition([negative] * len(seeds)), condition)
+        condition, guidance_scale = _guided(denoiser, condition, negative, guidance_scale, len(seeds))
         finite = torch.tensor(True, device=device)  # asked for once: a GPU need not wait in each step
         for timestep in stepper.timesteps:
             with autocast(mixed_precision, denoiser.network):
@@ -83,6 +80,29 @@ def sample(
         _check_finite(finite, "a prediction")
         images = _decode(denoiser, xt)
     return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu().numpy()
+
+
+def _guided(
+    denoiser: Denoiser, condition: Condition, negative: str, scale: float, number: int
+) -> tuple[Condition, float]:
+    """Return the network's rows, those of the negative text first, and the scale of classifier-free guidance.
+
+    A distilled network is told the scale in its condition's `guidance`, and takes no negative text.
+    """
+    import torch
+
+    from domainstudio.models.condition import concatenate
+
+    told = [name for name in condition if name.rpartition(".")[2] == "guidance"]
+    if told and negative:
+        raise ConfigError(
+            "sample.negative: the model is distilled for guidance and takes no negative prompt: leave it out"
+        )
+    if told:
+        return {**condition, **{name: torch.full_like(condition[name], scale) for name in told}}, 1.0
+    if not condition or scale == 1:
+        return condition, 1.0
+    return concatenate(denoiser.condition([negative] * number), condition), scale
 
 
 def _predict(

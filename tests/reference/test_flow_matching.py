@@ -2,6 +2,7 @@
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,24 +12,23 @@ from diffusers.training_utils import compute_density_for_timestep_sampling, comp
 
 from domainstudio import models
 from domainstudio.config import FlowSettings, LoraSettings, LossWeights
+from domainstudio.errors import ConfigError
 from domainstudio.models import lora
 from domainstudio.models.flow_schedule import FlowSchedule
 from domainstudio.sampling import sample
 from domainstudio.training.objective import Batch, Objective, noisy_batch
+from tests.any_size import CHAT_LENGTH, FAMILIES
 from tests.models import (
-    CHAT_LENGTH,
     PROMPT_LENGTH,
-    tiny_flux_2_pipeline,
     tiny_sd3_pipeline,
     tiny_text_denoiser,
     tiny_text_images,
-    tiny_z_image_pipeline,
     training_settings,
 )
 
 TOLD = ["a red house", "two green trees"]
 SEEDS = [5, 6]
-PIPELINES = {"sd3": tiny_sd3_pipeline, "z-image": tiny_z_image_pipeline, "flux-2": tiny_flux_2_pipeline}
+PIPELINES: dict[str, Any] = {"sd3": tiny_sd3_pipeline, **{name: make for name, (_, make) in FAMILIES.items()}}
 SIZE = {"height": 16, "width": 16}
 """What pipelines are called with whose transformers name no size."""
 
@@ -57,6 +57,10 @@ def called(pipeline, guidance_scale=1.0, negative="", **options):
     name = type(pipeline).__name__
     if name == "ZImagePipeline":
         options |= {"guidance_scale": guidance_scale - 1, "negative_prompt": [negative] * len(TOLD), **SIZE}
+    elif name == "FluxPipeline":
+        options |= {"max_sequence_length": PROMPT_LENGTH, "guidance_scale": guidance_scale, **SIZE}
+        if not pipeline.transformer.config.guidance_embeds:
+            options |= {"true_cfg_scale": guidance_scale, "negative_prompt": [negative] * len(TOLD)}
     elif name == "Flux2KleinPipeline":
         options |= {"guidance_scale": guidance_scale, "max_sequence_length": CHAT_LENGTH, **SIZE}
         encoded, _ = pipeline.encode_prompt([negative] * len(TOLD), max_sequence_length=CHAT_LENGTH)
@@ -74,6 +78,19 @@ def predicted(pipeline, xt, timesteps):
         images = list(xt.unsqueeze(2).unbind(dim=0))
         listed = pipeline.transformer(images, (1000 - timesteps) / 1000, embeddings, return_dict=False)[0]
         return -torch.stack(listed, dim=0).squeeze(2)
+    if type(pipeline).__name__ == "FluxPipeline":
+        embeddings, pooled, text_ids = pipeline.encode_prompt(TOLD, max_sequence_length=PROMPT_LENGTH)
+        guided = pipeline.transformer.config.guidance_embeds
+        packed = pipeline.transformer(
+            hidden_states=pipeline._pack_latents(xt, *xt.shape),
+            timestep=timesteps / 1000,
+            guidance=torch.tensor([3.5]).expand(len(xt)) if guided else None,
+            pooled_projections=pooled,
+            encoder_hidden_states=embeddings,
+            txt_ids=text_ids,
+            img_ids=pipeline._prepare_latent_image_ids(len(xt), 4, 4, xt.device, xt.dtype),
+        ).sample
+        return pipeline._unpack_latents(packed, 16, 16, pipeline.vae_scale_factor)
     if type(pipeline).__name__ == "Flux2KleinPipeline":
         embeddings, text_ids = pipeline.encode_prompt(TOLD, max_sequence_length=CHAT_LENGTH)
         ids = pipeline._prepare_latent_ids(xt)
@@ -120,12 +137,12 @@ def test_timesteps_are_those_that_the_script_takes_from_the_schedulers_table(den
 
 
 @pytest.mark.parametrize(
-    ("family", "precondition_outputs"), [("sd3", 0), ("sd3", 1), ("z-image", 0), ("flux-2", 0)]
+    ("family", "precondition_outputs"), [("sd3", 0), ("sd3", 1), ("z-image", 0), ("flux-1", 0), ("flux-2", 0)]
 )
 def test_a_steps_loss_is_that_of_the_script(family, precondition_outputs):
     """SD3's weighs the error of x0 by 1 where it preconditions outputs, else that of the velocity."""
     denoiser = tiny_text_denoiser(family)
-    shift = {} if family == "flux-2" else {"shift": 3.0}  # a shift by resolution is not in the table
+    shift = {} if "flux" in family else {"shift": 3.0}  # a shift by resolution is not in the table
     scheduler = FlowMatchEulerDiscreteScheduler(**shift)
     images = torch.from_numpy(tiny_text_images(2)).float() / 127.5 - 1
     x0 = denoiser.x0(denoiser.encode(images), generator(0))
@@ -186,6 +203,10 @@ def test_the_resolutions_shift_is_that_of_the_pipelines_sampler():
 @pytest.mark.parametrize("family", PIPELINES)
 @pytest.mark.parametrize(("guidance_scale", "negative"), [(1.0, ""), (5.0, ""), (5.0, "a blue cup")])
 def test_samples_are_those_of_plain_diffusers(family, guidance_scale, negative):
+    if family == "flux-1" and negative:
+        with pytest.raises(ConfigError, match=r"sample\.negative: the model is distilled for guidance"):
+            sample(tiny_text_denoiser(family), SEEDS, TOLD, negative=negative, steps=4)
+        return
     denoiser, options = tiny_text_denoiser(family), {"negative": negative, "guidance_scale": guidance_scale}
     found, other = (sample(denoiser, SEEDS, told, steps=4, **options) for told in (TOLD, TOLD[::-1]))
     expected = drawn(PIPELINES[family](), **options)
@@ -205,7 +226,8 @@ def test_a_pipeline_without_t5_draws_the_same(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("family", "text_encoder"), [("sd3", False), ("sd3", True), ("z-image", False), ("flux-2", False)]
+    ("family", "text_encoder"),
+    [("sd3", False), ("sd3", True), ("z-image", False), ("flux-1", False), ("flux-2", False)],
 )
 def test_adapters_draw_the_same_in_plain_diffusers(tmp_path, monkeypatch, family, text_encoder):
     monkeypatch.chdir(tmp_path)

@@ -7,30 +7,22 @@ import torch
 
 from domainstudio import models
 from domainstudio.errors import CheckpointError, ConfigError
-from domainstudio.models.flux_2 import Flux2Denoiser
 from domainstudio.models.folders import set_resolution
-from domainstudio.models.z_image import ZImageDenoiser
 from domainstudio.training.latents import condition_all
 from domainstudio.training.resting import rest
-from tests.models import (
-    CHAT_LENGTH,
-    tiny_flux_2_pipeline,
-    tiny_text_denoiser,
-    tiny_z_image_pipeline,
-)
+from tests.any_size import CHAT_LENGTH, FAMILIES
+from tests.models import tiny_text_denoiser
 
-FAMILIES = {
-    "z-image": (ZImageDenoiser, tiny_z_image_pipeline, 4, (4, 8, 8)),
-    "flux-2": (Flux2Denoiser, tiny_flux_2_pipeline, 8, (16, 4, 4)),
-}
+SIZES = {"z-image": (4, (4, 8, 8)), "flux-1": (4, (4, 8, 8)), "flux-2": (8, (16, 4, 4))}
+"""What sides must be multiples of, and the shape of x0."""
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", SIZES)
 def test_parts_of_different_models_and_distilled_ones_are_refused(family):
-    kind, make, _, _ = FAMILIES[family]
+    kind, make = FAMILIES[family]
     pipeline = make()
     pipeline.text_encoder.config.hidden_size = 12
-    with pytest.raises(CheckpointError, match=r"the text encoder makes (12|36): the parts belong"):
+    with pytest.raises(CheckpointError, match=r"text.encoder makes (12|36): the parts belong"):
         kind(pipeline, "here")
     pipeline = make()
     pipeline.vae.register_to_config(latent_channels=8)
@@ -45,10 +37,10 @@ def test_parts_of_different_models_and_distilled_ones_are_refused(family):
             kind(pipeline, "here")
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", SIZES)
 def test_the_vaes_folder_names_the_images_size(family, tmp_path):
-    _, make, multiple, shape = FAMILIES[family]
-    make().save_pretrained(tmp_path)
+    multiple, shape = SIZES[family]
+    FAMILIES[family][1]().save_pretrained(tmp_path)
     denoiser = models.load(tmp_path)
     assert (denoiser.shape, denoiser.resolution, denoiser.multiple) == (shape, (16, 16), multiple)
     set_resolution(tmp_path, 32)
@@ -75,7 +67,7 @@ def test_a_model_with_a_size_of_its_own_keeps_it(tmp_path):
         set_resolution(tmp_path, 32)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", SIZES)
 def test_prompts_are_encoded_once_each_and_kept_while_the_encoder_rests(family, tmp_path):
     denoiser, seen = tiny_text_denoiser(family), []
     encoder = denoiser.text_encoders[0]
@@ -87,14 +79,14 @@ def test_prompts_are_encoded_once_each_and_kept_while_the_encoder_rests(family, 
         torch.equal(each[0], each[2]) and not torch.equal(each[0], each[1])
         for each in (wanted["prompt_embeds"],)
     )
-    rest([encoder])
+    rest(denoiser.text_encoders)
     for _ in range(2):
         found = condition_all(denoiser, told, tmp_path)
         assert all(torch.equal(found[name], value) for name, value in wanted.items())
     assert len(seen) == 4, "the second time is read from the folder"
     condition_all(denoiser, told[:2], tmp_path)
     assert len(seen) == 6
-    with pytest.raises(ConfigError, match=rf"has \d+ tokens and the model takes {CHAT_LENGTH}"):
+    with pytest.raises(ConfigError, match=rf"has \d+ tokens and the model takes {denoiser.length}"):
         denoiser.condition(["a long story " * 5])
     with pytest.raises(ConfigError, match="is a language model, which is not trained"):
         denoiser.train(text_encoders=True)

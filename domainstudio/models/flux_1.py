@@ -1,0 +1,111 @@
+"""FLUX.1: flow matching by a transformer of packed latents, told by CLIP and T5, and by its guidance."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+from diffusers import FluxPipeline
+
+from domainstudio.errors import CheckpointError
+from domainstudio.models.flow_schedule import FlowSchedule
+from domainstudio.models.language_model import LanguageModelDenoiser, ToldNetwork
+from domainstudio.models.text_parts import check_part, token_ids
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from domainstudio.models.schedule import Schedule
+    from domainstudio.models.text_parts import Parts
+
+PATCH = 2
+"""Latents, along a side, of a token."""
+
+GUIDANCE = 3.5
+"""What a distilled transformer is told in training: the default of diffusers' scripts."""
+
+
+class ConditionedFlux1(ToldNetwork):
+    """FLUX.1's transformer of tokens with places, and the text encoders."""
+
+    def denoise(self, xt: Tensor, timesteps: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
+        """Return the velocity."""
+        number, channels, height, width = xt.shape
+        texts = condition["prompt_embeds"]
+        grid = (number, height // PATCH, width // PATCH, xt.device, xt.dtype)
+        output = self.transformer(
+            hidden_states=FluxPipeline._pack_latents(xt, number, channels, height, width),
+            timestep=timesteps / 1000,
+            guidance=condition.get("guidance"),
+            pooled_projections=condition["pooled_prompt_embeds"],
+            encoder_hidden_states=texts,
+            txt_ids=torch.zeros((texts.shape[1], 3), device=xt.device, dtype=xt.dtype),
+            img_ids=FluxPipeline._prepare_latent_image_ids(*grid),
+        ).sample
+        velocity: Tensor = FluxPipeline._unpack_latents(output, height, width, 1)
+        return velocity
+
+
+class Flux1Denoiser(LanguageModelDenoiser):
+    """A FLUX.1 pipeline (see `TextToImageDenoiser`)."""
+
+    network_class = ConditionedFlux1
+    parts: ClassVar[Mapping[str, Parts]] = {
+        "FluxPipeline": {
+            "transformer": "FluxTransformer2DModel",
+            "vae": "AutoencoderKL",
+            "scheduler": None,
+            "tokenizer": None,
+            "tokenizer_2": None,
+            "text_encoder": "CLIPTextModel",
+            "text_encoder_2": "T5EncoderModel",
+        }
+    }
+    pipelines = frozenset(parts)
+
+    @classmethod
+    def check(cls, pipeline: Any, where: str) -> None:
+        """Refuse parts that belong to different models."""
+        check_part(pipeline, "transformer", "FluxTransformer2DModel", where)
+        check_part(pipeline, "vae", "AutoencoderKL", where)
+        config, channels = pipeline.transformer.config, pipeline.vae.config.latent_channels
+        if PATCH**2 * channels != config.in_channels:
+            raise CheckpointError(
+                f"{where}: the VAE makes {PATCH**2 * channels} channels of packed latents and the "
+                f"transformer reads {config.in_channels}: the parts belong to different models"
+            )
+        widths = {
+            "text_encoder": (pipeline.text_encoder.config.hidden_size, config.pooled_projection_dim),
+            "text_encoder_2": (pipeline.text_encoder_2.config.d_model, config.joint_attention_dim),
+        }
+        for part, (made, read) in widths.items():
+            if made != read:
+                raise CheckpointError(
+                    f"{where}: the transformer reads text of {read} channels and {part} makes {made}: the "
+                    "parts belong to different models"
+                )
+        cls.check_resolution(pipeline, where)
+
+    @classmethod
+    def schedule_of(cls, pipeline: Any, where: str) -> Schedule:
+        """Return the noise levels of flow matching, shifted by the number of tokens."""
+        grid = lambda steps: np.linspace(1.0, 1 / steps, steps).tolist()  # noqa: E731
+        return FlowSchedule.of(pipeline.scheduler, where, patch=PATCH, grid=grid)
+
+    def encoded(self, text: str, device: torch.device) -> dict[str, Tensor]:
+        """Return T5's output, and CLIP's pooled one, for which a long text is cut."""
+        embeds, pooled, _ = self.pipeline.encode_prompt(
+            [text], device=device, max_sequence_length=self.length
+        )
+        return {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
+
+    def sizes(self, number: int, size: tuple[int, int]) -> dict[str, Tensor]:
+        """Return the guidance that a distilled transformer is told; sampling tells it another one."""
+        distilled = self.denoising.config.guidance_embeds
+        return {"guidance": torch.full((number,), GUIDANCE)} if distilled else {}
+
+    def _tokens(self, values: Sequence[str]) -> Tensor:
+        """Return T5's token ids, padded, with shape (N, L)."""
+        return token_ids(self.tokenizers[-1], values, self.length)
