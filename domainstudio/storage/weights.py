@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 _FAULTS = {"missing_keys": "lacks", "unexpected_keys": "has the unknown", "mismatched_keys": "misshapes"}
 """What diffusers and transformers say of a loading; otherwise they go on, with weights of their own."""
 
+_HARMLESS = {"unexpected_keys": ("position_ids", "lm_head."), "missing_keys": ("position_ids",)}
+"""Weights that are computed, or of a language model's head, which a class without one does not use."""
+
 
 def load_part(kind: Any, folder: str | Path, **options: Any) -> Any:
     """Read a network of diffusers' or transformers', on the CPU, and check that its weights are whole.
@@ -32,7 +35,9 @@ def load_part(kind: Any, folder: str | Path, **options: Any) -> Any:
         options["ignore_mismatched_sizes"] = True  # its own error names no weight; refused below
     network, found = kind.from_pretrained(folder, use_safetensors=True, output_loading_info=True, **options)
     for key, fault in _FAULTS.items():
-        names = sorted(str(each) for each in found.get(key, ()) if "position_ids" not in str(each))
+        harmless = _HARMLESS.get(key, ())
+        names = sorted(str(each) for each in found.get(key, ()))
+        names = [name for name in names if not any(part in name for part in harmless)]
         if names:
             raise _unusable(
                 folder, f"{fault} weight {names[0]}" + f" and {len(names) - 1} more" * (len(names) > 1)

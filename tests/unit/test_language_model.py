@@ -4,10 +4,13 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from transformers import Qwen3ForCausalLM, Qwen3Model
 
 from domainstudio import models
 from domainstudio.errors import CheckpointError, ConfigError
 from domainstudio.models.folders import set_resolution
+from domainstudio.storage.weights import load_part
 from domainstudio.training.latents import condition_all
 from domainstudio.training.resting import rest
 from tests.any_size import CHAT_LENGTH, FAMILIES
@@ -90,6 +93,14 @@ def test_prompts_are_encoded_once_each_and_kept_while_the_encoder_rests(family, 
         denoiser.condition(["a long story " * 5])
     with pytest.raises(ConfigError, match="is a language model, which is not trained"):
         denoiser.train(text_encoders=True)
+
+
+def test_a_language_models_head_may_lie_beside_a_class_that_has_none(tmp_path):
+    pipeline = tiny_text_denoiser("flux-2").pipeline
+    pipeline.text_encoder.config.tie_word_embeddings = False
+    Qwen3ForCausalLM(pipeline.text_encoder.config).save_pretrained(tmp_path)
+    assert "lm_head.weight" in load_file(tmp_path / "model.safetensors")
+    assert load_part(Qwen3Model, tmp_path).config.hidden_size == 8
 
 
 def test_what_is_not_text_changes_nothing_of_z_image():

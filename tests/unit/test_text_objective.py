@@ -1,6 +1,7 @@
 """The objective of a text-to-image model: who predicts what, where gradients go, and that they are right."""
 
 from contextlib import contextmanager
+from itertools import product
 
 import pytest
 import torch
@@ -65,8 +66,16 @@ def test_gradients_reach_trained_text_encoders(term):
     assert_frozen(adapted.vae, source.network)
 
 
-@pytest.mark.parametrize("kind", ["sd1", "sd2", "sdxl", "sd3"])
-@pytest.mark.parametrize("trained", [{}, {"text_encoders": True}, {"unet": False, "text_encoders": True}])
+@pytest.mark.parametrize(
+    ("kind", "trained"),
+    [
+        *product(
+            ["sd1", "sd2", "sdxl", "sd3"],
+            [{}, {"text_encoders": True}, {"unet": False, "text_encoders": True}],
+        ),
+        *product(["z-image", "flux-1", "flux-2"], [{}]),
+    ],
+)
 def test_everything_that_is_trained_gets_a_gradient(kind, trained):
     """Over several processes a trained weight without a gradient is an error."""
     adapted, source = models(kind, **trained)
