@@ -31,7 +31,7 @@ def tiny_z_image_pipeline(seed: int = 0):
         n_kv_heads=2,
         cap_feat_dim=16,
         axes_dims=[4, 6, 6],
-        axes_lens=[256, 16, 16],
+        axes_lens=[256, 32, 32],
     ).eval()
     with torch.no_grad():
         for layer in transformer.layers:

@@ -264,8 +264,7 @@ def class_names(folder: Path, pipeline: Any) -> list[str] | None:
         return None
     if not (path := folder / "classes.json").is_file():
         return [str(row) for row in range(rows)]
-    names: list[str] = json.loads(path.read_text(encoding="utf-8"))
-    return names
+    return list(json.loads(path.read_text(encoding="utf-8")))
 
 
 def draw(pipeline: Any, seeds: Sequence[int], steps: int, condition: Mapping[str, Any]) -> list[Any]:
@@ -276,8 +275,7 @@ def draw(pipeline: Any, seeds: Sequence[int], steps: int, condition: Mapping[str
     if "row" in condition:
         images = draw_class(pipeline, generators, steps, **condition)
     else:
-        told = "prompt" in condition
-        options = prompted(pipeline, len(seeds), **condition) if told else {"batch_size": len(seeds)}
+        options = prompted(pipeline, len(seeds), **condition) if condition else {"batch_size": len(seeds)}
         images = pipeline(**options, generator=generators, num_inference_steps=steps).images
     return [{"seed": s, "png": encode(image)} for s, image in zip(seeds, images, strict=True)]
 
@@ -293,6 +291,8 @@ def prompted(pipeline: Any, number: int, prompt: str, negative_prompt: str, guid
         options["negative_prompt_embeds"] = pipeline.encode_prompt([negative_prompt] * number, **length)[0]
     if "true_cfg_scale" in parameters and not network_of(pipeline).config.guidance_embeds:  # FLUX.1
         options |= {"true_cfg_scale": guidance_scale, "negative_prompt": [negative_prompt] * number}
+    elif "true_cfg_scale" in parameters and negative_prompt:
+        raise RequestError("the model is distilled for guidance: leave the column negative_prompt empty")
     if "use_resolution_binning" in parameters:
         options["use_resolution_binning"] = False  # it knows the published models' sizes alone
     if "sample_size" not in network_of(pipeline).config:  # a network of any size

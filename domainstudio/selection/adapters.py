@@ -1,4 +1,4 @@
-"""Adapters that another program has trained: LoRA files of Stable Diffusion models, as candidates.
+"""Adapters that another program has trained: LoRA files of text-to-image models, as candidates.
 
 Diffusers reads its own format, peft's and kohya's, which OneTrainer, SimpleTuner and ai-toolkit write too.
 """
@@ -98,8 +98,8 @@ def usable(
         or denoiser.adapters is not None
     ):
         raise CheckpointError(
-            f"{denoiser.name_or_path} is {denoiser.kind}: LoRA files of other trainers belong to Stable "
-            "Diffusion pipelines. For a training of DomainStudio set finetune.candidate_every"
+            f"{denoiser.name_or_path} is {denoiser.kind}: LoRA files of other trainers belong to pipelines "
+            "such as Stable Diffusion's. For a training of DomainStudio set finetune.candidate_every"
         )
     candidates, left_out = [], {}
     for file in files:

@@ -14,8 +14,10 @@ from domainstudio import models
 from domainstudio.config import FlowSettings, LoraSettings, LossWeights
 from domainstudio.errors import ConfigError
 from domainstudio.models import lora
+from domainstudio.models.adapter_folder import WEIGHTS
 from domainstudio.models.flow_schedule import FlowSchedule
 from domainstudio.sampling import sample
+from domainstudio.selection.adapters import AdapterFile, usable
 from domainstudio.training.objective import Batch, Objective, noisy_batch
 from tests.any_size import CHAT_LENGTH, FAMILIES
 from tests.models import (
@@ -233,7 +235,10 @@ def test_adapters_draw_the_same_in_plain_diffusers(tmp_path, monkeypatch, family
     monkeypatch.chdir(tmp_path)
     tiny_text_denoiser(family).save(Path("source"))
     denoiser = models.load("source")
-    lora.attach(denoiser, LoraSettings(rank=4, alpha=8.0, text_encoder=text_encoder), seed=0)
+    settings = LoraSettings(rank=4, alpha=8.0, text_encoder=text_encoder)
+    if family == "flux-2":  # its blocks of one stream too
+        settings = settings.model_copy(update={"modules": (*settings.modules, "to_qkv_mlp_proj")})
+    lora.attach(denoiser, settings, seed=0)
     with torch.no_grad():
         for index, parameter in enumerate(p for p in denoiser.network.parameters() if p.requires_grad):
             parameter.add_(torch.randn(parameter.shape, generator=generator(index)) * 0.2)
@@ -246,3 +251,7 @@ def test_adapters_draw_the_same_in_plain_diffusers(tmp_path, monkeypatch, family
     pipeline.load_lora_weights("adapters")
     assert difference(drawn(pipeline), found) <= 1
     assert difference(before, found) > 2
+
+    file = AdapterFile(Path("adapters", WEIGHTS), "a", 1)  # as that of another trainer
+    [candidate], _ = usable(models.load("source"), [file], "source")
+    assert difference(sample(candidate.load(), SEEDS, TOLD, steps=4), found) <= 1
