@@ -67,7 +67,14 @@ def read() -> dict[str, Stage]:
                 for stage in graph
             }
     except DvcException as error:
-        raise ConfigError(f"{Path.cwd()}: DVC cannot read the pipeline: {error}") from error
+        raise ConfigError(f"{Path.cwd()}: DVC cannot read the pipeline: {error}{_place(error)}") from error
+
+
+def _place(error: Exception) -> str:
+    """Return the line of a YAML file that DVC could not read, and why, as far as its error knows."""
+    cause: Any = error.__cause__
+    mark = getattr(cause, "problem_mark", None)
+    return f", line {mark.line + 1}: {cause.problem}" if mark is not None else ""
 
 
 def _is_made(path: str, made: Iterable[str]) -> bool:

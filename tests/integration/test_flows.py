@@ -381,6 +381,9 @@ def test_the_graph_is_dvcs_own(repository, monkeypatch):
     (repository / "dvc.yaml").write_text(text.replace("gpu: 1", "gpu: all"))
     with pytest.raises(ConfigError, match=r"meta\.gpu of finetune@a"):
         graph.read()
+    (repository / "dvc.yaml").write_text("stages:\n\tprepare: {}\n")
+    with pytest.raises(ConfigError, match=r"'dvc\.yaml'.*, line 2: found character that cannot start"):
+        graph.read()
     monkeypatch.chdir(repository.parent)
     with pytest.raises(ConfigError, match="DVC cannot read"):
         graph.read()
