@@ -23,13 +23,15 @@ def main() -> None:
     arguments = parser.parse_args()
 
     from domainstudio import config
-    from domainstudio.errors import ConfigError
+    from domainstudio.errors import CheckpointError, ConfigError
     from domainstudio.models.stored import StoredModel, Together
     from domainstudio.project import ADAPTED_MODELS
     from domainstudio.storage.files import output_folder
 
     adaptation = config.load().adaptation(arguments.adaptation)
     stored = StoredModel(ADAPTED_MODELS / adaptation.name, Together.of(adaptation))
+    if not stored.folder.is_dir():
+        raise CheckpointError(f"{stored.folder} is missing: run dvc repro finetune@{adaptation.name} first")
     if arguments.folder.exists():
         raise ConfigError(f"{arguments.folder} is there already: name another folder, or delete that one")
     write = stored.store if arguments.both else stored.export

@@ -1,6 +1,7 @@
 """Two models that draw together: exact at the ends of every mode, the same from a folder, of every kind."""
 
 import json
+import sys
 from functools import cache
 from typing import Any
 
@@ -25,6 +26,7 @@ from domainstudio.models.stored import StoredModel, Together
 from domainstudio.models.wording import Wording
 from domainstudio.sampling import sample, sample_stored
 from domainstudio.training.run import TrainingRun
+from stages import export
 from tests.models import (
     CLASSES,
     PROMPTS,
@@ -312,3 +314,11 @@ def test_samples_name_how_they_were_drawn(tmp_path):
     assert manifest["combine"] == {"mode": "switch", "at": 0.5, "source": "above"}
     assert manifest["source_digest"] == models.digest(folders[0])
     assert "combine" not in json.loads((drawn(None) / "manifest.json").read_text())
+
+
+def test_a_model_that_is_not_there_is_not_exported(tmp_path, monkeypatch):
+    changed_params(tmp_path, lambda values: None)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["export", "sunglasses-lora", "exported"])
+    with pytest.raises(CheckpointError, match=r"models/adapted/sunglasses-lora is missing: run dvc repro"):
+        export.main()
