@@ -10,6 +10,7 @@ SOURCES ?= pretrain pretrain_class pretrain_text pretrain_latent
 EXTRAS ?= demo,text,pipeline,kubernetes,sweep,dev
 WORKERS ?= 2
 IMAGE ?= domainstudio
+DOCKER ?= docker
 SEED ?= 0
 MINUTES ?= 10
 # Workers side by side, each with its own servers. A file's tests stay together: they share trained models.
@@ -85,10 +86,10 @@ services-status: .venv/installed  ## Show which of them answer, where, and their
 	@python -m services status
 
 .PHONY: image
-image:  ## Build the image of this commit with Docker, as IMAGE:<commit>; IMAGE=registry.example/domainstudio
+image:  ## Build the image of this commit, as IMAGE:<commit>; IMAGE=registry.example/domainstudio DOCKER=podman
 	@test -z "$$(git status --porcelain)" || { echo "error: commit first: the image is named after the commit" >&2; exit 1; }
 	@commit=$$(git rev-parse HEAD); \
-	docker build --file deploy/Dockerfile --build-arg COMMIT=$$commit --tag $(IMAGE):$$commit .
+	$(DOCKER) build --file deploy/Dockerfile --build-arg COMMIT=$$commit --tag $(IMAGE):$$commit .
 
 .PHONY: flow
 flow: .venv/installed  ## The same pipeline as a Prefect flow
