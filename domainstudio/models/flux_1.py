@@ -91,8 +91,12 @@ class Flux1Denoiser(LanguageModelDenoiser):
     @classmethod
     def schedule_of(cls, pipeline: Any, where: str) -> Schedule:
         """Return the noise levels of flow matching, shifted by the number of tokens."""
-        grid = lambda steps: np.linspace(1.0, 1 / steps, steps).tolist()  # noqa: E731
-        return FlowSchedule.of(pipeline.scheduler, where, patch=PATCH, grid=grid)
+        return FlowSchedule.of(
+            pipeline.scheduler,
+            where,
+            patch=PATCH,
+            grid=lambda steps: np.linspace(1.0, 1 / steps, steps).tolist(),
+        )
 
     def encoded(self, text: str, device: torch.device) -> dict[str, Tensor]:
         """Return T5's output, and CLIP's pooled one, for which a long text is cut."""
@@ -105,6 +109,10 @@ class Flux1Denoiser(LanguageModelDenoiser):
         """Return the guidance that a distilled transformer is told; sampling tells it another one."""
         distilled = self.denoising.config.guidance_embeds
         return {"guidance": torch.full((number,), GUIDANCE)} if distilled else {}
+
+    def key(self, values: Sequence[str], size: tuple[int, int]) -> list[Any]:
+        """Return the tokens, and whether the network is told its guidance."""
+        return [*super().key(values, size), bool(self.denoising.config.guidance_embeds)]
 
     def _tokens(self, values: Sequence[str]) -> Tensor:
         """Return T5's token ids, padded, with shape (N, L)."""

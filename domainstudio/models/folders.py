@@ -92,14 +92,18 @@ def set_resolution(folder: Path, resolution: int) -> None:
         resolution: height and width, in pixels.
 
     Raises:
-        CheckpointError: the model's images have a size of their own.
+        CheckpointError: the model's images have a size of their own, or a file is damaged.
     """
-    networks = [folder / part / "config.json" for part in ("unet", "transformer")]
-    found = [json.loads(path.read_text(encoding="utf-8")) for path in networks if path.is_file()]
     path = folder / "vae" / "config.json"
-    if any("sample_size" in config for config in found) or not path.is_file():
-        raise CheckpointError(f"{folder} draws images of its own size: leave --resolution out")
-    config = json.loads(path.read_text(encoding="utf-8")) | {"sample_size": resolution}
+    try:
+        networks = [folder / part / "config.json" for part in ("unet", "transformer")]
+        configs = [json.loads(each.read_text(encoding="utf-8")) for each in networks if each.is_file()]
+        if any("sample_size" in config for config in configs) or not path.is_file():
+            raise CheckpointError(f"{folder} draws images of its own size: leave --resolution out")
+        config = json.loads(path.read_text(encoding="utf-8")) | {"sample_size": resolution}
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{folder}: a config.json cannot be read: {error}. Copy it again") from error
+    path.unlink()  # it may be a link to a file that is kept for the next import
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 

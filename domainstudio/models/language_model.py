@@ -77,13 +77,17 @@ class LanguageModelDenoiser(TextToImageDenoiser):
     def told(self, values: Sequence[str]) -> dict[str, Tensor]:
         """Return what the network is told of texts, each encoded once, alone: that takes little memory."""
         self._tokens(values)  # refuses what is too long
-        device = next(self.denoising.parameters()).device
-        for encoder in self.text_encoders:
-            encoder.to(device)  # it may rest; its hook sends it back
-        with torch.no_grad():
-            found = {text: self.encoded(text, device) for text in dict.fromkeys(values)}
+        found = {text: self._encoded_here(text) for text in dict.fromkeys(values)}
         rows = [found[text] for text in values]
         return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+
+    @torch.no_grad()
+    def _encoded_here(self, text: str) -> dict[str, Tensor]:
+        """Return what `encoded` does, computed on the network's device."""
+        device = next(self.denoising.parameters()).device
+        for encoder in self.text_encoders:
+            encoder.to(device)  # pipelines ask where it is; one that rests goes back after its call
+        return self.encoded(text, device)
 
     def key(self, values: Sequence[str], size: tuple[int, int]) -> list[Any]:
         """Return the tokens."""

@@ -46,7 +46,9 @@ def test_the_vaes_folder_names_the_images_size(family, tmp_path):
     FAMILIES[family][1]().save_pretrained(tmp_path)
     denoiser = models.load(tmp_path)
     assert (denoiser.shape, denoiser.resolution, denoiser.multiple) == (shape, (16, 16), multiple)
+    (tmp_path / "kept.json").hardlink_to(tmp_path / "vae/config.json")
     set_resolution(tmp_path, 32)
+    assert json.loads((tmp_path / "kept.json").read_text())["sample_size"] == 16
     larger = models.load(tmp_path)
     assert larger.shape == (shape[0], 2 * shape[1], 2 * shape[2]) and larger.resolution == (32, 32)
     larger.save(tmp_path / "saved")
@@ -62,6 +64,13 @@ def test_the_vaes_folder_names_the_images_size(family, tmp_path):
     path.write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match=r"vae/config.json: sample_size is None"):
         models.load(tmp_path)
+
+
+def test_prompts_of_flux_1_are_kept_apart_for_a_network_that_is_told_its_guidance():
+    distilled, plain = tiny_text_denoiser("flux-1"), tiny_text_denoiser("flux-1-guided")
+    assert distilled.condition(["the moon"])["guidance"].tolist() == [3.5]
+    assert "guidance" not in plain.condition(["the moon"])
+    assert distilled.condition_key(["the moon"]) != plain.condition_key(["the moon"])
 
 
 def test_a_model_with_a_size_of_its_own_keeps_it(tmp_path):
