@@ -5,6 +5,7 @@ from __future__ import annotations
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import NoneType
 from typing import Annotated, Any, TypeVar, get_args
 
 from pydantic import (
@@ -41,13 +42,16 @@ class Section(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _no_truth_for_numbers(cls, values: Any) -> Any:
-        """Refuse true and false where they are not meant: as numbers they would be 1 and 0."""
+        """Refuse true and false where a number is meant, as 1 and 0, and numbers where these are."""
         for name, value in values.items() if isinstance(values, Mapping) else ():
+            if name not in cls.model_fields:
+                continue
+            allowed = _parts(cls.model_fields[name].annotation)
             inside = value if isinstance(value, list | tuple) else [value]
-            if name in cls.model_fields and any(isinstance(each, bool) for each in inside):
-                allowed = _parts(cls.model_fields[name].annotation)
-                if bool not in allowed and Any not in allowed:
-                    raise KeyedError((name,), f"true and false are not possible here, got {shown(value)}")
+            if any(isinstance(each, bool) for each in inside) and not {bool, Any} & allowed:
+                raise KeyedError((name,), f"true and false are not possible here, got {shown(value)}")
+            if type(value) in (int, float) and allowed <= {bool, NoneType}:
+                raise KeyedError((name,), f"must be true or false, got {shown(value)}")
         return values
 
 

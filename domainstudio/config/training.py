@@ -19,7 +19,7 @@ class TrainingSettings(Section):
     """Images per process and micro-step. Pairwise losses need at least 3."""
     gradient_accumulation_steps: int = Field(default=1, ge=1)
     """Micro-steps per optimiser step."""
-    learning_rate: float = Field(gt=0)
+    learning_rate: float = Field(gt=0, le=1)
     """Peak learning rate of AdamW."""
     lr_schedule: Literal["constant", "cosine", "linear"] = "constant"
     """What follows the warm-up, by diffusers' names."""

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     from domainstudio.config import LossWeights, TrainingSettings
 
+_SPACINGS = ("leading", "linspace", "trailing")
+
 
 class DiffusionSchedule:
     """The schedule of a model that was trained as a DDPM (arXiv 2006.11239); see `Schedule`.
@@ -37,6 +39,8 @@ class DiffusionSchedule:
                 f"{where}: prediction_type {self.prediction_type!r} is not supported; use a model that "
                 "predicts epsilon or v_prediction"
             )
+        if (spacing := noise_scheduler.config.timestep_spacing) not in _SPACINGS:
+            raise CheckpointError(f"{where}: timestep_spacing {spacing!r} is none of {', '.join(_SPACINGS)}")
 
     @classmethod
     def of(cls, scheduler: Any, where: str) -> DiffusionSchedule:

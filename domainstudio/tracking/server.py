@@ -75,6 +75,7 @@ def new_client(root: str | Path = ".") -> MlflowClient:
             "tracking needs MLflow, which is not installed: pip install 'domainstudio[pipeline]'"
         ) from error
     logging.getLogger("mlflow").setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # what it logs it raises too
     return MlflowClient(tracking_uri=tracking_uri(root))
 
 

@@ -15,6 +15,11 @@ from domainstudio.errors import CheckpointError, TrainingError
 _MOMENTS = ({"exp_avg", "exp_avg_sq"}, {"state1", "state2"})
 """AdamW's names of its moments, and those of its 8-bit form."""
 
+_WHOLE, _NUMBER = "a whole number", "a number"
+
+_APART = {"history", "scaler"}
+"""What every state has beside the parts that are compared: the scaler is another one on another device."""
+
 
 def states_of(parts: Mapping[str, Any]) -> dict[str, Any]:
     """Return the `state_dict` of each part; of a dictionary, itself."""
@@ -32,9 +37,9 @@ def check_fits(state: Mapping[str, Any], parts: Mapping[str, Any]) -> None:
         CheckpointError: a part or an entry is missing or unknown, or has another shape or type. The message
             is the reason alone.
     """
+    if differing := sorted(map(str, state.keys() ^ {*parts, *_APART})):
+        raise CheckpointError(f"{differing[0]} is missing or unknown")
     for name, part in parts.items():
-        if name not in state:
-            raise CheckpointError(f"it has no {name!r}")
         if isinstance(part, torch.optim.Optimizer):
             _check_optimizer(state[name], part, name)
         else:
@@ -84,8 +89,10 @@ def _check(found: Any, expected: Any, place: str) -> None:
             raise CheckpointError(f"{place} has {number} entries, expected {len(expected)}")
         for index, value in enumerate(expected):
             _check(found[index], value, f"{place}.{index}")
-    elif (one := _form(found)) != (other := _form(expected)) and None not in (found, expected):
-        raise CheckpointError(f"{place} is {one}, expected {other}")
+    elif None not in (found, expected):
+        one, other = _form(found), _form(expected)
+        if one != other and (one, other) != (_WHOLE, _NUMBER):
+            raise CheckpointError(f"{place} is {one}, expected {other}")
 
 
 def _form(value: Any) -> str:
@@ -93,7 +100,7 @@ def _form(value: Any) -> str:
     if isinstance(value, Tensor):
         return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return "a number"
+        return _WHOLE if isinstance(value, int) else _NUMBER
     return type(value).__name__
 
 

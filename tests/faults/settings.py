@@ -113,6 +113,8 @@ def _same(read: Any, loaded: Any) -> bool:
     if isinstance(read, bool) or isinstance(loaded, bool):
         words = {True: ("yes", "on", "true", "1", "y", "t"), False: ("no", "off", "false", "0", "n", "f")}
         return read is loaded or (isinstance(loaded, bool) and str(read).lower() in words[loaded])
+    if isinstance(loaded, float) and isinstance(read, int):
+        return float(read) == loaded
     if isinstance(read, str) and isinstance(loaded, int | float):  # a number in quotes
         return float(read.replace("_", "")) == loaded
     return bool(read == loaded)

@@ -1,6 +1,7 @@
 """Training states: whole or absent, never pickled, damage passed over."""
 
 import json
+import re
 import threading
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 from domainstudio.errors import CheckpointError
 from domainstudio.storage import checkpoint
+from domainstudio.training.resuming import check_fits
 from domainstudio.training.saving import StateWriter
 
 
@@ -23,6 +25,23 @@ def latest(folder):
     found = checkpoint.latest(folder)
     assert found is not None
     return found
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"ema": {"step": 0.5, "decay": 1}}, "ema.step is a number, expected a whole number"),
+        ({"more": {}}, "more is missing or unknown"),
+        ({"scaler": ...}, "scaler is missing or unknown"),
+        ({"ema": {"step": 4}}, "ema: decay is missing or unknown"),
+    ],
+)
+def test_a_state_of_another_form_does_not_fit(change, reason):
+    parts = {"ema": {"step": 4, "decay": 0.9}}
+    state = {"history": [], "scaler": {}, "ema": {"step": 2, "decay": 1}}
+    check_fits(state, parts)
+    with pytest.raises(CheckpointError, match=re.escape(reason)):
+        check_fits({name: value for name, value in {**state, **change}.items() if value is not ...}, parts)
 
 
 def test_round_trip_keeps_types_keys_and_bits_and_pickles_nothing(tmp_path):

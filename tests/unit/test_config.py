@@ -68,6 +68,11 @@ def test_overrides_win_and_the_rest_stays(tmp_path):
     [
         ("  steps: 10\n", "  steps: .inf\n", "sample.steps: Input should be a finite number, got inf"),
         ("  steps: 10\n", "  steps: true\n", "sample.steps: true and false are not possible here, got True"),
+        (
+            "  aspect_buckets: false",
+            "  aspect_buckets: 1.0",
+            "aspect_buckets: must be true or false, got 1.0",
+        ),
         ("  seed: 1000\n", f"  seed: {2**63}\n", "sample.seed: is a whole number of more than 64 bits"),
         ("  alias: champion\n", "  alias: a/b\n", "registry.alias: String should match"),
         ("  experiment: domainstudio\n", "  experiment: ''\n", "registry.experiment: String should have"),

@@ -86,6 +86,11 @@ CUT = r"not a usable StableDiffusionPipeline.*copy the folder again"
         (put(scaling_factor=None), "vae", r"{part}/config.json: scaling_factor is None"),
         (put(shift_factor=0.1), "vae", r"{part}/config.json: shift_factor is 0.1, which.*UNet's own VAE"),
         (put(sample_size=None), "unet", r"{part}/config.json: sample_size is None; set it"),
+        (
+            put(timestep_spacing="*leading"),
+            "scheduler",
+            r"config.json: timestep_spacing '\*leading' is none of",
+        ),
         (put(prediction_type="sample"), "scheduler", r"prediction_type 'sample' is not supported"),
     ],
 )
