@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
-from diffusers import FluxPipeline
+from torch.nn import functional
 
 from domainstudio.errors import CheckpointError
 from domainstudio.models.flow_schedule import FlowSchedule
@@ -32,20 +32,18 @@ class ConditionedFlux1(ToldNetwork):
 
     def denoise(self, xt: Tensor, timesteps: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
         """Return the velocity."""
-        number, channels, height, width = xt.shape
-        texts = condition["prompt_embeds"]
-        grid = (number, height // PATCH, width // PATCH, xt.device, xt.dtype)
+        packed, texts = functional.pixel_unshuffle(xt, PATCH), condition["prompt_embeds"]
+        axes = [torch.arange(side, device=xt.device) for side in (1, *packed.shape[2:])]
         output = self.transformer(
-            hidden_states=FluxPipeline._pack_latents(xt, number, channels, height, width),
+            hidden_states=packed.flatten(2).transpose(1, 2),
             timestep=timesteps / 1000,
             guidance=condition.get("guidance"),
             pooled_projections=condition["pooled_prompt_embeds"],
             encoder_hidden_states=texts,
-            txt_ids=torch.zeros((texts.shape[1], 3), device=xt.device, dtype=xt.dtype),
-            img_ids=FluxPipeline._prepare_latent_image_ids(*grid),
+            txt_ids=torch.zeros((texts.shape[1], 3), device=xt.device),
+            img_ids=torch.cartesian_prod(*axes).float(),
         ).sample
-        velocity: Tensor = FluxPipeline._unpack_latents(output, height, width, 1)
-        return velocity
+        return functional.pixel_shuffle(output.transpose(1, 2).reshape(packed.shape), PATCH)
 
 
 class Flux1Denoiser(LanguageModelDenoiser):

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
-from diffusers import Flux2KleinPipeline
-from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
+from torch.nn import functional
 
 from domainstudio.errors import CheckpointError
 from domainstudio.models.flow_schedule import FlowSchedule
@@ -33,8 +32,11 @@ class ConditionedFlux2(ToldNetwork):
     def denoise(self, xt: Tensor, timesteps: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
         """Return the velocity; each position of xt is a token."""
         texts = condition["prompt_embeds"]
-        places = Flux2KleinPipeline._prepare_latent_ids(xt[:1]).to(xt.device)
-        text_places = Flux2KleinPipeline._prepare_text_ids(texts[:1]).to(xt.device)
+        sides, text_sides = (1, *xt.shape[2:], 1), (1, 1, 1, texts.shape[1])
+        places, text_places = (
+            torch.cartesian_prod(*[torch.arange(side, device=xt.device) for side in axes])
+            for axes in (sides, text_sides)
+        )
         output: Tensor = self.transformer(
             hidden_states=xt.flatten(2).transpose(1, 2),
             timestep=timesteps / 1000,
@@ -92,7 +94,7 @@ class Flux2Denoiser(LanguageModelDenoiser):
             where,
             patch=1,
             grid=lambda steps: np.linspace(1.0, 1 / steps, steps).tolist(),
-            mu=compute_empirical_mu,
+            mu=_mu,
         )
 
     def encoded(self, text: str, device: torch.device) -> dict[str, Tensor]:
@@ -102,16 +104,15 @@ class Flux2Denoiser(LanguageModelDenoiser):
 
     def x0(self, encoded: Tensor, generator: torch.Generator) -> Tensor:
         """Draw latents with a CPU generator, packed, each channel with mean 0 and variance 1."""
-        packed = Flux2KleinPipeline._patchify_latents(draw_unscaled(encoded, generator))
+        packed = functional.pixel_unshuffle(draw_unscaled(encoded, generator), self.packed)
         mean, deviation = self._moments(packed)
-        normal: Tensor = (packed - mean) / deviation
-        return normal
+        return (packed - mean) / deviation
 
     def decode(self, x0: Tensor) -> Tensor:
         """Return the images of packed latents; gradients flow through the frozen VAE."""
         x0 = at_least_float32(x0)
         mean, deviation = self._moments(x0)
-        latents = Flux2KleinPipeline._unpatchify_latents(x0 * deviation + mean)
+        latents = functional.pixel_shuffle(x0 * deviation + mean, self.packed)
         return at_least_float32(self.vae.decode(latents.to(self.vae.dtype)).sample)
 
     def _moments(self, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -119,3 +120,10 @@ class Flux2Denoiser(LanguageModelDenoiser):
         norm: Any = self.vae.bn
         mean, variance = (each.view(1, -1, 1, 1).to(like) for each in (norm.running_mean, norm.running_var))
         return mean, (variance + self.vae.config.batch_norm_eps).sqrt()
+
+
+def _mu(tokens: int, steps: int) -> float:
+    """Return the logarithm of the shift, as the pipeline has it."""
+    from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu  # slow to import
+
+    return float(compute_empirical_mu(tokens, steps))

@@ -132,8 +132,8 @@ def pickle_weights(folder):
         (lambda folder: (folder / "model_index.json").unlink(), r"has no model_index\.json"),
         (pickle_weights, "safetensors"),
         (
-            lambda folder: (folder / "model_index.json").write_text('{"_class_name": "FluxPipeline"}'),
-            "FluxPipeline",
+            lambda folder: (folder / "model_index.json").write_text('{"_class_name": "SanaPipeline"}'),
+            "SanaPipeline",
         ),
     ],
 )
