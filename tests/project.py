@@ -13,6 +13,8 @@ import numpy as np
 import yaml
 from PIL import Image
 
+from tests import warm
+
 ROOT = Path(__file__).parents[1]
 ADAPTATION = {"source": "noto", "target": "ink"}
 COPIED = ("domainstudio", "stages", "demo", "dvc.yaml", ".dvcignore")
@@ -92,14 +94,21 @@ def write_images(folder, number):
         Image.fromarray(pixels).save(folder / f"{index:02d}.png")
 
 
-def environment():
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+def environment(warmed: bool = True):
+    """Return the environment of a subprocess, whose `python` and `dvc` are those of `tests.warm`."""
+    folders = [warm.folder()] if warmed else []
+    path = os.pathsep.join(map(str, [*folders, Path(sys.executable).parent, os.environ["PATH"]]))
     return {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
 
 
 def run(root, *command, check=True):
     result = subprocess.run(
-        command, cwd=root, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        command,
+        cwd=root,
+        env=environment(warmed=command[0] in ("python", "dvc")),
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
     )
     assert not check or result.returncode == 0, result.stdout[-4000:]
     return result.stdout

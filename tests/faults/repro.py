@@ -57,7 +57,7 @@ class KilledRepro:
             process = subprocess.Popen(
                 command,
                 cwd=self.root,
-                env=environment(),
+                env=environment(warmed=False),  # all of its processes are killed at once
                 stdout=output,
                 stderr=output,
                 start_new_session=True,

@@ -26,6 +26,7 @@ from PIL import Image
 
 from domainstudio import config
 from stages import register
+from tests import warm
 from tests.project import params
 
 ROOT = Path(__file__).parents[2]
@@ -210,7 +211,7 @@ def serving(command: list[str], url: str, log: Path, cwd: Path, **variables: str
     """Run a server of MLflow until it answers at `url`, and stop it with all its workers afterwards."""
     with log.open("ab") as file:
         process = subprocess.Popen(
-            [sys.executable, "-m", "mlflow", *command],
+            [warm.python(), "-m", "mlflow", *command],
             env=environment(**variables),
             cwd=cwd,
             stdout=file,
@@ -250,7 +251,7 @@ def _empty_database() -> Path:
     folder = Path(mkdtemp(prefix="mlflow-empty-"))
     code = "import sys; from mlflow.tracking import MlflowClient as C; C(sys.argv[1]).search_experiments()"
     uri = f"sqlite:///{folder}/mlflow.db"
-    subprocess.run([sys.executable, "-c", code, uri], env=environment(), cwd=folder, check=True)
+    subprocess.run([warm.python(), "-c", code, uri], env=environment(), cwd=folder, check=True)
     return folder / "mlflow.db"
 
 

@@ -22,6 +22,7 @@ from domainstudio.errors import UNAVAILABLE_STATUS, ConfigError
 from domainstudio.storage import candidates, checkpoint, mirror
 from domainstudio.storage import s3 as transfers
 from domainstudio.storage.mirror import VARIABLE, mirrored
+from tests import warm
 from tests.integration.conftest import S3Server, free_port
 from tests.integration.mlflow_parts import environment, rows, use_local_store
 from tests.integration.s3_parts import Proxy, proxy_of, remove_credentials, wait_until
@@ -104,7 +105,7 @@ def make_project(root: Path) -> Path:
 
 def popen(cwd: Path, *arguments: str, env: Mapping[str, str]) -> subprocess.Popen[str]:
     """Start Python in a process of its own."""
-    command, pipe = [sys.executable, *arguments], subprocess.PIPE
+    command, pipe = [warm.python(), *arguments], subprocess.PIPE
     return subprocess.Popen(command, cwd=cwd, env=env, text=True, stdout=pipe, stderr=subprocess.STDOUT)
 
 

@@ -22,6 +22,7 @@ from domainstudio.registry.gate import Measurement
 from domainstudio.registry.versions import MEASUREMENT
 from domainstudio.tracking.server import TrackingError
 from stages import evaluate, register, sample
+from tests import warm
 from tests.integration.mlflow_parts import (
     MODEL,
     NAME,
@@ -310,7 +311,7 @@ register.main()
 def test_two_processes_at_once_are_judged_one_after_the_other(database, monkeypatch, tmp_path):
     run_stage(monkeypatch, NAME)
     other_result(1, frechet_distance_infinity=10.0)
-    command = [sys.executable, "-c", FIRST, NAME]
+    command = [warm.python(), "-c", FIRST, NAME]
     with subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, text=True) as first:
         deadline = time.monotonic() + 200
         while len(versions_of(database)) < 2 and first.poll() is None and time.monotonic() < deadline:

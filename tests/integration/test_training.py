@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 
 import numpy as np
@@ -16,6 +15,7 @@ from domainstudio.storage import checkpoint
 from domainstudio.training.examples import Examples
 from domainstudio.training.objective import Objective
 from domainstudio.training.trainer import Trainer
+from tests import warm
 from tests.integration.training_parts import ROOT, launch, same, state
 from tests.models import DOMAINSTUDIO, PLAIN, tiny_denoiser, tiny_images, training_settings
 
@@ -207,7 +207,7 @@ torch.save(training.denoiser.network.state_dict(), sys.argv[2])
 
 
 def run_killed(folder, weights, kill_at=None):
-    process = subprocess.Popen([sys.executable, "-c", KILLED, folder, weights], cwd=ROOT)
+    process = subprocess.Popen([warm.python(), "-c", KILLED, folder, weights], cwd=ROOT)
     while process.poll() is None and kill_at is not None:
         if list(folder.glob(f"step-*{kill_at}")):
             os.kill(process.pid, signal.SIGKILL)

@@ -2,10 +2,12 @@
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import torch
+
+from services import free_ports
+from tests import warm
 
 ROOT = Path(__file__).parents[2]
 
@@ -39,16 +41,24 @@ def resume(trainer, folder, **options):
 
 def launch(code, *arguments, processes=2):
     """Run Python code in processes that train together on this machine."""
-    variables = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    several = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command = [*several, "--no-python"] if processes > 1 else []
-    done = subprocess.run(
-        [*command, sys.executable, "-c", code, *map(str, arguments)],
-        env={**os.environ, **variables},
+    together = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_ports())}
+    ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
+    started = [_start(code, *arguments, **(together | rank if processes > 1 else {})) for rank in ranks]
+    try:
+        said = [process.communicate(timeout=150)[0] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    assert [process.returncode for process in started] == [0] * processes, "\n".join(said)[-4000:]
+
+
+def _start(code, *arguments, **variables):
+    own = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    return subprocess.Popen(
+        [warm.python(), "-c", code, *map(str, arguments)],
+        env={**os.environ, **own, **variables},
         cwd=ROOT,
         text=True,
-        timeout=150,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     )
-    assert done.returncode == 0, done.stdout[-4000:]

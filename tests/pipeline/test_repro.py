@@ -63,7 +63,7 @@ def test_the_registry_holds_a_model_per_adaptation(project, first):
         "print(sorted(m.name for m in client.search_registered_models()))"
     )
     assert "['domainstudio-ink-domainstudio', 'domainstudio-ink-finetune']" in run(
-        project, sys.executable, "-c", script
+        project, "python", "-c", script
     )
 
 
@@ -138,7 +138,7 @@ def killed(project, *command, at):
     """Start a stage and kill it once a checkpoint of step `at` or later is there."""
     before = set((project / ".checkpoints").glob("*/step-*"))
     process = subprocess.Popen(
-        [sys.executable, "-m", *command], cwd=project, env=environment(), stdout=subprocess.DEVNULL
+        ["python", "-m", *command], cwd=project, env=environment(), stdout=subprocess.DEVNULL
     )
     while process.poll() is None:
         new = {path.name for path in set((project / ".checkpoints").glob("*/step-*")) - before}
@@ -160,7 +160,7 @@ found = [
 ]
 print("RESULT", json.dumps(found))
 """
-    return json.loads(run(project, sys.executable, "-c", script).split("RESULT ")[1])
+    return json.loads(run(project, "python", "-c", script).split("RESULT ")[1])
 
 
 def test_a_killed_training_goes_on_in_the_same_run(project, first):
