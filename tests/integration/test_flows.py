@@ -10,7 +10,6 @@ import threading
 import time
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 
 import psutil
 import pytest
@@ -18,6 +17,7 @@ import pytest
 from domainstudio.errors import ConfigError
 from flows.run import gpus, graph
 from flows.run.commands import Commands, StoppedError
+from tests import warm
 from tests.integration.conftest import prefect_client
 from tests.project import ROOT, start_repository
 
@@ -139,13 +139,18 @@ def server(prefect):
     return Server({name: prefect.environment[name] for name in names})
 
 
-def start(repository: Path, server: Server | None, *arguments: str, **environment: str):
+def run_flow(repository, server, *arguments: str, **environment: str):
+    """Return the exit status and the output of a flow run that nobody ends before its time."""
+    return finish(start(repository, server, *arguments, python=warm.python(), **environment))
+
+
+def start(repository, server, *arguments: str, python: str = sys.executable, **environment: str):
     """Start a flow run; without a server it starts a temporary one."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
     chosen = server.variables if server else {"PREFECT_HOME": str(repository.parent / "home")}
     traces = {"PYTHONPATH": str(ROOT), "TRACES": str(repository.parent / "traces")}
     return subprocess.Popen(
-        [sys.executable, "-m", "flows.adapt", *arguments],
+        [python, "-m", "flows.adapt", *arguments],
         cwd=repository,
         env={**inherited, **chosen, **environment, **traces},
         stdout=subprocess.PIPE,
@@ -204,7 +209,7 @@ def members(session):
 
 
 def test_the_graph_is_run_side_by_side_and_the_second_run_is_cached(server, repository):
-    status, output = finish(start(repository, server, "--gpus", "1"))
+    status, output = run_flow(repository, server, "--gpus", "1")
     assert status == 0, output
     first = server.last_run()
     assert server.tasks(first) == dict.fromkeys(ADDRESSES, "Completed")
@@ -235,13 +240,13 @@ def test_the_graph_is_run_side_by_side_and_the_second_run_is_cached(server, repo
     assert task.end_time - task.start_time - task.total_run_time > waited / 2
 
     before = traces(repository)
-    status, output = finish(start(repository, server))
+    status, output = run_flow(repository, server)
     assert status == 0, output
     assert "7 cached" in output
     assert server.tasks(server.last_run()) == dict.fromkeys(ADDRESSES, "Cached")
     assert traces(repository) == before
 
-    status, output = finish(start(repository, None))
+    status, output = run_flow(repository, None)
     assert (status, output) == (0, "7 cached: nothing to run, so Prefect was not started\n")
     assert not (repository.parent / "home").exists()
 
@@ -277,7 +282,7 @@ def test_a_failure_stops_its_branch_only(server, repository):
     # finetune@a refuses its settings, which no retry mends; finetune@b fails once and then works.
     failing = json.dumps({"finetune@a": [2, 2], "finetune@b": [1]})
     arguments = ("--retries", "1", "--retry-delay", "0.5")
-    status, output = finish(start(repository, server, *arguments, FAIL=failing, SLEEP="0"))
+    status, output = run_flow(repository, server, *arguments, FAIL=failing, SLEEP="0")
     assert status == 1
     assert "finetune@a failed with exit status 2" in output
     assert "finetune@a failed (4 run, 1 failed, 2 not run)" in output
@@ -390,7 +395,7 @@ def test_the_graph_is_dvcs_own(repository, monkeypatch):
 
 
 def test_a_misspelt_adaptation_is_told_before_anything_starts(repository):
-    status, output = finish(start(repository, None, "c"))
+    status, output = run_flow(repository, None, "c")
     assert status == 2
     assert output.startswith("error: no stage of dvc.yaml is called or ends with 'c'")
     assert "temporary server" not in output
