@@ -9,12 +9,13 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
 from diffusers.training_utils import compute_density_for_timestep_sampling, compute_loss_weighting_for_sd3
+from safetensors.torch import load_file
 
 from domainstudio import models
 from domainstudio.config import FlowSettings, LoraSettings, LossWeights
 from domainstudio.errors import ConfigError
 from domainstudio.models import lora
-from domainstudio.models.adapter_folder import WEIGHTS
+from domainstudio.models.adapter_folder import KOHYA, WEIGHTS
 from domainstudio.models.flow_schedule import FlowSchedule
 from domainstudio.sampling import sample
 from domainstudio.selection.adapters import AdapterFile, usable
@@ -252,6 +253,8 @@ def test_adapters_draw_the_same_in_plain_diffusers(tmp_path, monkeypatch, family
     assert difference(drawn(pipeline), found) <= 1
     assert difference(before, found) > 2
 
+    named = "lycoris_layers_0_" if family == "z-image" else "lora_transformer_transformer_blocks_0_"
+    assert any(key.startswith(named) for key in load_file(f"adapters/{KOHYA}")), "as ComfyUI names it"
     file = AdapterFile(Path("adapters", WEIGHTS), "a", 1)  # as that of another trainer
     [candidate], _ = usable(models.load("source"), [file], "source")
     assert difference(sample(candidate.load(), SEEDS, TOLD, steps=4), found) <= 1
