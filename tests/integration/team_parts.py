@@ -28,7 +28,7 @@ from services import Team
 from tests.integration.conftest import prefect_client
 from tests.project import ROOT, make_project, params, run, write_images
 
-PATIENCE = 600
+PATIENCE = 1800
 """Seconds after which something that should have happened counts as hanging."""
 NAME = "ink-finetune"
 """The project's one adaptation."""

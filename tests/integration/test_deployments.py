@@ -21,7 +21,7 @@ from tests.integration.test_sweep import ray_cluster
 from tests.project import run
 
 __all__ = ["ray_cluster"]  # a fixture
-pytestmark = [pytest.mark.slow, pytest.mark.team, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.slow, pytest.mark.team, pytest.mark.timeout(7200)]
 
 
 def upload(company: Company, prefix: str, folder: Path) -> str:

@@ -30,7 +30,7 @@ from tests.integration.s3_parts import wait_until
 from tests.integration.team_parts import NAME, PATIENCE, Company, manifests, step_of, wait_for
 from tests.project import run
 
-pytestmark = [pytest.mark.slow, pytest.mark.team, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.slow, pytest.mark.team, pytest.mark.timeout(7200)]
 STAGE, MODEL = f"finetune@{NAME}", f"models/adapted/{NAME}"
 STEPS, EVERY = 240, 40
 LOST_AFTER = 60
