@@ -24,7 +24,7 @@ def folder() -> Path:
 
     Where the operating system has no descriptors of processes, it is the ordinary one.
     """
-    if not hasattr(os, "pidfd_open"):
+    if not _has_descriptors_of_processes():
         return Path(sys.executable).parent
     root = Path(mkdtemp(prefix="warm-"))
     for name, first in ("python", ""), ("dvc", "-m dvc"):
@@ -51,6 +51,14 @@ def folder() -> Path:
 def python() -> str:
     """Return the path of this `python`."""
     return str(folder() / "python")
+
+
+def _has_descriptors_of_processes() -> bool:
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+    except (AttributeError, OSError):
+        return False
+    return True
 
 
 def _environment() -> dict[str, str]:
