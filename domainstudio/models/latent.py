@@ -133,7 +133,7 @@ def read_encoder(folder: Path, kind: type[Encoder]) -> Encoder:
         encoder: Encoder = load_part(kind, folder, torch_dtype=torch.float32)
         if kind is VQModel and "scaling_factor" not in kind.load_config(folder):
             encoder.register_to_config(scaling_factor=1.0)
-    except (OSError, TypeError, ValueError, RuntimeError) as error:
+    except (OSError, LookupError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(
             f"{folder} is not a usable {kind.__name__}: {error}. It needs config.json and "
             "diffusion_pytorch_model.safetensors"

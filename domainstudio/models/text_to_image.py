@@ -16,7 +16,7 @@ import diffusers
 import torch
 from torch import nn
 
-from domainstudio.errors import CheckpointError, ConfigError, MissingExtraError
+from domainstudio.errors import CheckpointError, ConfigError, DomainStudioError, MissingExtraError
 from domainstudio.models import adapter_folder, lora
 from domainstudio.models.adapters import TEXT_ENCODERS
 from domainstudio.models.condition import to_device
@@ -34,9 +34,6 @@ if TYPE_CHECKING:
     from domainstudio.models.condition import Condition
     from domainstudio.models.schedule import Schedule
     from domainstudio.models.text_parts import Parts
-
-_UNUSABLE = (OSError, LookupError, AttributeError, TypeError, ValueError, RuntimeError)
-"""What diffusers' and transformers' loaders raise."""
 
 
 class PromptedNetwork(nn.Module, ABC):
@@ -298,8 +295,6 @@ class TextToImageDenoiser(ABC):
     @classmethod
     def load(cls, folder: Path, half: torch.dtype | None = None) -> Self:
         """Read a pipeline folder (see `loading.Kind`)."""
-        from safetensors import SafetensorError
-
         index = read_index(folder)
         name = index["_class_name"]
         parts = cls.parts[name]
@@ -313,7 +308,9 @@ class TextToImageDenoiser(ABC):
             raise MissingExtraError(
                 'transformers is not installed. Install it: pip install "domainstudio[text]"'
             ) from error
-        except (*_UNUSABLE, SafetensorError) as error:
+        except DomainStudioError:
+            raise
+        except Exception as error:  # tokenizers raise this class itself
             raise CheckpointError(
                 f"{folder} is not a usable {name}: {error}. A file is damaged, or a part of another kind: "
                 "copy the folder again"

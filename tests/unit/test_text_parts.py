@@ -68,6 +68,13 @@ def put(**values):
     return configure
 
 
+def version(folder):
+    """Give a tokenizer a version that its library refuses, as an `Exception` of no other class."""
+    path = folder / "tokenizer.json"
+    content = json.loads(path.read_text()) if path.is_file() else {}
+    path.write_text(json.dumps(content | {"version": "9.0"}))
+
+
 PARTS = ("unet", "vae", "tokenizer", "text_encoder", "scheduler")
 MISSING = r"{folder}/{part} is missing: copy the whole"
 PICKLED = r"{part} has no weights as safetensors.*safe_serialization"
@@ -82,6 +89,7 @@ CUT = r"not a usable StableDiffusionPipeline.*copy the folder again"
         (empty, "tokenizer", r"tokenizer has neither tokenizer.json nor vocab.json"),
         *((pickle, part, PICKLED) for part in ("unet", "vae", "text_encoder")),
         *((cut, part, CUT) for part in ("unet", "text_encoder")),
+        (version, "tokenizer", r"not a usable .*Unknown tokenizer version '9.0'"),
         (put(scaling_factor=0), "vae", r"{part}/config.json: scaling_factor is 0; it must be the positive"),
         (put(scaling_factor=None), "vae", r"{part}/config.json: scaling_factor is None"),
         (put(shift_factor=0.1), "vae", r"{part}/config.json: shift_factor is 0.1, which.*UNet's own VAE"),
