@@ -24,6 +24,7 @@ from domainstudio.models.denoiser import Prediction
 from domainstudio.models.folders import read_index, save_pipeline
 from domainstudio.models.latents import decode_latents, draw_latents, encode_images, factor
 from domainstudio.models.new_tokens import add_tokens, merged_tokens
+from domainstudio.models.schedule import at_least_float32
 from domainstudio.models.text_parts import check_folder, check_present, load_networks, make_portable
 
 if TYPE_CHECKING:
@@ -230,7 +231,7 @@ class TextToImageDenoiser(ABC):
             with torch.no_grad():
                 embedded = self._unwrapped.embed(condition)
             condition = {
-                name: value.float() if value.is_floating_point() else value
+                name: at_least_float32(value) if value.is_floating_point() else value
                 for name, value in embedded.items()
             }
         return condition | to_device(self.sizes(len(values), size or self.resolution), device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 import torch
@@ -17,27 +17,25 @@ _MOMENTS = ({"exp_avg", "exp_avg_sq"}, {"state1", "state2"})
 
 _WHOLE, _NUMBER = "a whole number", "a number"
 
-_APART = {"history", "scaler"}
-"""What every state has beside the parts that are compared: the scaler is another one on another device."""
-
 
 def states_of(parts: Mapping[str, Any]) -> dict[str, Any]:
     """Return the `state_dict` of each part; of a dictionary, itself."""
     return {name: part if isinstance(part, Mapping) else part.state_dict() for name, part in parts.items()}
 
 
-def check_fits(state: Mapping[str, Any], parts: Mapping[str, Any]) -> None:
+def check_fits(state: Mapping[str, Any], parts: Mapping[str, Any], apart: Set[str] = frozenset()) -> None:
     """Compare a state with the parts that would be set to it, without a change of them.
 
     Args:
         state: What `state_dict` of each part returned once, by the part's name.
         parts: Modules, optimisers and whatever else has a `state_dict`; or such a dictionary.
+        apart: What else the state must hold, whatever it is.
 
     Raises:
         CheckpointError: a part or an entry is missing or unknown, or has another shape or type. The message
             is the reason alone.
     """
-    if differing := sorted(map(str, state.keys() ^ {*parts, *_APART})):
+    if differing := sorted(map(str, state.keys() ^ {*parts, *apart})):
         raise CheckpointError(f"{differing[0]} is missing or unknown")
     for name, part in parts.items():
         if isinstance(part, torch.optim.Optimizer):

@@ -316,7 +316,7 @@ class Trainer:
         parts = self._parts()
         if not (parts["scaler"] and state.get("scaler")):  # another precision, on another device
             del parts["scaler"]
-        check_fits(state, parts)
+        check_fits(state, parts, {"history", "scaler"})
         check_history(state.get("history"), step)
 
     def _resume(self) -> None:

@@ -109,7 +109,7 @@ def spoil(state, *keys, value=None):
         (("network", "conv_in.bias"), torch.ones(3), r"network\.conv_in\.bias is float32 \[3\]"),
         (("optimizer", "state", 0, "exp_avg"), torch.ones(3), "moments of parameter 0 do not fit"),
         (("optimizer", "param_groups", 0, "lr"), "x", r"optimizer\.param_groups\.0\.lr is str"),
-        (("lr_scheduler",), None, "no 'lr_scheduler'"),
+        (("lr_scheduler",), None, "lr_scheduler is missing"),
         (("ema", "shadow_params"), [], "ema.shadow_params has 0 entries"),
         (("history", 1), None, "history is not that of 2 steps"),
         (("history", 0, "total"), "x", r"history\.0\.total is str"),
