@@ -67,7 +67,7 @@ def test_a_teams_day(company: Company) -> None:
     # A worse model does not take the place.
     run(company.source, "git", "pull", "-q", str(company.origin), f"runs/{second.name}")
     champion = company.aliases()["champion"]
-    company.change("a learning rate that is far too high", learning_rate=10.0, mixed_precision="no")
+    company.change("a learning rate that is far too high", learning_rate=1.0, mixed_precision="no")
     company.start("adapt-revision/adapt")
     company.finished("adapt-revision", 4)
     versions = company.mlflow().search_model_versions(f"name = '{company.model}'")
