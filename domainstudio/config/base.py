@@ -41,7 +41,7 @@ class Section(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _no_truth_for_numbers(cls, values: Any) -> Any:
+    def _truth_is_no_number(cls, values: Any) -> Any:
         """Refuse true and false where a number is meant, as 1 and 0, and numbers where these are."""
         for name, value in values.items() if isinstance(values, Mapping) else ():
             if name not in cls.model_fields:

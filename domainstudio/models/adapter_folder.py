@@ -64,7 +64,7 @@ def save(denoiser: Denoiser, folder: Path, pipeline: str, *, half: bool = False)
     folder.mkdir(parents=True, exist_ok=True)
     _write_diffusers(weights, adapters, folder / WEIGHTS)
     if len(weights) > 1:
-        prefix = getattr(getattr(denoiser, "network_class", None), "kohya_prefix", "")
+        prefix = getattr(denoiser.network, "kohya_prefix", "")
         _write_kohya(weights, adapters.alpha, prefix, folder / KOHYA)
     settings = adapters.settings
     record = {

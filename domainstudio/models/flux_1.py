@@ -9,10 +9,9 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from domainstudio.errors import CheckpointError
 from domainstudio.models.flow_schedule import FlowSchedule
 from domainstudio.models.language_model import LanguageModelDenoiser, ToldNetwork
-from domainstudio.models.text_parts import check_part, token_ids
+from domainstudio.models.text_parts import check_latents, check_part, check_text, token_ids
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -68,22 +67,11 @@ class Flux1Denoiser(LanguageModelDenoiser):
         """Refuse parts that belong to different models."""
         check_part(pipeline, "transformer", "FluxTransformer2DModel", where)
         check_part(pipeline, "vae", "AutoencoderKL", where)
-        config, channels = pipeline.transformer.config, pipeline.vae.config.latent_channels
-        if PATCH**2 * channels != config.in_channels:
-            raise CheckpointError(
-                f"{where}: the VAE makes {PATCH**2 * channels} channels of packed latents and the "
-                f"transformer reads {config.in_channels}: the parts belong to different models"
-            )
-        widths = {
-            "text_encoder": (pipeline.text_encoder.config.hidden_size, config.pooled_projection_dim),
-            "text_encoder_2": (pipeline.text_encoder_2.config.d_model, config.joint_attention_dim),
-        }
-        for part, (made, read) in widths.items():
-            if made != read:
-                raise CheckpointError(
-                    f"{where}: the transformer reads text of {read} channels and {part} makes {made}: the "
-                    "parts belong to different models"
-                )
+        config = pipeline.transformer.config
+        clip, t5 = pipeline.text_encoder.config, pipeline.text_encoder_2.config
+        check_latents(PATCH**2 * pipeline.vae.config.latent_channels, config.in_channels, where)
+        check_text(clip.hidden_size, config.pooled_projection_dim, where, "text_encoder")
+        check_text(t5.d_model, config.joint_attention_dim, where, "text_encoder_2")
         cls.check_resolution(pipeline, where)
 
     @classmethod

@@ -14,7 +14,7 @@ from domainstudio.models.flow_schedule import FlowSchedule
 from domainstudio.models.language_model import LanguageModelDenoiser, ToldNetwork
 from domainstudio.models.latents import draw_unscaled
 from domainstudio.models.schedule import at_least_float32
-from domainstudio.models.text_parts import check_part
+from domainstudio.models.text_parts import check_latents, check_part, check_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -68,17 +68,9 @@ class Flux2Denoiser(LanguageModelDenoiser):
         """Refuse parts that belong to different models, and a model distilled to few steps."""
         check_part(pipeline, "transformer", "Flux2Transformer2DModel", where)
         check_part(pipeline, "vae", "AutoencoderKLFlux2", where)
-        config, channels = pipeline.transformer.config, 4 * pipeline.vae.config.latent_channels
-        if channels != config.in_channels:
-            raise CheckpointError(
-                f"{where}: the VAE makes {channels} channels of packed latents and the transformer reads "
-                f"{config.in_channels}: the parts belong to different models"
-            )
-        if (width := LAYERS * pipeline.text_encoder.config.hidden_size) != config.joint_attention_dim:
-            raise CheckpointError(
-                f"{where}: the transformer reads text of {config.joint_attention_dim} channels and the text "
-                f"encoder makes {width}: the parts belong to different models"
-            )
+        config = pipeline.transformer.config
+        check_latents(cls.packed**2 * pipeline.vae.config.latent_channels, config.in_channels, where)
+        check_text(LAYERS * pipeline.text_encoder.config.hidden_size, config.joint_attention_dim, where)
         if pipeline.config.is_distilled or config.guidance_embeds:
             raise CheckpointError(
                 f"{where} is distilled, and training would undo that: adapt the base model, such as "

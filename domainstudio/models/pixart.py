@@ -10,7 +10,7 @@ from diffusers.utils import is_bs4_available, is_ftfy_available
 
 from domainstudio.errors import CheckpointError
 from domainstudio.models.diffusion_schedule import DiffusionSchedule
-from domainstudio.models.text_parts import check_part, token_ids
+from domainstudio.models.text_parts import check_part, check_text, token_ids
 from domainstudio.models.text_to_image import PromptedNetwork, TextToImageDenoiser
 
 if TYPE_CHECKING:
@@ -78,11 +78,7 @@ class PixArtDenoiser(TextToImageDenoiser):
                 f"{where}: the VAE makes latents of {channels} channels, the transformer reads "
                 f"{config.in_channels} and writes {config.out_channels}: the parts belong to different models"
             )
-        if (width := pipeline.text_encoder.config.d_model) != config.caption_channels:
-            raise CheckpointError(
-                f"{where}: the transformer reads text of {config.caption_channels} channels and the text "
-                f"encoder makes {width}: the parts belong to different models"
-            )
+        check_text(pipeline.text_encoder.config.d_model, config.caption_channels, where)
 
     @classmethod
     def schedule_of(cls, pipeline: Any, where: str) -> Schedule:

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from domainstudio.errors import CheckpointError
 from domainstudio.models.flow_schedule import FlowSchedule
-from domainstudio.models.text_parts import check_part, token_ids
+from domainstudio.models.text_parts import check_part, check_text, token_ids
 from domainstudio.models.text_to_image import PromptedNetwork, TextToImageDenoiser
 
 if TYPE_CHECKING:
@@ -106,11 +106,8 @@ class StableDiffusion3Denoiser(TextToImageDenoiser):
                 f"the text encoders make {pooled}: the parts belong to different models"
             )
         t5 = pipeline.text_encoder_3
-        if t5 is not None and t5.config.d_model != config.joint_attention_dim:
-            raise CheckpointError(
-                f"{where}: the transformer reads text of {config.joint_attention_dim} channels and "
-                f"text_encoder_3 makes {t5.config.d_model}: the parts belong to different models"
-            )
+        if t5 is not None:
+            check_text(t5.config.d_model, config.joint_attention_dim, where, "text_encoder_3")
 
     @classmethod
     def schedule_of(cls, pipeline: Any, where: str) -> Schedule:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 VOCABULARIES = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model")
 """Files that hold a tokenizer's words; one is enough."""
 
+_STRANGERS = "the parts belong to different models"
+
 
 def check_folder(
     folder: Path, index: Mapping[str, Any], parts: Parts, optional: Collection[str] = ()
@@ -118,6 +120,30 @@ def check_part(pipeline: Any, part: str, name: str, where: str) -> None:
     """
     if not isinstance(found := getattr(pipeline, part), _class(name)):
         raise CheckpointError(f"{where}/{part} is a {type(found).__name__}, not a {name}")
+
+
+def check_latents(made: int, read: int, where: str) -> None:
+    """Refuse a transformer that reads latents, packed or not, of other channels than the VAE's.
+
+    Raises:
+        CheckpointError: with both numbers.
+    """
+    if made != read:
+        raise CheckpointError(
+            f"{where}: the VAE makes latents of {made} channels, the transformer reads {read}: {_STRANGERS}"
+        )
+
+
+def check_text(made: int, read: int, where: str, encoder: str = "the text encoder") -> None:
+    """Refuse a transformer that reads text of other channels than an encoder's.
+
+    Raises:
+        CheckpointError: with both numbers.
+    """
+    if made != read:
+        raise CheckpointError(
+            f"{where}: the transformer reads text of {read} channels and {encoder} makes {made}: {_STRANGERS}"
+        )
 
 
 def token_ids(tokenizer: Any, values: Sequence[str], longest: int, *, cut: bool = False) -> Tensor:

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch.nn import functional
 
-from domainstudio.errors import CheckpointError
 from domainstudio.models.flow_schedule import FlowSchedule
 from domainstudio.models.language_model import LanguageModelDenoiser, ToldNetwork
-from domainstudio.models.text_parts import check_part
+from domainstudio.models.text_parts import check_latents, check_part, check_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,17 +60,9 @@ class ZImageDenoiser(LanguageModelDenoiser):
         """Refuse parts that belong to different models."""
         check_part(pipeline, "transformer", "ZImageTransformer2DModel", where)
         check_part(pipeline, "vae", "AutoencoderKL", where)
-        config, channels = pipeline.transformer.config, pipeline.vae.config.latent_channels
-        if channels != config.in_channels:
-            raise CheckpointError(
-                f"{where}: the VAE makes latents of {channels} channels and the transformer reads "
-                f"{config.in_channels}: the parts belong to different models"
-            )
-        if (width := pipeline.text_encoder.config.hidden_size) != config.cap_feat_dim:
-            raise CheckpointError(
-                f"{where}: the transformer reads text of {config.cap_feat_dim} channels and the text encoder "
-                f"makes {width}: the parts belong to different models"
-            )
+        config = pipeline.transformer.config
+        check_latents(pipeline.vae.config.latent_channels, config.in_channels, where)
+        check_text(pipeline.text_encoder.config.hidden_size, config.cap_feat_dim, where)
         cls.check_resolution(pipeline, where)
 
     @classmethod
