@@ -84,6 +84,25 @@ def read_index(folder: Path) -> dict[str, Any]:
     return index
 
 
+def sample_size(config: Any, part: Path | str = "unet") -> tuple[int, int]:
+    """Return height and width of a network's x0, by its configuration.
+
+    Args:
+        config: the configuration, of which `sample_size` is one side or both.
+        part: the network's folder, for errors.
+
+    Raises:
+        CheckpointError: it is neither.
+    """
+    size = config.sample_size
+    sides = tuple(size) if isinstance(size, (list, tuple)) else (size, size)
+    if len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides):
+        raise CheckpointError(
+            f"{part}/config.json: sample_size is {size!r}; set it to the height of x0, or to [height, width]"
+        )
+    return sides
+
+
 def set_resolution(folder: Path, resolution: int) -> None:
     """Write the size of its images into a folder of a model of any size: `vae/config.json` names it there.
 

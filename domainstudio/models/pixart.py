@@ -10,6 +10,7 @@ from diffusers.utils import is_bs4_available, is_ftfy_available
 
 from domainstudio.errors import CheckpointError
 from domainstudio.models.diffusion_schedule import DiffusionSchedule
+from domainstudio.models.folders import sample_size
 from domainstudio.models.text_parts import check_part, check_text, token_ids
 from domainstudio.models.text_to_image import PromptedNetwork, TextToImageDenoiser
 
@@ -73,6 +74,7 @@ class PixArtDenoiser(TextToImageDenoiser):
         check_part(pipeline, "transformer", "PixArtTransformer2DModel", where)
         check_part(pipeline, "vae", "AutoencoderKL", where)
         config, channels = pipeline.transformer.config, pipeline.vae.config.latent_channels
+        sample_size(config, f"{where}/transformer")
         if config.in_channels != channels or config.out_channels not in (channels, 2 * channels):
             raise CheckpointError(
                 f"{where}: the VAE makes latents of {channels} channels, the transformer reads "

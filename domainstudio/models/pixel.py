@@ -17,7 +17,7 @@ from domainstudio.errors import CheckpointError, ConfigError
 from domainstudio.models import adapter_folder, lora
 from domainstudio.models.denoiser import Prediction
 from domainstudio.models.diffusion_schedule import DiffusionSchedule
-from domainstudio.models.folders import read_index, save_pipeline
+from domainstudio.models.folders import read_index, sample_size, save_pipeline
 from domainstudio.storage.weights import load_part
 
 if TYPE_CHECKING:
@@ -73,9 +73,7 @@ class PixelDenoiser(ABC):
     @property
     def shape(self) -> tuple[int, int, int]:
         """Shape (C, H, W) of one image."""
-        size = self._config.sample_size
-        height, width = (size, size) if isinstance(size, int) else size
-        return self._config.in_channels, height, width
+        return self._config.in_channels, *sample_size(self._config)
 
     @property
     def resolution(self) -> tuple[int, int]:
@@ -172,6 +170,7 @@ def read_parts(folder: Path, half: torch.dtype | None = None) -> Parts:
             index["scheduler"][1]
         ]
         scheduler = scheduler_class.from_pretrained(folder / "scheduler")
+        sample_size(network.config, folder / "unet")
     except (OSError, KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(
             f"{folder} is not a usable pipeline: {error}. It needs model_index.json, unet/ "

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from domainstudio.errors import CheckpointError
 from domainstudio.models.flow_schedule import FlowSchedule
+from domainstudio.models.folders import sample_size
 from domainstudio.models.text_parts import check_part, check_text, token_ids
 from domainstudio.models.text_to_image import PromptedNetwork, TextToImageDenoiser
 
@@ -93,6 +94,7 @@ class StableDiffusion3Denoiser(TextToImageDenoiser):
         check_part(pipeline, "transformer", "SD3Transformer2DModel", where)
         check_part(pipeline, "vae", "AutoencoderKL", where)
         config, channels = pipeline.transformer.config, pipeline.vae.config.latent_channels
+        sample_size(config, f"{where}/transformer")
         if not channels == config.in_channels == config.out_channels:
             raise CheckpointError(
                 f"{where}: the VAE makes latents of {channels} channels, the transformer reads "

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 
 from domainstudio.errors import CheckpointError, ConfigError
+from domainstudio.models.folders import sample_size
 from domainstudio.storage.weights import load_part
 
 if TYPE_CHECKING:
@@ -227,10 +228,7 @@ def _check_latents(unet: Any, vae: Any, where: str) -> None:
             f"{unet.in_channels} and writes {unet.out_channels}; variants such as inpainting are not "
             "supported"
         )
-    if not unet.sample_size:
-        raise CheckpointError(
-            f"{where}/unet/config.json: sample_size is {unet.sample_size}; set it to the latents' height"
-        )
+    sample_size(unet, f"{where}/unet")
     if not vae.scaling_factor or vae.scaling_factor <= 0:
         raise CheckpointError(
             f"{where}/vae/config.json: scaling_factor is {vae.scaling_factor}; it must be the positive "

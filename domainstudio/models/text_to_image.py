@@ -21,7 +21,7 @@ from domainstudio.models import adapter_folder, lora
 from domainstudio.models.adapters import TEXT_ENCODERS
 from domainstudio.models.condition import to_device
 from domainstudio.models.denoiser import Prediction
-from domainstudio.models.folders import read_index, save_pipeline
+from domainstudio.models.folders import read_index, sample_size, save_pipeline
 from domainstudio.models.latents import decode_latents, draw_latents, encode_images, factor
 from domainstudio.models.new_tokens import add_tokens, merged_tokens
 from domainstudio.models.schedule import at_least_float32
@@ -189,9 +189,7 @@ class TextToImageDenoiser(ABC):
     def shape(self) -> tuple[int, int, int]:
         """Shape (C, H, W) of one latent."""
         config = self.denoising.config
-        size = config.sample_size
-        height, width = (size, size) if isinstance(size, int) else size
-        return config.in_channels, height, width
+        return config.in_channels, *sample_size(config, self.network_class.part)
 
     @property
     def resolution(self) -> tuple[int, int]:

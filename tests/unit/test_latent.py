@@ -155,6 +155,14 @@ def cut(folder):
     weights.write_bytes(weights.read_bytes()[:-100])
 
 
+def resize(size):
+    def damage(folder):
+        path = folder / "unet/config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"sample_size": size}))
+
+    return damage
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -162,6 +170,11 @@ def cut(folder):
         (cut, r"vqvae is not a usable AutoencoderKL: .*It needs config\.json and"),
         (lambda folder: (folder / "vqvae/config.json").unlink(), r"vqvae is not a usable AutoencoderKL"),
         (lambda folder: (folder / "unet/config.json").unlink(), r"is not a usable pipeline.* unet/"),
+        (resize(None), r"unet/config.json: sample_size is None; set it to the height of x0"),
+        (resize([8]), r"unet/config.json: sample_size is \[8\]; set it"),
+        (resize([8, 0]), r"unet/config.json: sample_size is \[8, 0\]; set it"),
+        (resize("8"), r"unet/config.json: sample_size is '8'; set it"),
+        (resize(True), r"unet/config.json: sample_size is True; set it"),
     ],
 )
 def test_a_damaged_folder_is_refused_by_name(tmp_path, damage, message):
