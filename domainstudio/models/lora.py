@@ -22,6 +22,8 @@ from domainstudio.models.folders import digest, local_folder
 from domainstudio.seeding import generator
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from domainstudio.config import LoraSettings
     from domainstudio.models.denoiser import Denoiser
 
@@ -134,6 +136,15 @@ def without(denoiser: D) -> D:
     return denoiser if denoiser.adapters is None else _plain(denoiser, fused=False)
 
 
+def fuse(denoiser: Denoiser) -> None:
+    """Fuse the adapters of a model of float32 into its weights, in place, so that it computes less.
+
+    A model of lower precision stays as it is: fused, most of a small update would be rounded away.
+    """
+    if denoiser.adapters is not None and all(each.dtype == torch.float32 for each in _bases(denoiser)):
+        _take_off(denoiser, fused=True)
+
+
 def save_merged(denoiser: Denoiser, folder: Path, *, half: bool = False) -> None:
     """Write a model with its adapters fused, as the full pipeline folder that plain diffusers reads."""
     merged(denoiser).save(folder, half=half)
@@ -164,15 +175,27 @@ def _plain(denoiser: D, *, fused: bool) -> D:
     """Return a copy of a model with its adapters fused into the weights, or left out."""
     shared = [denoiser.vae, *(part for part in parts_of(denoiser.network).values() if not _layers(part))]
     plain = copy.deepcopy(denoiser, {id(part): part for part in shared if part is not None})
-    for part in parts_of(plain.network).values():
+    _take_off(plain, fused=fused)
+    return plain
+
+
+def _take_off(denoiser: Denoiser, *, fused: bool) -> None:
+    """Take a model's adapters off, in place, fused into the weights or left out."""
+    for part in parts_of(denoiser.network).values():
         for name, layer in _layers(part).items():
             if fused:
                 layer.merge()
             part.set_submodule(name, layer.get_base_layer())
         if hasattr(part, "peft_config"):
             del part.peft_config
-    plain.adapters, plain.name_or_path = None, ""
-    return plain
+    denoiser.adapters, denoiser.name_or_path = None, ""
+
+
+def _bases(denoiser: Denoiser) -> Iterator[Tensor]:
+    """Yield the weights that adapters are added to."""
+    for part in parts_of(denoiser.network).values():
+        for layer in _layers(part).values():
+            yield layer.get_base_layer().weight
 
 
 def _inject(part: nn.Module, modules: Sequence[str], adapters: Adapters, draw: torch.Generator) -> None:

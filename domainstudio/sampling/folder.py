@@ -94,6 +94,7 @@ def sample_stored(
         The folder of samples.
     """
     from domainstudio.distributed import this_process
+    from domainstudio.models import lora
     from domainstudio.precision import DTYPES, usable_precision
     from domainstudio.storage.checkpoint import run_key
 
@@ -105,6 +106,8 @@ def sample_stored(
         device = this_process().device
         half = DTYPES[usable_precision(settings.mixed_precision, device)]
         denoiser = stored.load(half).to(device)
+        if stored.together is None:
+            lora.fuse(denoiser)
         sample_to_folder(denoiser, folder, settings, conditions, subjects, **manifest)
     return folder
 

@@ -318,6 +318,22 @@ def test_fused_adapters_make_a_full_pipeline_that_draws_the_same(tmp_path, kind)
         close(pictures(pipeline_of(tmp_path / "merged")), pictures(denoiser.pipeline))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_fused_in_place_it_draws_as_the_merged_model(kind):
+    denoiser = adapted(kind)
+    merged, expected = lora.merged(denoiser), base_weights(denoiser).keys()
+    lora.fuse(denoiser)
+    assert torch.equal(output(denoiser), output(merged, told_by=denoiser))
+    assert denoiser.adapters is None and base_weights(denoiser).keys() == expected
+
+
+def test_adapters_of_lowered_weights_are_not_fused():
+    denoiser = adapted("unconditional")
+    denoiser.network.to(torch.bfloat16)
+    lora.fuse(denoiser)
+    assert denoiser.adapters is not None
+
+
 def test_the_merged_model_shares_what_has_no_adapters():
     denoiser = adapted("sd1", text_encoder=False)
     merged = lora.merged(denoiser)
