@@ -15,13 +15,13 @@ import json
 import os
 import shutil
 from collections import defaultdict
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
@@ -45,6 +45,9 @@ from stages.cli import run
 
 WORK = Path(".checkpoints/compare")
 
+Point: TypeAlias = tuple[str, int, int, int]
+"""Adaptation, draw, seed and step."""
+
 _MEMOS: defaultdict[tuple[Path, str], dict[Any, Any]] = defaultdict(dict)
 """What is the same for all samples of a target, by its folder and the source model: computed once."""
 
@@ -62,6 +65,9 @@ def main() -> None:
         "--choose", action="store_true", help="mark the step that the rule of params.yaml takes among these"
     )
     parser.add_argument(
+        "--only-chosen", action="store_true", help="measure none but that step; with --choose"
+    )
+    parser.add_argument(
         "--null", metavar="ADAPTATION", help="measure it at half the learning rate too, after twice the steps"
     )
     parser.add_argument(
@@ -71,6 +77,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.jobs < 1:
         parser.error(f"--jobs {arguments.jobs}: give the number of trainings side by side, at least 1")
+    if arguments.only_chosen and not arguments.choose:
+        parser.error("--only-chosen: give --choose too, which says what chooses")
     settings = config.load(*arguments.params)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     runs = [
@@ -79,8 +87,9 @@ def main() -> None:
         for seed in arguments.seeds
         for adaptation, null_of in _compared(settings, arguments.adaptations, arguments.null)
     ]
-    measure = partial(_measure, out=arguments.out, every=arguments.steps, choose=arguments.choose)
-    missing = _missing(runs, arguments.steps, _done(arguments.out))
+    choice = Choice(arguments.choose, arguments.only_chosen)
+    measure = partial(_measure, out=arguments.out, every=arguments.steps, choice=choice)
+    missing = _missing(runs, arguments.steps, _done(arguments.out), choice)
     if arguments.jobs == 1:
         for each in missing:
             measure(each)
@@ -90,6 +99,14 @@ def main() -> None:
     spawn = get_context("spawn")
     with ProcessPoolExecutor(arguments.jobs, spawn, torch.set_num_threads, (threads,)) as pool:
         list(pool.map(measure, missing))  # raises what a process has raised
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Whether the rule of params.yaml marks a step of each run, and whether that step alone is measured."""
+
+    marks: bool
+    alone: bool
 
 
 @dataclass(frozen=True)
@@ -106,13 +123,14 @@ class Missing:
 
 
 def _missing(
-    runs: Sequence[Run], steps: Sequence[int], done: Set[tuple[str, int, int, int]]
+    runs: Sequence[Run], steps: Sequence[int], done: Mapping[Point, bool], choice: Choice
 ) -> list[Missing]:
     trainings: dict[Path, list[tuple[Run, list[int]]]] = {}
     for each in runs:
         at = (each.of.name, each.drawn, each.seed)
         lacking = [step for step in each.steps(steps) if (*at, step) not in done]
-        if lacking:
+        chosen = any(done.get((*at, step), False) for step in each.steps(steps))
+        if lacking and not (choice.alone and chosen):
             trainings.setdefault(each.folder, []).append((each, lacking))
     found, seen = [], set()
     for training in trainings.values():
@@ -122,12 +140,13 @@ def _missing(
     return found
 
 
-def _measure(missing: Missing, out: Path, every: Sequence[int], choose: bool) -> None:
+def _measure(missing: Missing, out: Path, every: Sequence[int], choice: Choice) -> None:
     """Measure runs, and append their records to the output file, a line each."""
     references = missing.references
     for each, steps in missing.runs:
-        chosen = each.choose(each.steps(every)) if choose else None
-        for record in each.measure(steps, chosen, references=references):
+        chosen = each.choose(each.steps(every)) if choice.marks else None
+        measured = [step for step in steps if step == chosen or not choice.alone]
+        for record in each.measure(measured, chosen, references=references):
             with out.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
             print(_line(record), flush=True)
@@ -319,11 +338,16 @@ def _with(adaptation: Adaptation, **training: Any) -> Adaptation:
     return adaptation.model_copy(update={"training": changed})
 
 
-def _done(path: Path) -> set[tuple[str, int, int, int]]:
+def _done(path: Path) -> dict[Point, bool]:
+    """Return the points that a file has, and whether each is the chosen one of its run."""
     if not path.is_file():
-        return set()
+        return {}
     records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return {(r["adaptation"], r["draw"], r["seed"], r["step"]) for r in records if "adaptation" in r}
+    return {
+        (r["adaptation"], r["draw"], r["seed"], r["step"]): r.get("chosen", False)
+        for r in records
+        if "adaptation" in r
+    }
 
 
 def _line(record: dict[str, Any]) -> str:

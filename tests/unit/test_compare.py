@@ -71,6 +71,12 @@ def test_a_comparison_records_each_step_once_with_its_null_and_the_step_that_the
     assert [row["step"] for row in again if row.get("null_of")] == [2, 6]
     assert [row for row in again if "reference" not in row] == points
 
+    for _ in range(2):  # the second call has nothing to do
+        run(monkeypatch, "--choose", "--only-chosen", out="chosen.jsonl")
+        rows = [json.loads(line) for line in (project / "chosen.jsonl").read_text().splitlines()]
+        alone = [row for row in rows if "adaptation" in row]
+        assert alone == [row for row in points if row.get("chosen") and "null_of" not in row]
+
 
 @pytest.mark.slow
 def test_trainings_side_by_side_are_recorded_as_one_after_another(project, monkeypatch):
