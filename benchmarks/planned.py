@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from benchmarks import published
 from domainstudio.models.flux_2 import Flux2Denoiser
+from domainstudio.models.language_model import LanguageModelDenoiser
+from domainstudio.models.qwen_image import ConditionedQwenImage, QwenImageDenoiser
 from domainstudio.models.stable_diffusion import StableDiffusionDenoiser
 from domainstudio.models.stable_diffusion_3 import StableDiffusion3Denoiser
 from domainstudio.models.z_image import ConditionedZImage, ZImageDenoiser
@@ -22,8 +24,16 @@ if TYPE_CHECKING:
 LATENT = 8
 """Pixels along a side that a latent of each of these VAEs stands for."""
 
-TOKENS = {"sd15": 77, "sdxl": 77, "sd35-medium": 77 + 256, "flux2-klein": 512, "z-image": 128}
-"""Tokens of a prompt: those of the pipelines. Z-Image takes as many as a prompt has; this is a long one."""
+TOKENS = {
+    "sd15": 77,
+    "sdxl": 77,
+    "sd35-medium": 77 + 256,
+    "flux2-klein": 512,
+    "z-image": 128,
+    "qwen-image": 128,
+}
+"""Tokens of a prompt: those of the pipelines. Z-Image and Qwen-Image take as many as a prompt has; this is a
+long one."""
 
 
 class _WholePrompts(ConditionedZImage):
@@ -35,6 +45,17 @@ class _WholePrompts(ConditionedZImage):
 
 class _PlannedZImage(ZImageDenoiser):
     network_class = _WholePrompts
+
+
+class _WholeQwenPrompts(ConditionedQwenImage):
+    """Qwen-Image, in the same way."""
+
+    def texts(self, condition: Mapping[str, Tensor]) -> tuple[Tensor, None]:
+        return condition["prompt_embeds"], None
+
+
+class _PlannedQwenImage(QwenImageDenoiser):
+    network_class = _WholeQwenPrompts
 
 
 def denoiser(model: str, resolution: int) -> TextToImageDenoiser:
@@ -59,7 +80,9 @@ def condition(model: str, rows: int, resolution: int) -> dict[str, Tensor]:
     config = published.DENOISERS[model][1]
     widths = ("cross_attention_dim", "joint_attention_dim", "cap_feat_dim")
     width = next(config[name] for name in widths if name in config)
-    name = "prompt_embeds" if model in ("flux2-klein", "z-image") else "encoder_hidden_states"
+    name = (
+        "prompt_embeds" if issubclass(_FAMILIES[model][0], LanguageModelDenoiser) else "encoder_hidden_states"
+    )
     made = {name: torch.zeros(rows, 1, TOKENS[model], width)}
     if model == "sdxl":
         made["text_embeds"] = torch.zeros(rows, 1, 1280)
@@ -109,6 +132,19 @@ def _told_by_qwen(model: str, transformer: nn.Module, vae: nn.Module) -> Any:
     )
 
 
+def _told_by_qwen_vl(model: str, transformer: nn.Module, vae: nn.Module) -> Any:
+    text = {**_AWAY, "hidden_size": 3584, "num_key_value_heads": 1}
+    eyes = {"depth": 0, "hidden_size": 2, "intermediate_size": 2, "num_heads": 1, "out_hidden_size": 2}
+    config = transformers.Qwen2_5_VLConfig(text_config=text, vision_config=eyes)
+    return diffusers.QwenImagePipeline(
+        transformer=transformer,
+        vae=vae,
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        text_encoder=transformers.Qwen2_5_VLForConditionalGeneration(config),
+        tokenizer=transformers.Qwen2Tokenizer(),
+    )
+
+
 _AWAY: dict[str, Any] = {
     "vocab_size": 2,
     "hidden_size": 2,
@@ -125,5 +161,6 @@ _FAMILIES: Mapping[str, tuple[Any, Any]] = {
     "sd35-medium": (StableDiffusion3Denoiser, _stable_diffusion_3),
     "flux2-klein": (Flux2Denoiser, _told_by_qwen),
     "z-image": (_PlannedZImage, _told_by_qwen),
+    "qwen-image": (_PlannedQwenImage, _told_by_qwen_vl),
 }
 """The project's class of each model, and what makes its pipeline."""

@@ -18,6 +18,7 @@ REPOSITORIES = {
     "sd35-medium": "stabilityai/stable-diffusion-3.5-medium",
     "flux2-klein": "black-forest-labs/FLUX.2-klein-base-4B",
     "z-image": "Tongyi-MAI/Z-Image",
+    "qwen-image": "Qwen/Qwen-Image",
 }
 
 _UNET_CROSS = ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",)
@@ -79,6 +80,17 @@ DENOISERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
         "ZImageTransformer2DModel",
         {"dim": 3840, "n_layers": 30, "n_heads": 30, "cap_feat_dim": 2560},
     ),
+    "qwen-image": (
+        "QwenImageTransformer2DModel",
+        {
+            "in_channels": 64,
+            "out_channels": 16,
+            "num_layers": 60,
+            "num_attention_heads": 24,
+            "attention_head_dim": 128,
+            "joint_attention_dim": 3584,
+        },
+    ),
 }
 """Class in diffusers and configuration of each network that denoises."""
 
@@ -102,6 +114,7 @@ VAES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
         "AutoencoderKL",
         {**_FLOW_VAE, "sample_size": 1024, "scaling_factor": 0.3611, "shift_factor": 0.1159},
     ),
+    "qwen-image": ("AutoencoderKLQwenImage", {"base_dim": 96, "z_dim": 16}),
 }
 """Class in diffusers and configuration of each VAE."""
 

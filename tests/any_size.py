@@ -12,6 +12,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 
 from domainstudio.models.flux_1 import Flux1Denoiser
 from domainstudio.models.flux_2 import Flux2Denoiser
+from domainstudio.models.qwen_image import QwenImageDenoiser
 from domainstudio.models.z_image import ZImageDenoiser
 from tests.models import TINY_VAE, copied_tokenizer, tiny_t5, tiny_text_encoder, tiny_vae
 
@@ -101,6 +102,72 @@ def tiny_flux_2_pipeline(seed: int = 0):
     )
 
 
+def tiny_qwen_image_pipeline(seed: int = 0):
+    """Return an untrained Qwen-Image pipeline of 16x16 pixels and 8x8 latents."""
+    torch.manual_seed(seed)
+    transformer = diffusers.QwenImageTransformer2DModel(
+        in_channels=16,
+        out_channels=4,
+        num_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=16,
+        axes_dims_rope=(4, 6, 6),
+    ).eval()
+    with torch.no_grad():
+        for block in transformer.transformer_blocks:
+            block.attn.add_v_proj.weight.mul_(20)  # prompts matter, as if trained
+        transformer.proj_out.weight.mul_(4)
+    vae = diffusers.AutoencoderKLQwenImage(
+        base_dim=8,
+        z_dim=4,
+        dim_mult=[1, 2],
+        num_res_blocks=1,
+        temperal_downsample=[False],
+        latents_mean=[-0.3, 0.1, 0.2, 0.0],
+        latents_std=[0.5, 1.5, 0.8, 1.2],
+    ).eval()
+    vae.register_to_config(sample_size=16)
+    words = {
+        "vocab_size": len(_tiny_system_tokenizer()),
+        "initializer_range": 0.3,
+        "bos_token_id": None,
+        "eos_token_id": None,
+    }
+    text = {
+        **words,
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]},
+    }
+    eyes = {"depth": 1, "hidden_size": 8, "intermediate_size": 8, "num_heads": 1, "out_hidden_size": 16}
+    config = transformers.Qwen2_5_VLConfig(text_config=text, vision_config=eyes, tie_word_embeddings=False)
+    return diffusers.QwenImagePipeline(
+        transformer=transformer,
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(
+            use_dynamic_shifting=True, max_shift=0.9, max_image_seq_len=8192, shift_terminal=0.02
+        ),
+        vae=vae,
+        text_encoder=transformers.Qwen2_5_VLForConditionalGeneration(config).eval(),
+        tokenizer=_tiny_system_tokenizer(),
+    )
+
+
+def _tiny_system_tokenizer():
+    """Return a tokenizer of bytes that knows the words of Qwen-Image's template, which are 34 tokens."""
+    told = (
+        "Describe| the| image| by| detailing| color|,| shape| size| texture| quantity| text| spatial"
+        "| relationships| of| objects| and| background|:|system|user"
+    )
+    tokenizer = _tiny_chat_tokenizer()
+    tokenizer.add_tokens(told.split("|"))
+    tokenizer.model_max_length = CHAT_LENGTH + 34
+    return tokenizer
+
+
 def _tiny_qwen(name: str, layers: int, width: int):
     config = transformers.Qwen3Config(
         vocab_size=len(_tiny_chat_tokenizer()),
@@ -138,5 +205,6 @@ FAMILIES: dict[str, tuple[Any, Any]] = {
     "flux-1": (Flux1Denoiser, tiny_flux_1_pipeline),
     "flux-1-guided": (Flux1Denoiser, partial(tiny_flux_1_pipeline, distilled=False)),
     "flux-2": (Flux2Denoiser, tiny_flux_2_pipeline),
+    "qwen-image": (QwenImageDenoiser, tiny_qwen_image_pipeline),
 }
 """Class and untrained pipeline of each family; `flux-1` is distilled for guidance."""

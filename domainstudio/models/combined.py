@@ -100,7 +100,7 @@ class CombinedDenoiser:
         self.kind, self.conditional, self.classes = adapted.kind, adapted.conditional, adapted.classes
         self.vae, self.text_encoders = adapted.vae, adapted.text_encoders
         self.shape, self.resolution, self.multiple = adapted.shape, adapted.resolution, adapted.multiple
-        self.learned_variance = adapted.learned_variance
+        self.learned_variance, self.guidance_patch = adapted.learned_variance, adapted.guidance_patch
         self.schedule = adapted.schedule
         self.network: nn.Module = nn.ModuleList([source.network, adapted.network])
 
@@ -185,7 +185,9 @@ class CombinedDenoiser:
             return denoiser.predict(xt, timesteps, _chosen(prefix, condition))
         found = []
         for rows, prefix, denoiser in asked:
-            own = {name: values[rows] for name, values in _chosen(prefix, condition).items()}
+            own = {
+                name: values[rows.to(values.device)] for name, values in _chosen(prefix, condition).items()
+            }
             found.append(denoiser.predict(xt[rows], timesteps[rows], own))
         return _joined(of_source, *found)
 

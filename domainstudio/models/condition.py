@@ -15,6 +15,11 @@ if TYPE_CHECKING:
     have the same names, so that their rows can be taken and concatenated."""
 
 
+LENGTHS = "lengths"
+"""Name of how many tokens each text has. They stay on the CPU: networks ask for them in every step, and no
+step should wait for a GPU to answer."""
+
+
 def take(condition: Condition, index: Tensor, variant: Tensor) -> dict[str, Tensor]:
     """Return one variant of some rows.
 
@@ -35,5 +40,8 @@ def concatenate(first: Condition, second: Condition) -> dict[str, Tensor]:
 
 
 def to_device(condition: Condition, device: torch.device) -> dict[str, Tensor]:
-    """Return a condition on a device."""
-    return {name: values.to(device) for name, values in condition.items()}
+    """Return a condition on a device, but its `LENGTHS`, also those of two models, on the CPU."""
+    return {
+        name: values.cpu() if name.rpartition(".")[2] == LENGTHS else values.to(device)
+        for name, values in condition.items()
+    }

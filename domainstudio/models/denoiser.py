@@ -77,6 +77,11 @@ class Denoiser(Protocol):
         ...
 
     @property
+    def guidance_patch(self) -> int:
+        """Side of the patches of a guided output that get the norm of the condition's own; 0 for none."""
+        ...
+
+    @property
     def learned_variance(self) -> bool:
         """Whether predictions carry a variance."""
         ...

@@ -11,9 +11,11 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
+from torch.nn import functional
 
 from domainstudio.errors import CheckpointError
-from domainstudio.models.latents import factor
+from domainstudio.models.condition import LENGTHS
+from domainstudio.models.latents import channels, factor
 from domainstudio.models.text_parts import token_ids
 from domainstudio.models.text_to_image import PromptedNetwork, TextToImageDenoiser
 
@@ -56,7 +58,7 @@ class LanguageModelDenoiser(TextToImageDenoiser):
         """Shape (C, H, W) of one x0."""
         height, width = self.resolution
         pixels = factor(self.vae) * self.packed
-        return self.vae.config.latent_channels * self.packed**2, height // pixels, width // pixels
+        return channels(self.vae) * self.packed**2, height // pixels, width // pixels
 
     @property
     def resolution(self) -> tuple[int, int]:
@@ -89,6 +91,12 @@ class LanguageModelDenoiser(TextToImageDenoiser):
             encoder.to(device)  # pipelines ask where it is; one that rests goes back after its call
         return self.encoded(text, device)
 
+    def padded(self, embeds: Tensor) -> dict[str, Tensor]:
+        """Return a text's embeddings, (1, L, C), padded with zeros to `length`, and how many they are."""
+        number = embeds.shape[1]
+        padded = functional.pad(embeds, (0, 0, 0, self.length - number))
+        return {"prompt_embeds": padded, LENGTHS: torch.tensor([number])}
+
     def key(self, values: Sequence[str], size: tuple[int, int]) -> list[Any]:
         """Return the tokens."""
         return [type(self).__name__, self._tokens(values).tolist()]
@@ -110,7 +118,7 @@ class LanguageModelDenoiser(TextToImageDenoiser):
             CheckpointError: it names none, or one that its VAE and its network cannot divide.
         """
         config, multiple = pipeline.vae.config, 2 * factor(pipeline.vae) * cls.packed
-        size = None if "sample_size" in config.get("_use_default_values", ()) else config.sample_size
+        size = None if "sample_size" in config.get("_use_default_values", ()) else config.get("sample_size")
         if not isinstance(size, int) or size < multiple or size % multiple:
             raise CheckpointError(
                 f"{where}/vae/config.json: sample_size is {size}, and it must be the height and width of the "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -15,8 +15,15 @@ if TYPE_CHECKING:
 
 def factor(vae: AutoencoderKL | VQModel) -> int:
     """Return how many pixels, along a side, a latent stands for."""
-    found: int = 2 ** (len(vae.config.block_out_channels) - 1)
-    return found
+    config: Any = vae.config
+    video = "temperal_downsample" in config  # diffusers' spelling
+    return int(2 ** len(config.temperal_downsample) if video else 2 ** (len(config.block_out_channels) - 1))
+
+
+def channels(vae: AutoencoderKL | VQModel) -> int:
+    """Return how many channels its latents have."""
+    config: Any = vae.config
+    return int(config.z_dim if "z_dim" in config else config.latent_channels)
 
 
 def encode_images(images: Tensor, vae: AutoencoderKL | VQModel) -> Tensor:

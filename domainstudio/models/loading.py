@@ -22,6 +22,7 @@ from domainstudio.models.folders import (
 )
 from domainstudio.models.latent import LatentDenoiser
 from domainstudio.models.pixart import PixArtDenoiser
+from domainstudio.models.qwen_image import QwenImageDenoiser
 from domainstudio.models.stable_diffusion import StableDiffusionDenoiser
 from domainstudio.models.stable_diffusion_3 import StableDiffusion3Denoiser
 from domainstudio.models.unconditional import UnconditionalDenoiser
@@ -63,6 +64,7 @@ KINDS: tuple[type[Kind], ...] = (
     ZImageDenoiser,
     Flux1Denoiser,
     Flux2Denoiser,
+    QwenImageDenoiser,
 )
 """Of these, the first that knows a folder's pipeline class and UNet reads the folder."""
 

@@ -49,6 +49,7 @@ class PixelDenoiser(ABC):
     classes: tuple[str, ...] = ()
     vae: AutoencoderKL | VQModel | None = None
     text_encoders = ()
+    guidance_patch = 0
 
     def __init__(
         self, network: UNet2DModel, scheduler: DDPMScheduler | DDIMScheduler, pipeline: str = "DDIMPipeline"

@@ -97,6 +97,7 @@ class TextToImageDenoiser(ABC):
     conditional = True
     classes = ()
     learned_variance = False
+    guidance_patch = 0
     name_or_path = ""
     adapters: Adapters | None = None
 
@@ -248,7 +249,8 @@ class TextToImageDenoiser(ABC):
     def enable_gradient_checkpointing(self) -> None:
         """Recompute activations of the network, of trained text encoders, and of the VAE's decoder."""
         self.denoising.enable_gradient_checkpointing()
-        self.vae.enable_gradient_checkpointing()
+        if self.vae._supports_gradient_checkpointing:
+            self.vae.enable_gradient_checkpointing()
         if self.trains_text:
             for encoder in self.text_encoders[: self.trainable_encoders]:
                 new = "activation_checkpointing_enable"  # newer transformers deprecate the other name

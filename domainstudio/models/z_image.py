@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from torch.nn import functional
 
+from domainstudio.models.condition import LENGTHS
 from domainstudio.models.flow_schedule import FlowSchedule
 from domainstudio.models.language_model import LanguageModelDenoiser, ToldNetwork
 from domainstudio.models.text_parts import check_latents, check_part, check_text
@@ -35,7 +35,7 @@ class ConditionedZImage(ToldNetwork):
 
     def texts(self, condition: Mapping[str, Tensor]) -> list[Tensor]:
         """Return the embeddings of each row without their padding, with shape (L, C)."""
-        lengths = condition["lengths"].tolist()
+        lengths = condition[LENGTHS].tolist()
         return [text[:length] for text, length in zip(condition["prompt_embeds"], lengths, strict=True)]
 
 
@@ -80,5 +80,4 @@ class ZImageDenoiser(LanguageModelDenoiser):
         [embeds], _ = self.pipeline.encode_prompt(
             [text], device, do_classifier_free_guidance=False, max_sequence_length=self.length
         )
-        padded = functional.pad(embeds, (0, 0, 0, self.length - len(embeds)))
-        return {"prompt_embeds": padded[None], "lengths": torch.tensor([len(embeds)], device=device)}
+        return self.padded(embeds[None])

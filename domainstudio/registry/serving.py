@@ -289,8 +289,9 @@ def prompted(pipeline: Any, number: int, prompt: str, negative_prompt: str, guid
         options["negative_prompt"] = [negative_prompt] * number
     elif negative_prompt:  # Flux.2 takes it encoded
         options["negative_prompt_embeds"] = pipeline.encode_prompt([negative_prompt] * number, **length)[0]
-    if "true_cfg_scale" in parameters and not network_of(pipeline).config.guidance_embeds:  # FLUX.1
-        options |= {"true_cfg_scale": guidance_scale, "negative_prompt": [negative_prompt] * number}
+    if "true_cfg_scale" in parameters and not network_of(pipeline).config.guidance_embeds:
+        options["true_cfg_scale"] = options.pop("guidance_scale")
+        options["negative_prompt"] = [negative_prompt] * number
     elif "true_cfg_scale" in parameters and negative_prompt:
         raise RequestError("the model is distilled for guidance: leave the column negative_prompt empty")
     if "use_resolution_binning" in parameters:

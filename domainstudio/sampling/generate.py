@@ -125,10 +125,27 @@ def _predict(
     output = prediction.output.float()
     if guided:
         negative, positive = output.chunk(2)
-        output = negative + guidance_scale * (positive - negative)
+        output = _mixed(negative, positive, guidance_scale, denoiser.guidance_patch)
     if not with_variance or prediction.variance is None:
         return output
     return torch.cat([output, prediction.variance.float()[-len(xt) :]], dim=1)  # that of the condition itself
+
+
+def _mixed(negative: Tensor, positive: Tensor, scale: float, patch: int) -> Tensor:
+    """Return negative + scale·(positive - negative).
+
+    Where there are patches, each gets the norm of that of `positive`, over channels and `patch`² positions,
+    as in Qwen-Image's pipeline.
+    """
+    from torch.nn import functional
+
+    mixed = negative + scale * (positive - negative)
+    if not patch:
+        return mixed
+    wanted, found = (
+        functional.pixel_unshuffle(each, patch).norm(dim=1, keepdim=True) for each in (positive, mixed)
+    )
+    return mixed * functional.interpolate(wanted / found, scale_factor=patch)
 
 
 def _decode(denoiser: Denoiser, x0: Tensor) -> Tensor:

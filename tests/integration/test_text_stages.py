@@ -13,6 +13,7 @@ from domainstudio import models
 from domainstudio.metrics.networks import register_network
 from domainstudio.tracking.server import connect
 from stages import evaluate, finetune, import_source, prepare, register, report, sample
+from tests.any_size import FAMILIES
 from tests.integration.mlflow_parts import decode, use_local_store
 from tests.models import Averages, tiny_text_denoiser
 from tests.project import params as project_params
@@ -103,11 +104,11 @@ def test_the_same_prior_images_serve_a_second_training(project, monkeypatch, cap
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
-@pytest.mark.parametrize("family", ["sd3", "pixart", "z-image", "flux-1", "flux-2"])
+@pytest.mark.parametrize("family", ["sd3", "pixart", "z-image", "flux-1", "flux-2", "qwen-image"])
 def test_a_family_goes_from_import_to_serving(project, monkeypatch, family):
     """With adapters and pairwise terms, from a folder to a served picture."""
     pipeline, size = tiny_text_denoiser(family).pipeline, []
-    if family in ("z-image", "flux-1", "flux-2"):
+    if family in FAMILIES:
         pipeline.vae.register_to_config(sample_size=1024)
         size = ["--resolution", "16"]
     pipeline.save_pretrained(project / "there")

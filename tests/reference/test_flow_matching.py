@@ -64,6 +64,8 @@ def called(pipeline, guidance_scale=1.0, negative="", **options):
         options |= {"max_sequence_length": PROMPT_LENGTH, "guidance_scale": guidance_scale, **SIZE}
         if not pipeline.transformer.config.guidance_embeds:
             options |= {"true_cfg_scale": guidance_scale, "negative_prompt": [negative] * len(TOLD)}
+    elif name == "QwenImagePipeline":
+        options |= {"true_cfg_scale": guidance_scale, "negative_prompt": [negative] * len(TOLD), **SIZE}
     elif name == "Flux2KleinPipeline":
         options |= {"guidance_scale": guidance_scale, "max_sequence_length": CHAT_LENGTH, **SIZE}
         encoded, _ = pipeline.encode_prompt([negative] * len(TOLD), max_sequence_length=CHAT_LENGTH)
@@ -105,6 +107,16 @@ def predicted(pipeline, xt, timesteps):
             img_ids=ids,
         ).sample
         return pipeline._unpack_latents_with_ids(packed, ids)
+    if type(pipeline).__name__ == "QwenImagePipeline":
+        embeddings, mask = pipeline.encode_prompt(TOLD)
+        packed = pipeline.transformer(
+            hidden_states=pipeline._pack_latents(xt[:, None], *xt.shape),
+            encoder_hidden_states=embeddings,
+            encoder_hidden_states_mask=mask,
+            timestep=timesteps / 1000,
+            img_shapes=[(1, 4, 4)] * len(xt),
+        ).sample
+        return pipeline._unpack_latents(packed, 16, 16, pipeline.vae_scale_factor)[:, :, 0]
     embeddings, _, pooled, _ = pipeline.encode_prompt(
         TOLD, None, None, do_classifier_free_guidance=False, max_sequence_length=PROMPT_LENGTH
     )
@@ -114,7 +126,14 @@ def predicted(pipeline, xt, timesteps):
 
 def latents(pipeline, images):
     """Return the latents that the family's script trains on."""
-    vae, drawn = pipeline.vae, pipeline.vae.encode(images).latent_dist.sample(generator(0))
+    vae = pipeline.vae
+    if type(pipeline).__name__ == "QwenImagePipeline":
+        drawn = vae.encode(images[:, :, None]).latent_dist.sample(generator(0))[:, :, 0]
+        mean, std = (
+            torch.tensor(each).view(1, -1, 1, 1) for each in (vae.config.latents_mean, vae.config.latents_std)
+        )
+        return (drawn - mean) * (1.0 / std)
+    drawn = vae.encode(images).latent_dist.sample(generator(0))
     if type(pipeline).__name__ == "Flux2KleinPipeline":
         mean, variance = (each.view(1, -1, 1, 1) for each in (vae.bn.running_mean, vae.bn.running_var))
         packed = pipeline._patchify_latents(drawn)
@@ -140,12 +159,15 @@ def test_timesteps_are_those_that_the_script_takes_from_the_schedulers_table(den
 
 
 @pytest.mark.parametrize(
-    ("family", "precondition_outputs"), [("sd3", 0), ("sd3", 1), ("z-image", 0), ("flux-1", 0), ("flux-2", 0)]
+    ("family", "precondition_outputs"),
+    [("sd3", 0), ("sd3", 1), ("z-image", 0), ("flux-1", 0), ("flux-2", 0), ("qwen-image", 0)],
 )
 def test_a_steps_loss_is_that_of_the_script(family, precondition_outputs):
     """SD3's weighs the error of x0 by 1 where it preconditions outputs, else that of the velocity."""
     denoiser = tiny_text_denoiser(family)
-    shift = {} if "flux" in family else {"shift": 3.0}  # a shift by resolution is not in the table
+    shift = (
+        {} if family[:4] in ("flux", "qwen") else {"shift": 3.0}
+    )  # a shift by resolution is not in the table
     scheduler = FlowMatchEulerDiscreteScheduler(**shift)
     images = torch.from_numpy(tiny_text_images(2)).float() / 127.5 - 1
     x0 = denoiser.x0(denoiser.encode(images), generator(0))
@@ -230,7 +252,14 @@ def test_a_pipeline_without_t5_draws_the_same(tmp_path):
 
 @pytest.mark.parametrize(
     ("family", "text_encoder"),
-    [("sd3", False), ("sd3", True), ("z-image", False), ("flux-1", False), ("flux-2", False)],
+    [
+        ("sd3", False),
+        ("sd3", True),
+        ("z-image", False),
+        ("flux-1", False),
+        ("flux-2", False),
+        ("qwen-image", False),
+    ],
 )
 def test_adapters_draw_the_same_in_plain_diffusers(tmp_path, monkeypatch, family, text_encoder):
     monkeypatch.chdir(tmp_path)
@@ -253,7 +282,9 @@ def test_adapters_draw_the_same_in_plain_diffusers(tmp_path, monkeypatch, family
     assert difference(drawn(pipeline), found) <= 1
     assert difference(before, found) > 2
 
-    named = "lycoris_layers_0_" if family == "z-image" else "lora_transformer_transformer_blocks_0_"
+    named = {"z-image": "lycoris_layers_0_", "qwen-image": "lycoris_transformer_blocks_0_"}.get(
+        family, "lora_transformer_transformer_blocks_0_"
+    )
     assert any(key.startswith(named) for key in load_file(f"adapters/{KOHYA}")), "as ComfyUI names it"
     file = AdapterFile(Path("adapters", WEIGHTS), "a", 1)  # as that of another trainer
     [candidate], _ = usable(models.load("source"), [file], "source")

@@ -9,6 +9,7 @@ from transformers import Qwen3ForCausalLM, Qwen3Model
 
 from domainstudio import models
 from domainstudio.errors import CheckpointError, ConfigError
+from domainstudio.models.condition import to_device
 from domainstudio.models.folders import set_resolution
 from domainstudio.storage.weights import load_part
 from domainstudio.training.latents import condition_all
@@ -16,7 +17,12 @@ from domainstudio.training.resting import rest
 from tests.any_size import CHAT_LENGTH, FAMILIES
 from tests.models import tiny_text_denoiser
 
-SIZES = {"z-image": (4, (4, 8, 8)), "flux-1": (4, (4, 8, 8)), "flux-2": (8, (16, 4, 4))}
+SIZES = {
+    "z-image": (4, (4, 8, 8)),
+    "flux-1": (4, (4, 8, 8)),
+    "flux-2": (8, (16, 4, 4)),
+    "qwen-image": (4, (4, 8, 8)),
+}
 """What sides must be multiples of, and the shape of x0."""
 
 
@@ -24,11 +30,11 @@ SIZES = {"z-image": (4, (4, 8, 8)), "flux-1": (4, (4, 8, 8)), "flux-2": (8, (16,
 def test_parts_of_different_models_and_distilled_ones_are_refused(family):
     kind, make = FAMILIES[family]
     pipeline = make()
-    pipeline.text_encoder.config.hidden_size = 12
+    pipeline.text_encoder.config.get_text_config().hidden_size = 12
     with pytest.raises(CheckpointError, match=r"text.encoder makes (12|36): the parts belong"):
         kind(pipeline, "here")
     pipeline = make()
-    pipeline.vae.register_to_config(latent_channels=8)
+    pipeline.vae.register_to_config(**{"z_dim" if "z_dim" in pipeline.vae.config else "latent_channels": 8})
     with pytest.raises(
         CheckpointError, match=r"here: the VAE makes .* the transformer reads (4|16): the parts"
     ):
@@ -37,6 +43,11 @@ def test_parts_of_different_models_and_distilled_ones_are_refused(family):
         pipeline = make()
         pipeline.register_to_config(is_distilled=True)
         with pytest.raises(CheckpointError, match=r"here is distilled.*adapt the base model"):
+            kind(pipeline, "here")
+    if family == "qwen-image":
+        pipeline = make()
+        pipeline.transformer.register_to_config(guidance_embeds=True)
+        with pytest.raises(CheckpointError, match=r"here is distilled for guidance.*adapt the base model"):
             kind(pipeline, "here")
 
 
@@ -98,7 +109,9 @@ def test_prompts_are_encoded_once_each_and_kept_while_the_encoder_rests(family, 
     assert len(seen) == 4, "the second time is read from the folder"
     condition_all(denoiser, told[:2], tmp_path)
     assert len(seen) == 6
-    with pytest.raises(ConfigError, match=rf"has \d+ tokens and the model takes {denoiser.length}"):
+    with pytest.raises(
+        ConfigError, match=rf"has \d+ tokens and the model takes {denoiser.tokenizers[-1].model_max_length}"
+    ):
         denoiser.condition(["a long story " * 5])
     with pytest.raises(ConfigError, match="is a language model, which is not trained"):
         denoiser.train(text_encoders=True)
@@ -112,12 +125,23 @@ def test_a_language_models_head_may_lie_beside_a_class_that_has_none(tmp_path):
     assert load_part(Qwen3Model, tmp_path).config.hidden_size == 8
 
 
-def test_what_is_not_text_changes_nothing_of_z_image():
-    """Its prompts are padded to one length, and the padding is cut off again."""
-    denoiser = tiny_text_denoiser("z-image")
+def test_lengths_of_prompts_are_known_without_asking_a_gpu():
+    condition = tiny_text_denoiser("z-image").condition(["the moon"])
+    sent = to_device({**condition, "source.lengths": condition["lengths"]}, torch.device("meta"))
+    assert {name: value.device.type for name, value in sent.items()} == {
+        "prompt_embeds": "meta",
+        "lengths": "cpu",
+        "source.lengths": "cpu",
+    }
+
+
+@pytest.mark.parametrize(("family", "lengths"), [("z-image", [11, 14]), ("qwen-image", [21, 24])])
+def test_what_is_not_text_changes_nothing(family, lengths):
+    """Prompts are padded to one length, and the padding is cut off again, or attention leaves it out."""
+    denoiser = tiny_text_denoiser(family)
     condition = denoiser.condition(["the moon", "a red house"])
-    assert condition["lengths"].tolist() == [11, 14] and condition["prompt_embeds"].shape[1] == CHAT_LENGTH
+    assert condition["lengths"].tolist() == lengths and condition["prompt_embeds"].shape[1] == CHAT_LENGTH
     xt, timesteps = torch.randn(2, 4, 8, 8), torch.tensor([900.0, 100.0])
     output = denoiser.predict(xt, timesteps, condition).output
-    condition["prompt_embeds"][0, 11:] = 9.0
+    condition["prompt_embeds"][0, lengths[0] :] = 9.0
     torch.testing.assert_close(denoiser.predict(xt, timesteps, condition).output, output)

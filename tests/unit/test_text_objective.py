@@ -73,7 +73,7 @@ def test_gradients_reach_trained_text_encoders(term):
             ["sd1", "sd2", "sdxl", "sd3"],
             [{}, {"text_encoders": True}, {"unet": False, "text_encoders": True}],
         ),
-        *product(["z-image", "flux-1", "flux-2"], [{}]),
+        *product(["z-image", "flux-1", "flux-2", "qwen-image"], [{}]),
     ],
 )
 def test_everything_that_is_trained_gets_a_gradient(kind, trained):
