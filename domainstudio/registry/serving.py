@@ -13,8 +13,11 @@ import io
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Lock, Thread
 from types import SimpleNamespace
 from typing import Any
 
@@ -41,8 +44,7 @@ class RequestError(MlflowException, ValueError):  # type: ignore[misc]
 class ImageModel(PythonModel):  # type: ignore[misc]
     """Draws images from the diffusers pipeline that is stored as the artifact `pipeline`.
 
-    That artifact may be two pipelines, `adapted` and `source`, and `combination.json`, which says how they
-    draw together (see `Partner`).
+    That may be two, `adapted` and `source`, and `combination.json` says how they draw (see `Partner`).
 
     Image i of a row is the one that the pipeline draws for `torch.Generator().manual_seed(seed + i)`. Class
     conditional models are drawn by this file, because diffusers' pipelines pass no class to their network.
@@ -54,11 +56,12 @@ class ImageModel(PythonModel):  # type: ignore[misc]
         from diffusers import DiffusionPipeline
 
         def load(folder: Path) -> Any:
-            options: dict[str, Any] = {"use_safetensors": True, "local_files_only": True}
             index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
             # a text encoder that was left out must be named, or diffusers looks for it
-            options |= {name: None for name, value in index.items() if value == [None, None]}
+            options: dict[str, Any] = {name: None for name, value in index.items() if value == [None, None]}
+            options |= {"use_safetensors": True, "local_files_only": True}
             pipeline = DiffusionPipeline.from_pretrained(folder, **options)
+            pipeline.set_progress_bar_config(disable=True)
             # transformers keeps a text encoder in the precision of its file
             return pipeline.to("cuda" if torch.cuda.is_available() else "cpu", torch.float32)
 
@@ -66,15 +69,14 @@ class ImageModel(PythonModel):  # type: ignore[misc]
         record = folder / "combination.json"
         own = folder / "adapted" if record.is_file() else folder
         self.pipeline = load(own)
-        self.pipeline.set_progress_bar_config(disable=True)
         self.classes = class_names(own, self.pipeline)
-        self.partner: Partner | None = None
-        if record.is_file():
-            content = json.loads(record.read_text(encoding="utf-8"))
-            self.partner = Partner(self.pipeline, load(folder / "source"), content, self.classes or ())
+        source = load(folder / "source") if record.is_file() else None
+        self.partner = Partner(self.pipeline, source, record, self.classes or ()) if source else None
         self.takes_text = "prompt" in inspect.signature(self.pipeline.__call__).parameters
-        # The prompt template of the training and an example of a prompt, for error messages.
-        self.hints = dict(context.model_config or {})
+        hints = dict(context.model_config or {})
+        self.hint = f", such as {hints['example']!r}" if hints.get("example") else ""
+        self.hint += f". It was trained on prompts {hints['template']!r}" if hints.get("template") else ""
+        self.lock = Lock()  # MLflow's server answers each request in a thread
 
     def predict(
         self, context: PythonModelContext, model_input: pd.DataFrame, params: Mapping[str, Any] | None = None
@@ -100,9 +102,10 @@ class ImageModel(PythonModel):  # type: ignore[misc]
         most = self.pipeline.scheduler.config.num_train_timesteps
         if not 1 <= steps <= most:
             raise RequestError(f"steps must be between 1 and {most}, got {steps}")
-        pipeline = with_scheduler(self.pipeline, str(params.get("scheduler", "saved")))
-        # MLflow turns a table without columns into one without rows.
-        requests = model_input.to_dict("records") or [{}]
+        scheduler = str(params.get("scheduler", "saved"))
+        pipeline = with_scheduler(self.pipeline, scheduler)
+        drawing = partial(self.partner.draw, scheduler) if self.partner else draw
+        requests = model_input.to_dict("records") or [{}]  # a table without columns has no rows
         scale = float(params.get("guidance_scale", 1.0))
         conditions = [self.condition(request, scale) for request in requests]
         rows: list[dict[str, Any]] = []
@@ -110,10 +113,8 @@ class ImageModel(PythonModel):  # type: ignore[misc]
             first = int(value_of(request, "seed", params.get("seed", 0)))
             seeds = range(first, first + number)
             for start in range(0, number, BATCH):
-                batch = seeds[start : start + BATCH]
-                if self.partner is not None:
-                    self.partner.tell(condition, len(batch))
-                rows += draw(pipeline, batch, steps, condition)
+                with self.lock:
+                    rows += drawing(pipeline, seeds[start : start + BATCH], steps, condition)
         return pd.DataFrame(rows, columns=["seed", "png"])
 
     def condition(self, request: Mapping[str, Any], guidance_scale: float) -> dict[str, Any]:
@@ -122,19 +123,15 @@ class ImageModel(PythonModel):  # type: ignore[misc]
             raise RequestError(f"guidance_scale must be at least 0, got {guidance_scale:g}")
         if self.takes_text:
             if not (prompt := value_of(request, "prompt", "")):
-                raise RequestError(
-                    f"this is a text-to-image model: give a column `prompt`{self.prompt_hint()}"
-                )
+                raise RequestError(f"this is a text-to-image model: give a column `prompt`{self.hint}")
             negative = value_of(request, "negative_prompt", "")
             return {"prompt": prompt, "negative_prompt": negative, "guidance_scale": guidance_scale}
         if self.classes is None:
             return {}
         row, null = self.embedding_rows(value_of(request, "label", ""), self.classes)
         if null is None and guidance_scale != 1:
-            raise RequestError(
-                f"guidance_scale must be 1, got {guidance_scale:g}: the model was trained without the null "
-                "class that guidance needs"
-            )
+            lacking = "the model was trained without the null class that guidance needs"
+            raise RequestError(f"guidance_scale must be 1, got {guidance_scale:g}: {lacking}")
         return {"row": row, "null": null, "guidance_scale": guidance_scale}
 
     def embedding_rows(self, label: str, classes: Sequence[str]) -> tuple[int, int | None]:
@@ -147,96 +144,101 @@ class ImageModel(PythonModel):  # type: ignore[misc]
         has_null = len(classes) < network_of(self.pipeline).config.num_class_embeds
         return classes.index(label), len(classes) if has_null else None
 
-    def prompt_hint(self) -> str:
-        """Return an example of a prompt for this model, as the end of a sentence."""
-        example, template = self.hints.get("example"), self.hints.get("template")
-        such_as = f", such as {example!r}" if example else ""
-        return such_as + (f". It was trained on prompts {template!r}" if template else "")
-
 
 class Partner:
-    """The source model, which takes part in the forward pass of the adapted model's network.
+    """The source model, which takes part in what the adapted model's network predicts.
 
     Guided: source + weight·(adapted - source), with the adapted model's variance. Switched: one of the two at
     each timestep. DomainStudio's `models.combined` computes the same. `record` is `combination.json`.
+
+    The source's own pipeline draws beside, in a thread, from its own prompt or class. Where it asks its
+    network it waits, and gets the answer that the adapted model's pipeline gets: what both predict together.
+    So both go on from the same noisy images, however a family asks its network.
     """
 
-    def __init__(self, pipeline: Any, source: Any, record: Mapping[str, Any], classes: Sequence[str]) -> None:
+    def __init__(self, pipeline: Any, source: Any, record: Path, classes: Sequence[str]) -> None:
         self.source, self.classes = source, classes
-        self.combine, self.wording = record["combine"], record["wording"]
+        content = json.loads(record.read_text(encoding="utf-8"))
+        self.combine, self.wording = content["combine"], content["wording"]
         at, number = self.combine.get("at", 0), pipeline.scheduler.config.num_train_timesteps
         self.first = math.ceil(round(at * number, 6))
-        self.told: dict[str, Any] = {}
-        network = network_of(pipeline)
-        self.names = list(inspect.signature(network.forward).parameters)
+        source.scheduler = copy.deepcopy(pipeline.scheduler)
+        network, other = network_of(pipeline), network_of(source)
         self.own, network.forward = network.forward, self.forward
+        self.other, other.forward = other.forward, self.ask
+        if decoder := getattr(source, "vae", None) or getattr(source, "vqvae", None):
+            decoder.decode = self.ask  # nothing answers: the adapted model's pipeline decodes
 
-    def tell(self, condition: Mapping[str, Any], number: int) -> None:
-        """Give the source model its own condition of the next `number` images; `draw` takes the other's."""
-        import torch
+    def draw(self, scheduler: str, pipeline: Any, seeds: Any, steps: int, condition: Any) -> list[Any]:
+        """Return what the function `draw` does, of both models; the pipeline's scheduler has that name."""
+        self.asked, self.answers = SimpleQueue[Any](), SimpleQueue[Any]()
+        source = with_scheduler(self.source, scheduler)
+        thread = Thread(target=self.follow, args=(source, seeds, steps, self.told(condition)))
+        thread.start()
+        try:
+            return draw(pipeline, seeds, steps, condition)
+        finally:
+            self.answers.put(None)
+            thread.join()
 
+    def follow(self, *what: Any) -> None:
+        """Draw with the source's pipeline as far as answers come, then say why it is over."""
+        try:
+            draw(*what)
+            raise EOFError("the source model's pipeline ended before the adapted model's")
+        except Exception as reason:
+            self.asked.put(reason)
+
+    def ask(self, *args: Any, **named: Any) -> Any:
+        """Stand for the source's network, and let the adapted model's answer; without an answer, stop."""
+        self.asked.put((args, named))
+        if (answer := self.answers.get()) is None:
+            raise EOFError
+        return answer
+
+    def forward(self, *args: Any, **named: Any) -> Any:
+        """Return what the adapted model's network would, of both models together."""
+        asked = self.asked.get()
+        if isinstance(asked, Exception):
+            raise asked
+        given = inspect.signature(self.own).bind(*args, **named).arguments
+        output = self.together(given, lambda: self.other(*asked[0], **asked[1])[0])
+        answer = SimpleNamespace(sample=output) if named.get("return_dict", True) else (output,)
+        self.answers.put(answer)
+        return answer
+
+    def together(self, given: Mapping[str, Any], source: Callable[[], Any]) -> Any:
+        """Return what draws at this timestep; channels that the noisy images lack are a variance."""
+        if self.combine["mode"] == "switch":
+            above = self.timestep(given) >= self.first
+            return source() if above == (self.combine["source"] == "above") else self.own(**given)[0]
+        parts = source(), self.own(**given)[0], next(iter(given.values()))
+        listed = zip(*parts, strict=True) if isinstance(parts[0], list) else [parts]  # Z-Image has lists
+        for first, second, noisy in listed:
+            away, towards = (each[:, : noisy.shape[1]] for each in (first, second))
+            towards[:] = away.float().lerp(towards.float(), self.combine["weight"])
+        return parts[1]
+
+    def timestep(self, given: Mapping[str, Any]) -> float:
+        """Return the timestep: networks are told it, or the noise level, or what that is from 1."""
+        if "t" in given:  # Z-Image
+            return round(1000 * (1 - float(given["t"].flatten()[0])), 3)
+        told = float(given["timestep"].flatten()[0])
+        return round(1000 * told, 3) if {"img_ids", "img_shapes"} & given.keys() else told  # Flux, Qwen-Image
+
+    def told(self, condition: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the source model's own condition."""
         if "row" in condition:
-            row = self.classes.index(self.text(self.classes[condition["row"]]))
-            rows = [condition["null"]] * number * (condition["guidance_scale"] != 1) + [row] * number
-            self.told = {"class_labels": torch.tensor(rows, device=network_of(self.source).device)}
-        elif "prompt" in condition:
-            self.told = self.embeddings(condition, number)
-
-    def embeddings(self, condition: Mapping[str, Any], number: int) -> dict[str, Any]:
-        """Return the source's embeddings of prompts by its network's names, in diffusers' order of rows."""
-        import torch
-
-        encode = self.source.encode_prompt
-        parameters = inspect.signature(encode).parameters
-        more: dict[str, Any] = {name: None for name in ("prompt_2", "prompt_3") if name in parameters}
-        masked = "prompt_attention_mask" in parameters  # PixArt: each text and its mask
-        guided, negative = condition["guidance_scale"] > 1, condition["negative_prompt"]
-        with torch.inference_mode():
-            found = encode(
-                prompt=[self.text(condition["prompt"])] * number,
-                negative_prompt=[negative] * number if negative or masked else None,
-                device=network_of(self.source).device,
-                num_images_per_prompt=1,
-                do_classifier_free_guidance=guided,
-                **more,
-                **length_of(self.source),
-            )
-        pairs = [found[::2], found[1::2]] if masked else [found[:2], found[2:]]
-        joined = [torch.cat([pair[1], pair[0]]) if guided else pair[0] for pair in pairs if pair]
-        pooled = "pooled_projections" if "pooled_projections" in self.names else "text_embeds"
-        second = "encoder_attention_mask" if masked else pooled  # pooled: of XL and SD3
-        return dict(zip(("encoder_hidden_states", second), joined, strict=False))
+            return {**condition, "row": self.classes.index(self.text(self.classes[condition["row"]]))}
+        texts = ("prompt", "negative_prompt")
+        return {name: self.text(value) if name in texts else value for name, value in condition.items()}
 
     def text(self, text: str) -> str:
         """Return what the source model is told in place of a prompt or a class."""
         for pattern, template in self.wording:
-            if match := re.fullmatch(pattern, text, re.DOTALL):
+            if text and (match := re.fullmatch(pattern, text, re.DOTALL)):
                 return str(template.format(**match.groupdict()))
         return text
-
-    def forward(self, *args: Any, return_dict: bool = True, **named: Any) -> Any:
-        """Return what the adapted model's network would, of both models together."""
-        import torch
-
-        given = dict(zip(self.names, args, strict=False)) | named
-        sample, timestep = given[self.names[0]], given["timestep"]
-        if self.combine["mode"] == "switch":
-            above = float(torch.as_tensor(timestep).flatten()[0]) >= self.first
-            asks_source = above == (self.combine["source"] == "above")
-            output = self.predict(given) if asks_source else self.own(**given).sample
-        else:
-            channels, second = sample.shape[1], self.own(**given).sample
-            first = self.predict(given)[:, :channels]
-            mixed = torch.lerp(first.float(), second[:, :channels].float(), self.combine["weight"])
-            output = torch.cat([mixed.to(second.dtype), second[:, channels:]], dim=1)
-        return SimpleNamespace(sample=output) if return_dict else (output,)
-
-    def predict(self, given: Mapping[str, Any]) -> Any:
-        """Return the source's prediction for its own condition."""
-        own = {**given, **self.told}
-        if (pooled := own.pop("text_embeds", None)) is not None:
-            own["added_cond_kwargs"] = {**own["added_cond_kwargs"], "text_embeds": pooled}
-        return network_of(self.source)(**own).sample
 
 
 def network_of(pipeline: Any) -> Any:
@@ -285,15 +287,15 @@ def prompted(pipeline: Any, number: int, prompt: str, negative_prompt: str, guid
     length = length_of(pipeline)
     options: dict[str, Any] = {"prompt": [prompt] * number, "guidance_scale": guidance_scale, **length}
     parameters = inspect.signature(pipeline.__call__).parameters
-    if negative_prompt and "negative_prompt" in parameters:
-        options["negative_prompt"] = [negative_prompt] * number
-    elif negative_prompt:  # Flux.2 takes it encoded
-        options["negative_prompt_embeds"] = pipeline.encode_prompt([negative_prompt] * number, **length)[0]
-    if "true_cfg_scale" in parameters and not network_of(pipeline).config.guidance_embeds:
-        options["true_cfg_scale"] = options.pop("guidance_scale")
-        options["negative_prompt"] = [negative_prompt] * number
-    elif "true_cfg_scale" in parameters and negative_prompt:
+    negative, guided = [negative_prompt] * number, "true_cfg_scale" in parameters
+    if guided and not network_of(pipeline).config.guidance_embeds:
+        options |= {"negative_prompt": negative, "true_cfg_scale": options.pop("guidance_scale")}
+    elif guided and negative_prompt:
         raise RequestError("the model is distilled for guidance: leave the column negative_prompt empty")
+    elif negative_prompt and "negative_prompt" in parameters:
+        options["negative_prompt"] = negative
+    elif negative_prompt:  # Flux.2 takes it encoded
+        options["negative_prompt_embeds"] = pipeline.encode_prompt(negative, **length)[0]
     if "use_resolution_binning" in parameters:
         options["use_resolution_binning"] = False  # it knows the published models' sizes alone
     if "sample_size" not in network_of(pipeline).config:  # a network of any size
@@ -308,8 +310,8 @@ def draw_class(
 ) -> list[Any]:
     """Draw an image of a class for each generator, with the pipeline's own UNet and scheduler.
 
-    `row` and `null` are rows of the embedding; without guidance there may be no null class, which is a row
-    beyond the names. Guidance is null + w·(class - null) (arXiv 2207.12598, where it is 1 + w).
+    `row` and `null` are rows of the embedding; without guidance there may be no null class, beyond the names.
+    Guidance is null + w·(class - null) (arXiv 2207.12598, where it is 1 + w).
     """
     import torch
 
@@ -317,8 +319,7 @@ def draw_class(
     channels, size = unet.config.in_channels, unet.config.sample_size
     shape = (1, channels, *((size, size) if isinstance(size, int) else size))
     guided = guidance_scale != 1
-    rows = [null] * len(generators) * guided + [row] * len(generators)
-    labels = torch.tensor(rows, device=unet.device)
+    labels = torch.tensor([null] * guided + [row], device=unet.device).repeat_interleave(len(generators))
     learned = str(getattr(scheduler.config, "variance_type", "")).startswith("learned")
     scheduler.set_timesteps(steps)
     noise = torch.cat([torch.randn(shape, generator=generator) for generator in generators])
@@ -334,25 +335,14 @@ def draw_class(
             if not (learned and type(scheduler).__name__ == "DDPMScheduler"):
                 output = output[:, :channels]  # a learned variance, which only DDPM's sampler uses
             xt = scheduler.step(output, timestep, xt, generator=list(generators)).prev_sample
-        images = (xt / 2 + 0.5).clamp(0, 1).float().cpu().permute(0, 2, 3, 1).numpy()
-    return list(pipeline.numpy_to_pil(images))
+    return list(pipeline.numpy_to_pil((xt / 2 + 0.5).clamp(0, 1).float().cpu().permute(0, 2, 3, 1).numpy()))
 
 
 def with_scheduler(pipeline: Any, name: str) -> Any:
     """Return the pipeline with another scheduler of the same noise levels, or itself for `saved`."""
     import diffusers
 
-    config = pipeline.scheduler.config
-    # another sampler was saved: latents have no range to clip to
-    plain = {} if "clip_sample" in config else {"clip_sample": False, "variance_type": "fixed_small"}
-    solver = {"algorithm_type": "dpmsolver++", "final_sigmas_type": "zero"}
-    kinds: dict[str, tuple[str, dict[str, Any]]] = {
-        "ddim": ("DDIMScheduler", plain),
-        "ddpm": ("DDPMScheduler", plain),
-        "dpm-solver++": ("DPMSolverMultistepScheduler", solver),
-    }
-    if "shift" in config or config.get("use_flow_sigmas"):
-        kinds = flow_schedulers(float(config.get("flow_shift", config.get("shift", 1.0))))
+    kinds = schedulers(config := pipeline.scheduler.config)
     if name == "saved":
         return pipeline
     if name not in kinds:
@@ -382,14 +372,23 @@ def any_steps(solver: Any) -> Any:
     return solver
 
 
-def flow_schedulers(shift: float) -> dict[str, tuple[str, dict[str, Any]]]:
-    """Return class and options of each scheduler for flow matching, where Euler's method is DDIM."""
-    solver = {"use_flow_sigmas": True, "flow_shift": shift, "prediction_type": "flow_prediction"}
-    return {
-        "ddim": ("FlowMatchEulerDiscreteScheduler", {"shift": shift, "stochastic_sampling": False}),
-        "ddpm": ("FlowMatchEulerDiscreteScheduler", {"shift": shift, "stochastic_sampling": True}),
-        "dpm-solver++": ("DPMSolverMultistepScheduler", solver),
-    }
+def schedulers(config: Mapping[str, Any]) -> dict[str, tuple[str, dict[str, Any]]]:
+    """Return class and options of each scheduler by its name; for flow matching Euler's method is DDIM."""
+    if "shift" in config or config.get("use_flow_sigmas"):
+        shift = float(config.get("flow_shift", config.get("shift", 1.0)))
+        ddim: dict[str, Any] = {"shift": shift, "stochastic_sampling": False}
+        ddpm, names = {**ddim, "stochastic_sampling": True}, ("FlowMatchEulerDiscreteScheduler",) * 2
+        solver: dict[str, Any] = {
+            "use_flow_sigmas": True,
+            "flow_shift": shift,
+            "prediction_type": "flow_prediction",
+        }
+    else:  # where another sampler was saved, latents have no range to clip to
+        ddim = {} if "clip_sample" in config else {"clip_sample": False, "variance_type": "fixed_small"}
+        ddpm, solver = ddim, {"algorithm_type": "dpmsolver++", "final_sigmas_type": "zero"}
+        names = ("DDIMScheduler", "DDPMScheduler")
+    solving = ("DPMSolverMultistepScheduler", solver)
+    return {"ddim": (names[0], ddim), "ddpm": (names[1], ddpm), "dpm-solver++": solving}
 
 
 def encode(image: Any) -> str:

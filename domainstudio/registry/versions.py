@@ -17,9 +17,9 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from domainstudio import models
-from domainstudio.errors import CheckpointError, ConfigError
+from domainstudio.errors import CheckpointError
 from domainstudio.models.combination_folder import ADAPTED
-from domainstudio.models.folders import is_combination, read_index
+from domainstudio.models.folders import is_combination
 from domainstudio.models.stored import StoredModel, Together
 from domainstudio.registry import audit
 from domainstudio.registry.aliases import CHALLENGER, challenge
@@ -43,9 +43,6 @@ PENDING = "pending"
 MERGED, ADAPTERS = "pipeline", "lora"
 """Folders of the artifacts of a version that is not its model folder as it is."""
 
-
-ALONE = ("ZImagePipeline", "FluxPipeline", "Flux2KleinPipeline")
-"""Pipelines that call their network in ways which `serving.Partner` does not know."""
 
 MAX_DESCRIPTION = 5000
 """MLflow's limit of a description, in characters."""
@@ -218,11 +215,8 @@ def stored_folders(model: StoredModel) -> Iterator[dict[str, Path]]:
 
     Raises:
         CheckpointError: the source model of the adapters is missing, or another one.
-        ConfigError: two models of this family cannot be served together.
         MissingExtraError: peft is not installed.
     """
-    if model.together is not None and not model.is_plain:
-        _check_pair(model.together)
     has_adapters = models.has_adapters(model.folder)
     if not has_adapters and model.together is None:
         yield {"pipeline": model.folder}
@@ -233,15 +227,6 @@ def stored_folders(model: StoredModel) -> Iterator[dict[str, Path]]:
         if has_adapters:
             shutil.copytree(model.folder, adapters)
         yield {"pipeline": whole, **({"lora": adapters} if has_adapters else {})}
-
-
-def _check_pair(together: Together) -> None:
-    """Refuse two models that `serving` does not draw with together."""
-    if (name := read_index(together.source)["_class_name"]) in ALONE:
-        raise ConfigError(
-            f"two models of a {name} are not served together, {together.combination.title}: set the "
-            "adaptation's combine to {mode: interpolate, weight: 0.7}, or to null"
-        )
 
 
 def _signature(entry: Entry) -> ModelSignature:

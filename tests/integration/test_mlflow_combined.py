@@ -13,15 +13,15 @@ import yaml
 
 from domainstudio import models
 from domainstudio.config import GuideSettings, PromptSettings, SwitchSettings, combination_of
-from domainstudio.errors import CheckpointError, ConfigError
+from domainstudio.errors import CheckpointError
 from domainstudio.models.stored import StoredModel, Together
 from domainstudio.models.wording import Wording
 from domainstudio.registry.importing import import_model
 from domainstudio.registry.loading import load
-from domainstudio.registry.versions import stored_folders
 from domainstudio.sampling import sample
 from domainstudio.tracking.server import connect
 from stages import export
+from tests.any_size import FAMILIES
 from tests.integration.mlflow_parts import ROOT, rows, run_stage, use_local_store, version_tags, write_result
 from tests.integration.test_mlflow_conditional import adapted, pictures, served
 from tests.models import (
@@ -53,10 +53,13 @@ CASES: dict[str, tuple[Any, dict[str, str]]] = {
     ),
     "sdxl": (lambda seed: tiny_text_denoiser("sdxl", seed), {"prompt": PROMPTS[0]}),
     "pixart": (lambda seed: tiny_text_denoiser("pixart", seed), {"prompt": PROMPTS[0]}),
-    "sd3": (
-        lambda seed: tiny_text_denoiser("sd3", seed),
-        {"prompt": PROMPTS[0], "negative_prompt": "the moon"},
-    ),
+    **{
+        family: (
+            lambda seed, family=family: tiny_text_denoiser(family, seed),
+            {"prompt": PROMPTS[0], **({} if family == "flux-1" else {"negative_prompt": "the moon house"})},
+        )
+        for family in ("sd3", *FAMILIES)
+    },
 }
 WORDING = Wording.of(PromptSettings(source="{caption}", target="{caption} house"))
 """What fits no template, such as the name of a class, both models are told."""
@@ -103,7 +106,7 @@ def test_a_served_combination_draws_what_is_drawn_here(tmp_path, kind, mode):
     combination = (
         GuideSettings(mode="guide", weight=1.4)
         if mode == "guide"
-        else SwitchSettings(mode="switch", at=0.6, source="below")
+        else SwitchSettings(mode="switch", at=0.7, source="below")
     )
     make(0).save(tmp_path / "base")
     make(1).save(tmp_path / "adapted")
@@ -122,17 +125,6 @@ def test_a_served_combination_draws_what_is_drawn_here(tmp_path, kind, mode):
         np.testing.assert_allclose(drawn, wanted, atol=1)
         alone = expected(models.load(tmp_path / "adapted"), scheduler=scheduler, **options)
         assert np.abs(drawn - alone).max() > 2
-
-
-def test_two_models_of_a_family_that_is_served_alone_are_not_registered(tmp_path):
-    for name in ("base", "adapted"):
-        tiny_text_denoiser("z-image").save(tmp_path / name)
-    pair = StoredModel(
-        tmp_path / "adapted", Together(SwitchSettings(mode="switch", at=0.5), tmp_path / "base", WORDING)
-    )
-    refused = pytest.raises(ConfigError, match=r"two models of a ZImagePipeline are not.*mode: interpolate")
-    with refused, stored_folders(pair):
-        pass
 
 
 def test_adapters_are_stored_with_their_source_model(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -252,6 +253,16 @@ def test_without_a_null_class_there_is_no_guidance(tmp_path):
         predict({"label": "person"}, steps=1, guidance_scale=2.0)
     (tmp_path / "classes.json").unlink()
     assert served(tmp_path)({"label": "2"}, steps=1).shape == (1, 8, 8, 3)
+
+
+def test_requests_at_once_are_answered_one_after_the_other(tmp_path):
+    tiny_text_denoiser("sd3").save(tmp_path)
+    predict = served(tmp_path)
+    asked = [{"prompt": PROMPTS[0], "seed": seed} for seed in range(4)]
+    with ThreadPoolExecutor() as pool:
+        found = list(pool.map(lambda request: predict(request, steps=8), asked))
+    for request, drawn in zip(asked, found, strict=True):
+        np.testing.assert_allclose(drawn, predict(request, steps=8), atol=1)
 
 
 @pytest.mark.parametrize("kind", ["sd2", "sdxl"])
