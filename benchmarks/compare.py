@@ -87,9 +87,9 @@ def main() -> None:
         for seed in arguments.seeds
         for adaptation, null_of in _compared(settings, arguments.adaptations, arguments.null)
     ]
-    choice = Choice(arguments.choose, arguments.only_chosen)
-    measure = partial(_measure, out=arguments.out, every=arguments.steps, choice=choice)
-    missing = _missing(runs, arguments.steps, _done(arguments.out), choice)
+    choose, alone = arguments.choose, arguments.only_chosen
+    measure = partial(_measure, out=arguments.out, every=arguments.steps, choose=choose, alone=alone)
+    missing = _missing(runs, arguments.steps, _done(arguments.out), alone)
     if arguments.jobs == 1:
         for each in missing:
             measure(each)
@@ -99,14 +99,6 @@ def main() -> None:
     spawn = get_context("spawn")
     with ProcessPoolExecutor(arguments.jobs, spawn, torch.set_num_threads, (threads,)) as pool:
         list(pool.map(measure, missing))  # raises what a process has raised
-
-
-@dataclass(frozen=True)
-class Choice:
-    """Whether the rule of params.yaml marks a step of each run, and whether that step alone is measured."""
-
-    marks: bool
-    alone: bool
 
 
 @dataclass(frozen=True)
@@ -123,14 +115,15 @@ class Missing:
 
 
 def _missing(
-    runs: Sequence[Run], steps: Sequence[int], done: Mapping[Point, bool], choice: Choice
+    runs: Sequence[Run], steps: Sequence[int], done: Mapping[Point, bool], alone: bool
 ) -> list[Missing]:
     trainings: dict[Path, list[tuple[Run, list[int]]]] = {}
     for each in runs:
         at = (each.of.name, each.drawn, each.seed)
-        lacking = [step for step in each.steps(steps) if (*at, step) not in done]
-        chosen = any(done.get((*at, step), False) for step in each.steps(steps))
-        if lacking and not (choice.alone and chosen):
+        points = [(*at, step) for step in each.steps(steps)]
+        chosen = any(done.get(point, False) for point in points)
+        lacking = [point[-1] for point in points if alone or point not in done]
+        if lacking and not (alone and chosen):
             trainings.setdefault(each.folder, []).append((each, lacking))
     found, seen = [], set()
     for training in trainings.values():
@@ -140,12 +133,12 @@ def _missing(
     return found
 
 
-def _measure(missing: Missing, out: Path, every: Sequence[int], choice: Choice) -> None:
+def _measure(missing: Missing, out: Path, every: Sequence[int], choose: bool, alone: bool) -> None:
     """Measure runs, and append their records to the output file, a line each."""
     references = missing.references
     for each, steps in missing.runs:
-        chosen = each.choose(each.steps(every)) if choice.marks else None
-        measured = [step for step in steps if step == chosen or not choice.alone]
+        chosen = each.choose(each.steps(every)) if choose else None
+        measured = [step for step in steps if step == chosen or not alone]
         for record in each.measure(measured, chosen, references=references):
             with out.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")

@@ -80,9 +80,8 @@ def condition(model: str, rows: int, resolution: int) -> dict[str, Tensor]:
     config = published.DENOISERS[model][1]
     widths = ("cross_attention_dim", "joint_attention_dim", "cap_feat_dim")
     width = next(config[name] for name in widths if name in config)
-    name = (
-        "prompt_embeds" if issubclass(_FAMILIES[model][0], LanguageModelDenoiser) else "encoder_hidden_states"
-    )
+    by_language_model = issubclass(_FAMILIES[model][0], LanguageModelDenoiser)
+    name = "prompt_embeds" if by_language_model else "encoder_hidden_states"
     made = {name: torch.zeros(rows, 1, TOKENS[model], width)}
     if model == "sdxl":
         made["text_embeds"] = torch.zeros(rows, 1, 1280)

@@ -106,8 +106,7 @@ def sample_stored(
         device = this_process().device
         half = DTYPES[usable_precision(settings.mixed_precision, device)]
         denoiser = stored.load(half).to(device)
-        if stored.together is None:
-            lora.fuse(denoiser)
+        lora.fuse(denoiser)
         sample_to_folder(denoiser, folder, settings, conditions, subjects, **manifest)
     return folder
 

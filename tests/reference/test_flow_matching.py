@@ -165,9 +165,8 @@ def test_timesteps_are_those_that_the_script_takes_from_the_schedulers_table(den
 def test_a_steps_loss_is_that_of_the_script(family, precondition_outputs):
     """SD3's weighs the error of x0 by 1 where it preconditions outputs, else that of the velocity."""
     denoiser = tiny_text_denoiser(family)
-    shift = (
-        {} if family[:4] in ("flux", "qwen") else {"shift": 3.0}
-    )  # a shift by resolution is not in the table
+    by_resolution = family.startswith(("flux", "qwen"))  # a shift that is not in the table
+    shift = {} if by_resolution else {"shift": 3.0}
     scheduler = FlowMatchEulerDiscreteScheduler(**shift)
     images = torch.from_numpy(tiny_text_images(2)).float() / 127.5 - 1
     x0 = denoiser.x0(denoiser.encode(images), generator(0))

@@ -316,6 +316,21 @@ def test_samples_name_how_they_were_drawn(tmp_path):
     assert "combine" not in json.loads((drawn(None) / "manifest.json").read_text())
 
 
+@pytest.mark.parametrize("combination", [None, interpolate(0.5)])
+def test_stored_adapters_are_fused_before_they_draw(tmp_path, monkeypatch, combination):
+    base, adapters = saved(tmp_path, "unconditional lora")
+    together = combination and Together(combination, base, Wording())
+    drawn = []
+    monkeypatch.setattr(
+        "domainstudio.sampling.folder.sample_to_folder", lambda model, *_, **__: drawn.append(model)
+    )
+    assert models.load(adapters).adapters is not None
+    sample_stored(
+        StoredModel(adapters, together), tmp_path, "samples", SampleSettings(number=2, steps=2), [""], [""]
+    )
+    assert drawn[0].adapters is None
+
+
 def test_a_model_that_is_not_there_is_not_exported(tmp_path, monkeypatch):
     changed_params(tmp_path, lambda values: None)
     monkeypatch.chdir(tmp_path)

@@ -71,6 +71,13 @@ def test_a_comparison_records_each_step_once_with_its_null_and_the_step_that_the
     assert [row["step"] for row in again if row.get("null_of")] == [2, 6]
     assert [row for row in again if "reference" not in row] == points
 
+    unmarked = [json.dumps({k: v for k, v in row.items() if k != "chosen"}) for row in points]
+    (project / "marked.jsonl").write_text("\n".join(unmarked) + "\n")
+    run(monkeypatch, "--choose", "--only-chosen", out="marked.jsonl")
+    rows = [json.loads(line) for line in (project / "marked.jsonl").read_text().splitlines()]
+    marked = [row for row in rows if row.get("chosen")]
+    assert marked == [row for row in points if row.get("chosen") and "null_of" not in row]
+
     for _ in range(2):  # the second call has nothing to do
         run(monkeypatch, "--choose", "--only-chosen", out="chosen.jsonl")
         rows = [json.loads(line) for line in (project / "chosen.jsonl").read_text().splitlines()]
