@@ -30,6 +30,8 @@ T = TypeVar("T")
 
 GRACE_SECONDS = 10.0
 """Time between SIGTERM and SIGKILL, for a stage to end by itself."""
+KILL_SECONDS = 5.0
+"""Longest wait after SIGKILL, while the kernel frees the memory of a process."""
 PROGRESS_SECONDS = 10.0
 """A progress bar redraws many times a second; it is logged once in this time."""
 DELAYS = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0, 60.0)
@@ -299,12 +301,12 @@ def _signal_group(process: subprocess.Popen[bytes], number: int) -> bool:
 
 
 def _end_group(process: subprocess.Popen[bytes], grace: float) -> None:
-    if not _signal_group(process, signal.SIGTERM):
-        return
-    deadline = time.monotonic() + grace
-    while time.monotonic() < deadline:
-        process.poll()
-        if not _signal_group(process, 0):
+    for number, seconds in ((signal.SIGTERM, grace), (signal.SIGKILL, KILL_SECONDS)):
+        if not _signal_group(process, number):
             return
-        time.sleep(0.05)
-    _signal_group(process, signal.SIGKILL)
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            process.poll()
+            if not _signal_group(process, 0):
+                return
+            time.sleep(0.05)

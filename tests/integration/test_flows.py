@@ -356,7 +356,14 @@ def test_a_lock_is_waited_for(repository, monkeypatch):
 
 
 def test_a_stage_that_ignores_sigterm_is_killed(repository, monkeypatch):
-    script = "import os, signal, time; signal.signal(15, signal.SIG_IGN); print(os.getpid()); time.sleep(100)"
+    script = """
+import os, signal, time
+
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+memory = b"x" * 400_000_000  # The kernel frees it after the kill, before the process has ended.
+print(os.getpid())
+time.sleep(100)
+"""
     (repository / "stubborn.py").write_text(script)
     (repository / "dvc.yaml").write_text("stages: {stubborn: {cmd: python stubborn.py, deps: [stubborn.py]}}")
     commands = Commands(repository, grace=1.0)
