@@ -59,9 +59,10 @@ def prepare_image(data: bytes, settings: PrepareSettings, buckets: bool = False)
     with _refusing():
         image = flatten(decode(data, settings.min_size), settings.background)
     width, height = image.size
-    square = _fit(image, (settings.resolution, settings.resolution), settings)
-    bucket = nearest_bucket((height, width), settings.resolution)
-    return Prepared(square, width, height, _fit(image, bucket, settings) if buckets else None)
+    square, bucketed = _fit(image, (settings.resolution, settings.resolution), settings), None
+    if buckets:
+        bucketed = _fit(image, nearest_bucket((height, width), settings.resolution), settings)
+    return Prepared(square, width, height, bucketed)
 
 
 def decode(data: bytes, min_size: int = 1) -> Image.Image:
@@ -85,7 +86,8 @@ def decode(data: bytes, min_size: int = 1) -> Image.Image:
         if image.format == "PNG":
             Image.open(io.BytesIO(data), formats=("PNG",)).verify()
         image.load()
-        return ImageOps.exif_transpose(image)
+        ImageOps.exif_transpose(image, in_place=True)
+        return image
 
 
 def flatten(image: Image.Image, background: str) -> Image.Image:
@@ -108,6 +110,7 @@ def flatten(image: Image.Image, background: str) -> Image.Image:
     if alpha is None:
         return colour
     canvas = Image.new("RGBA", image.size, ImageColor.getrgb(background))
+    colour = colour.copy()  # it may be the image itself
     colour.putalpha(alpha)
     canvas.alpha_composite(colour)
     return canvas.convert("RGB")
@@ -158,7 +161,7 @@ def _to_srgb(image: Image.Image) -> Image.Image:
     base = image.mode if image.mode in ("L", "CMYK") else "RGB"
     # By way of RGBA, because a palette's transparent entries are lost with a warning otherwise.
     via = "RGBA" if image.mode in ("P", "PA", "La", "LA", "RGBa") else base
-    plain = image.convert(via).convert(base)
+    plain = image if image.mode == base else image.convert(via).convert(base)
     converted = None
     if profile := image.info.get("icc_profile"):
         with suppress(OSError, ImageCms.PyCMSError):  # viewers too take pixels under a broken profile as sRGB
@@ -167,7 +170,7 @@ def _to_srgb(image: Image.Image) -> Image.Image:
             if fits and "sRGB" not in (source.profile.profile_description or ""):
                 target = ImageCms.createProfile("sRGB")
                 converted = ImageCms.profileToProfile(plain, source, target, outputMode="RGB")
-    return converted or plain.convert("RGB")
+    return converted or (plain if base == "RGB" else plain.convert("RGB"))
 
 
 def _fit(image: Image.Image, size: Size, settings: PrepareSettings) -> np.ndarray:

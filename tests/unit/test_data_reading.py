@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from domainstudio.config import PrepareSettings
-from domainstudio.data.reading import FORMATS, MAX_PIXELS, prepare_image
+from domainstudio.data.reading import FORMATS, MAX_PIXELS, flatten, prepare_image
 from domainstudio.errors import DataError
 from tests.models import tiny_images
 
@@ -112,6 +112,13 @@ def test_transparency_shows_the_background() -> None:
     blue = SETTINGS.model_copy(update={"background": "#0000ff"})
     pixels = prepare_image(encoded(Image.fromarray(rgba)), blue).pixels
     assert (pixels[:, :, 0].T == (0, 0, 255)).all() and (pixels[:, :, -1].T == (255, 0, 0)).all()
+
+
+def test_the_image_itself_keeps_its_mode() -> None:
+    image = Image.new("RGB", (8, 8), "red")
+    image.info["transparency"] = (255, 0, 0)
+    assert flatten(image, "#00ff00").getpixel((0, 0)) == (0, 255, 0)
+    assert (image.mode, image.getpixel((0, 0))) == ("RGB", (255, 0, 0))
 
 
 def test_invisible_colours_do_not_bleed_into_edges() -> None:
