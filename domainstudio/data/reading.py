@@ -58,10 +58,9 @@ def prepare_image(data: bytes, settings: PrepareSettings, buckets: bool = False)
     """
     with _refusing():
         image = flatten(decode(data, settings.min_size), settings.background)
-    width, height = image.size
-    square, bucketed = _fit(image, (settings.resolution, settings.resolution), settings), None
-    if buckets:
-        bucketed = _fit(image, nearest_bucket((height, width), settings.resolution), settings)
+    (width, height), side = image.size, settings.resolution
+    square = _fit(image, (side, side), settings)
+    bucketed = _fit(image, nearest_bucket((height, width), side), settings) if buckets else None
     return Prepared(square, width, height, bucketed)
 
 
@@ -110,9 +109,7 @@ def flatten(image: Image.Image, background: str) -> Image.Image:
     if alpha is None:
         return colour
     canvas = Image.new("RGBA", image.size, ImageColor.getrgb(background))
-    colour = colour.copy()  # it may be the image itself
-    colour.putalpha(alpha)
-    canvas.alpha_composite(colour)
+    canvas.alpha_composite(Image.merge("RGBA", (*colour.split(), alpha)))
     return canvas.convert("RGB")
 
 

@@ -117,7 +117,8 @@ def attributes_kept(
         looking = transferred if transferred is not None and shared else probe
         seen, expected = np.array(looking.predict(samples)), np.array(probe.predict(source))
         agreement = seen == expected
-        chance = sum(float((seen == value).mean() * (expected == value).mean()) for value in {*expected})
+        values = np.unique(expected)  # in order: a set's differs by process, and with it the last digit
+        chance = sum(float((seen == value).mean() * (expected == value).mean()) for value in values)
         ceiling = min(probe.accuracy, looking.accuracy)
         learnt = "target" if shared else "source"
         found[name] = Kept(agreement, float(agreement.mean()), chance, ceiling, learnt)

@@ -31,7 +31,7 @@ T = TypeVar("T")
 GRACE_SECONDS = 10.0
 """Time between SIGTERM and SIGKILL, for a stage to end by itself."""
 KILL_SECONDS = 5.0
-"""Longest wait after SIGKILL, while the kernel frees the memory of a process."""
+"""Longest wait after SIGKILL, until the kernel has ended a process and freed its memory."""
 PROGRESS_SECONDS = 10.0
 """A progress bar redraws many times a second; it is logged once in this time."""
 DELAYS = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0, 60.0)

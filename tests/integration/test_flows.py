@@ -6,10 +6,11 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
+from queue import SimpleQueue
 
 import psutil
 import pytest
@@ -360,26 +361,25 @@ def test_a_stage_that_ignores_sigterm_is_killed(repository, monkeypatch):
 import os, signal, time
 
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
-memory = b"x" * 400_000_000  # The kernel frees it after the kill, before the process has ended.
+memory = b"x" * 400_000_000  # after the kill the kernel frees it, and only then has the process ended
 print(os.getpid())
 time.sleep(100)
 """
     (repository / "stubborn.py").write_text(script)
     (repository / "dvc.yaml").write_text("stages: {stubborn: {cmd: python stubborn.py, deps: [stubborn.py]}}")
     commands = Commands(repository, grace=1.0)
-    pids: list[int] = []
-
-    def log(line):
-        if line.isdigit():
-            pids.append(int(line))
-            threading.Thread(target=commands.stop).start()
-
-    with pytest.raises(StoppedError):
-        commands.repro("stubborn", log)
-    assert len(pids) == 1
-    assert alive(pids) == []
+    pids: SimpleQueue[int] = SimpleQueue()
+    with ThreadPoolExecutor() as pool:
+        running = pool.submit(
+            commands.repro, "stubborn", lambda line: pids.put(int(line)) if line.isdigit() else None
+        )
+        pid = pids.get(timeout=100)
+        commands.stop()
+        assert alive([pid]) == []
+        with pytest.raises(StoppedError):
+            running.result()
     with pytest.raises(StoppedError, match="not run"):
-        commands.repro("stubborn", log)
+        commands.repro("stubborn", pids.put)
 
 
 def test_the_graph_is_dvcs_own(repository, monkeypatch):

@@ -1,5 +1,9 @@
 """Attributes kept: between chance and ceiling, and by whose probe."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -41,6 +45,23 @@ def test_the_targets_own_images_teach_the_probe_of_another_hand_where_they_know_
     assert seeing["hair"].probed_by == "target"
     strange = Labelled(*faces(3, 300, shift=3.0, hair=("a", "b", "c")))
     assert attributes_kept(drawn, rows, source, strange)["hair"].probed_by == "source"
+
+
+def test_every_process_finds_the_same_last_digit():
+    script = """
+import numpy as np
+from domainstudio.metrics.attributes import Labelled, attributes_kept
+
+hair = np.random.default_rng(0).integers(0, 9, 701)
+faces = Labelled(np.eye(9)[hair], [{"hair": f"hair {value}"} for value in hair])
+samples = np.eye(9)[np.random.default_rng(1).integers(0, 9, 701)]
+print(repr(attributes_kept(samples, faces.rows, faces)["hair"].chance))
+"""
+    printed = {
+        subprocess.check_output([sys.executable, "-c", script], env={**os.environ, "PYTHONHASHSEED": seed})
+        for seed in "12345"
+    }
+    assert len(printed) == 1
 
 
 def test_rare_values_and_attributes_with_one_value_teach_nothing():
