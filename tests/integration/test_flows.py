@@ -379,7 +379,7 @@ time.sleep(100)
         with pytest.raises(StoppedError):
             running.result()
     with pytest.raises(StoppedError, match="not run"):
-        commands.repro("stubborn", pids.put)
+        commands.repro("stubborn", print)
 
 
 def test_the_graph_is_dvcs_own(repository, monkeypatch):
