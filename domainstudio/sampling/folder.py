@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import warnings
+import logging
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from domainstudio.config import SampleSettings
     from domainstudio.models.denoiser import Denoiser
     from domainstudio.models.stored import StoredModel
+
+logger = logging.getLogger(__name__)
 
 
 def sample_to_folder(
@@ -172,7 +174,7 @@ def _are_drawn(paths: Sequence[Path], size: tuple[int, int]) -> bool:
         except FileNotFoundError:
             return False
         except DataError as error:
-            warnings.warn(f"{error}: it is drawn again", stacklevel=2)
+            logger.warning("%s: it is drawn again", error)
             return False
     return True
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import logging
 import shutil
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,8 @@ from domainstudio.storage.files import output_folder, sha256_of
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+logger = logging.getLogger(__name__)
 
 KEEP = 2
 """States kept per run: the last, and the one before in case the last is damaged."""
@@ -120,8 +122,9 @@ def latest(
             if check is not None:
                 check(step, state)
         except CheckpointError as error:
-            why = f"training state {path} is damaged ({error}); going back to the state before it"
-            warnings.warn(why, stacklevel=2)
+            logger.warning(
+                "training state %s is damaged (%s); going back to the state before it", path, error
+            )
         else:
             return step, state
     return None

@@ -75,16 +75,16 @@ def test_a_half_written_state_is_not_seen_and_without_a_folder_none(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["state.safetensors", "state.json"])
-def test_a_damaged_state_is_passed_over_by_name(tmp_path, name):
+def test_a_damaged_state_is_passed_over_by_name(tmp_path, name, caplog):
     checkpoint.save(tmp_path, 1, state())
     damaged = checkpoint.save(tmp_path, 2, state()) / name
     damaged.write_bytes(damaged.read_bytes()[:20])
-    with pytest.warns(UserWarning, match="step-0000002 is damaged"):
-        assert latest(tmp_path)[0] == 1
+    assert latest(tmp_path)[0] == 1
+    assert "step-0000002 is damaged" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["state.safetensors", "state.json"])
-def test_one_flipped_bit_anywhere_is_noticed(tmp_path, name):
+def test_one_flipped_bit_anywhere_is_noticed(tmp_path, name, caplog):
     content = {"weights": torch.randn(64), "history": [{"step": 1, "total": 0.1}], "flag": None}
     checkpoint.save(tmp_path, 1, content)
     path = checkpoint.save(tmp_path, 2, content) / name
@@ -93,11 +93,12 @@ def test_one_flipped_bit_anywhere_is_noticed(tmp_path, name):
         changed = bytearray(whole)
         changed[place] ^= 1 << place % 8
         path.write_bytes(changed)
-        with pytest.warns(UserWarning, match="step-0000002 is damaged"):
-            assert latest(tmp_path)[0] == 1, f"bit {place % 8} of byte {place}"
+        caplog.clear()
+        assert latest(tmp_path)[0] == 1, f"bit {place % 8} of byte {place}"
+        assert "step-0000002 is damaged" in caplog.text
 
 
-def test_a_state_that_does_not_fit_is_passed_over_by_name(tmp_path):
+def test_a_state_that_does_not_fit_is_passed_over_by_name(tmp_path, caplog):
     for step in (1, 2):
         checkpoint.save(tmp_path, step, {"history": [step]})
 
@@ -105,9 +106,8 @@ def test_a_state_that_does_not_fit_is_passed_over_by_name(tmp_path):
         if state["history"] == [2]:
             raise CheckpointError("history: 2 is unknown")
 
-    with pytest.warns(UserWarning, match="step-0000002 is damaged .history: 2 is unknown"):
-        found = checkpoint.latest(tmp_path, check)
-    assert found == (1, {"history": [1]})
+    assert checkpoint.latest(tmp_path, check) == (1, {"history": [1]})
+    assert "step-0000002 is damaged (history: 2 is unknown" in caplog.text
 
 
 def test_a_damaged_state_goes_when_the_next_whole_one_is_there(tmp_path):
@@ -117,14 +117,14 @@ def test_a_damaged_state_goes_when_the_next_whole_one_is_there(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-0000002", "step-0000003"]
 
 
-def test_states_of_earlier_versions_are_read(tmp_path):
+def test_states_of_earlier_versions_are_read(tmp_path, caplog):
     path = checkpoint.save(tmp_path, 4, {"weights": torch.ones(2)}) / "state.json"
     content = json.loads(path.read_text())
     path.write_text(json.dumps({"format": 1, "step": 4, "tree": content["tree"]}))
     assert torch.equal(latest(tmp_path)[1]["weights"], torch.ones(2))
     path.write_text(json.dumps({"format": 2, "step": 4, "tree": content["tree"]}))
-    with pytest.warns(UserWarning, match="it lacks 'sha256'"):
-        assert checkpoint.latest(tmp_path) is None
+    assert checkpoint.latest(tmp_path) is None
+    assert "it lacks 'sha256'" in caplog.text
 
 
 def test_the_key_depends_on_parameters_and_inputs_only():
