@@ -109,7 +109,7 @@ class SettingsError(ConfigError):
 
     def __init__(self, where: str, problems: Iterable[Problem]) -> None:
         self.problems = tuple(dict.fromkeys(problems))
-        super().__init__(f"{where} is not usable:\n" + "\n".join(map(str, self.problems)))
+        super().__init__(f"{where} cannot be used:\n" + "\n".join(map(str, self.problems)))
 
 
 def merged(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:

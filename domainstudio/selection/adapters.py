@@ -7,20 +7,18 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-from diffusers.utils import logging
 
 from domainstudio.errors import CheckpointError
 from domainstudio.models.text_to_image import TextToImageDenoiser
 from domainstudio.selection.chooser import Candidate
 from domainstudio.storage.checkpoint import run_key
 from domainstudio.storage.files import sha256_of
+from domainstudio.storage.weights import quiet
 
 if TYPE_CHECKING:
     from domainstudio.models.denoiser import Denoiser
@@ -133,7 +131,7 @@ class _Loaded:
     def __call__(self) -> Denoiser:
         pipeline, path = without(self.denoiser).pipeline, self.file.path  # type: ignore[attr-defined]
         try:
-            with _quiet():
+            with quiet("diffusers"):  # it warns of each file that leaves the text encoder as it is
                 pipeline.load_lora_weights(path.parent, weight_name=path.name, adapter_name=NAME)
         except Exception as error:  # diffusers and peft raise whatever the keys and shapes lead to
             without(self.denoiser)
@@ -141,17 +139,6 @@ class _Loaded:
         if not any(pipeline.get_list_adapters().values()):
             raise CheckpointError(_unusable(path, "it changes no layer of it"))
         return self.denoiser
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep diffusers from a warning for each file that leaves the text encoder as it is."""
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
 
 
 def _steps(names: Sequence[str]) -> list[int | None]:

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from domainstudio.errors import CheckpointError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_FAULTS = {"missing_keys": "lacks", "unexpected_keys": "has the unknown", "mismatched_keys": "misshapes"}
+_FAULTS = {
+    "missing_keys": "lacks",
+    "unexpected_keys": "has the unknown",
+    "mismatched_keys": "has the misshapen",
+}
 """What diffusers and transformers say of a loading; otherwise they go on, with weights of their own."""
 
 _HARMLESS = {"unexpected_keys": ("position_ids", "lm_head."), "missing_keys": ("position_ids",)}
@@ -31,12 +38,12 @@ def load_part(kind: Any, folder: str | Path, **options: Any) -> Any:
             file and the weight.
         Exception: what `from_pretrained` raises.
     """
-    if kind.__module__.startswith("transformers."):
-        options["ignore_mismatched_sizes"] = True  # its own error names no weight; refused below
-    network, found = kind.from_pretrained(folder, use_safetensors=True, output_loading_info=True, **options)
+    library = kind.__module__.partition(".")[0]
+    with quiet(library):
+        network, found = _read(kind, folder, {**options, "use_safetensors": True}, library)
     for key, fault in _FAULTS.items():
         harmless = _HARMLESS.get(key, ())
-        names = sorted(str(each) for each in found.get(key, ()))
+        names = sorted(map(_name, found.get(key, ())))
         names = [name for name in names if not any(part in name for part in harmless)]
         if names:
             raise _unusable(
@@ -44,6 +51,41 @@ def load_part(kind: Any, folder: str | Path, **options: Any) -> Any:
             )
     check_finite(network.state_dict(), folder)
     return network
+
+
+@contextmanager
+def quiet(library: str) -> Iterator[None]:
+    """Keep "diffusers" or "transformers" from warnings of what the caller itself checks."""
+    logging = import_module(f"{library}.utils.logging")
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def _read(kind: Any, folder: str | Path, options: Mapping[str, Any], library: str) -> tuple[Any, Any]:
+    """Return a network, and what its library says of the loading, with all misshapen weights."""
+    read = partial(kind.from_pretrained, folder, output_loading_info=True, **options)
+    listing = {"ignore_mismatched_sizes": True}
+    if library == "transformers":
+        return cast("tuple[Any, Any]", read(**listing))
+    try:
+        return cast("tuple[Any, Any]", read())
+    except ValueError as error:
+        if "expected shape" not in str(error):
+            raise
+        # diffusers lists them only where it initialises all weights first, which is slow
+        return cast("tuple[Any, Any]", read(**listing, low_cpu_mem_usage=False))
+
+
+def _name(weight: Any) -> str:
+    """Return the name of a weight, with its shapes where they differ."""
+    if isinstance(weight, str):
+        return weight
+    name, found, expected = weight
+    return f"{name} of shape {list(found)}, expected {list(expected)}"
 
 
 def check_finite(weights: Mapping[str, Tensor], place: str | Path) -> None:
