@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +24,7 @@ def main() -> None:
     from domainstudio.distributed import this_process
     from domainstudio.models.stored import StoredModel, Together
     from domainstudio.sampling import sample_stored
+    from domainstudio.storage.files import move_folder
 
     settings = config.load()
     launch("stages.sample", settings.launch)
@@ -40,10 +40,7 @@ def main() -> None:
     )
     if not this_process().is_main_process:
         return
-    final = Path("samples") / place
-    shutil.rmtree(final, ignore_errors=True)
-    final.parent.mkdir(parents=True, exist_ok=True)
-    shutil.move(partial, final)
+    move_folder(partial, Path("samples") / place)
 
 
 def _chosen_step(folder: Path) -> dict[str, int]:

@@ -109,6 +109,17 @@ def output_folder(path: str | Path, *, synced: bool = False) -> Iterator[Path]:
     shutil.rmtree(previous, ignore_errors=True)
 
 
+def move_folder(source: Path, target: Path) -> None:
+    """Put a folder in the place of `target`, whole or not at all, also on another disk.
+
+    Raises:
+        DiskError: it cannot be written; `target` is as it was.
+    """
+    with output_folder(target) as partial:
+        partial.rmdir()
+        shutil.move(source, partial)
+
+
 def _exchange(partial: Path, path: Path, previous: Path) -> None:
     if path.exists():
         path.replace(previous)

@@ -1,11 +1,15 @@
 """Files and folders are there whole or not at all, also after an exception or a kill."""
 
+import errno
+import os
+import shutil
 import stat
+from pathlib import Path
 
 import pytest
 
-from domainstudio.errors import DataError
-from domainstudio.storage.files import output_file, output_folder, write_json, write_text
+from domainstudio.errors import DataError, DiskError
+from domainstudio.storage.files import move_folder, output_file, output_folder, write_json, write_text
 
 
 def test_a_text_file_is_replaced_as_a_whole(tmp_path):
@@ -61,3 +65,34 @@ def test_a_synced_folder_may_hold_folders(tmp_path):
         (partial / "inner").mkdir()
         (partial / "inner/a").write_text("1")
     assert (tmp_path / "out/inner/a").read_text() == "1"
+
+
+def test_a_folder_that_another_disk_refuses_is_not_half_there(tmp_path, monkeypatch):
+    source, target = tmp_path / "drawn", tmp_path / "kept/samples"
+    for folder, text in ((source, "new"), (target, "old")):
+        folder.mkdir(parents=True)
+        for name in "abc":
+            (folder / name).write_text(text)
+
+    def another_disk(old, new, **_):
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), old)
+
+    copy = shutil.copyfile
+
+    def full(old, new, **options):
+        if Path(old).name != "a":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return copy(old, new, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", another_disk)
+        patch.setattr(shutil, "copyfile", full)
+        with pytest.raises(DiskError, match=r"kept/samples cannot be .*No space left"):
+            move_folder(source, target)
+    assert [path.read_text() for path in sorted(target.iterdir())] == ["old"] * 3
+    assert len(list(source.iterdir())) == 3
+    assert [path.name for path in target.parent.iterdir()] == ["samples"]
+
+    move_folder(source, target)
+    assert [path.read_text() for path in sorted(target.iterdir())] == ["new"] * 3
+    assert not source.exists()
