@@ -4,7 +4,8 @@
         --baseline text-dreambooth --adaptations text-domainstudio --rounds 10
 
 Steps are taken in turn in one process, so a noisy machine slows all of them alike. Then images are drawn in
-turn, here and by diffusers' pipeline. What the same steps cost at real size says `benchmarks.plan`.
+turn, here and by diffusers' pipeline: in float32, and in bfloat16 where the device computes it. What the same
+steps cost at real size says `benchmarks.plan`.
 """
 
 from __future__ import annotations
@@ -17,14 +18,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from diffusers import DiffusionPipeline
 from PIL import Image
 
 from benchmarks import cli
 from benchmarks.loops import DiffusersLoop, ReleasedLoop
 from benchmarks.step_cost import Step, measure, print_table, summarize, trainer
-from domainstudio import config
+from domainstudio import config, models
 from domainstudio.distributed import this_process
 from domainstudio.errors import ConfigError
+from domainstudio.precision import DTYPES, usable_precision
+from domainstudio.project import SOURCE_MODELS
 from domainstudio.sampling import sample
 from domainstudio.training.examples import texts_of
 from domainstudio.training.recipe import Recipe
@@ -49,8 +53,12 @@ def main() -> None:
         made = steps(settings, options.baseline, options.adaptations, Path(folder))
         results["step"] = summarize(measure(made, options.rounds))
     print_table("step", results["step"])
-    results["draw"] = summarize(measure(drawing(settings, options.baseline), options.rounds))
-    print_table("batch of images", results["draw"])
+    device = this_process().device
+    for precision in sorted({usable_precision(each, device) for each in ("no", "bf16")}, reverse=True):
+        name = {"no": "float32"}.get(precision, precision)
+        drawn = summarize(measure(drawing(settings, options.baseline, precision), options.rounds))
+        results[f"draw, {name}"] = drawn
+        print_table(f"batch of images, {name}", drawn)
     if options.out:
         options.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
@@ -101,18 +109,35 @@ class Drawing:
         return self.draw()
 
 
-def drawing(settings: Settings, name: str) -> dict[str, Step]:
-    """Return what draws the same batch from an adaptation's source model: diffusers' pipeline, and we."""
-    recipe = Recipe.load(settings.adaptation(name), settings.sample, this_process())
-    denoiser, prompts = recipe.denoiser, ["a house"] * settings.adaptation(name).training.batch_size
-    pipeline = denoiser.pipeline  # type: ignore[attr-defined]
+def drawing(settings: Settings, name: str, precision: str) -> dict[str, Step]:
+    """Return what draws the same batch from an adaptation's source model: diffusers' pipeline, and we.
+
+    Args:
+        settings: of the adaptation.
+        name: the adaptation.
+        precision: `no`, or `bf16`: then both read their weights in that type too.
+    """
+    adaptation, device = settings.adaptation(name), this_process().device
+    folder, dtype = SOURCE_MODELS / adaptation.source, DTYPES[precision]
+    prompts = ["a house"] * adaptation.training.batch_size
+    denoiser = models.load(folder, dtype).to(device)
+    pipeline = DiffusionPipeline.from_pretrained(
+        folder, torch_dtype=dtype or torch.float32, use_safetensors=True
+    ).to(device)
     pipeline.set_progress_bar_config(disable=True)
     options = {"guidance_scale": GUIDANCE, "num_inference_steps": SAMPLING_STEPS, "output_type": "np"}
     seeds = list(range(len(prompts)))
     return {
         "diffusers": Drawing(lambda: pipeline(prompts, **options)),
         "ours": Drawing(
-            lambda: sample(denoiser, seeds, prompts, guidance_scale=GUIDANCE, steps=SAMPLING_STEPS)
+            lambda: sample(
+                denoiser,
+                seeds,
+                prompts,
+                guidance_scale=GUIDANCE,
+                steps=SAMPLING_STEPS,
+                mixed_precision=precision,
+            )
         ),
     }
 

@@ -125,6 +125,7 @@ _SCHEDULE = {  # of the published folders
 _SCHEDULES = {
     "sd1": ("PNDMScheduler", {}),
     "sd2": ("DDIMScheduler", {"prediction_type": "v_prediction"}),
+    "demo": ("DDIMScheduler", {"prediction_type": "v_prediction"}),
     "sdxl": ("EulerDiscreteScheduler", {"prediction_type": "epsilon", "timestep_spacing": "leading"}),
 }
 
@@ -133,7 +134,8 @@ def tiny_text_pipeline(kind: str = "sd1", seed: int = 0):
     """Return an untrained diffusers pipeline of 16x16 pixels and 8x8 latents.
 
     Args:
-        kind: `sd1` (ε), `sd2` (v) or `sdxl` (two text encoders, ε).
+        kind: `sd1` (ε), `sd2` (v), `demo` (v, and the text beside the timestep) or `sdxl` (two text
+            encoders, ε).
         seed: of the weights.
     """
     import diffusers
@@ -269,6 +271,8 @@ def _tiny_text_unet(kind: str):
             "addition_time_embed_dim": 8,
             "projection_class_embeddings_input_dim": 6 * 8 + 12,
         }
+    elif kind == "demo":
+        options |= {"addition_embed_type": "text", "addition_embed_type_num_heads": 2}
     unet = UNet2DConditionModel(
         sample_size=TEXT_RESOLUTION // 2,
         block_out_channels=(8, 16),

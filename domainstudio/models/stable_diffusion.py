@@ -38,10 +38,11 @@ class ConditionedUNet(PromptedNetwork):
     def denoise(self, xt: Tensor, timesteps: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
         """Return the UNet's output for embeddings."""
         added = {name: condition[name] for name in ("text_embeds", "time_ids") if name in condition}
+        hidden = condition["encoder_hidden_states"]
         output: Tensor = self.unet(
             xt,
             timesteps,
-            encoder_hidden_states=condition["encoder_hidden_states"],
+            encoder_hidden_states=hidden.to(self.unet.conv_in.weight.dtype),  # a CPU's autocast casts no norm
             added_cond_kwargs=added or None,
         ).sample
         return output

@@ -224,7 +224,8 @@ import json, sys
 from pathlib import Path
 from tests.integration.test_bucket_training import WHOLE, first_pixels, trainer
 
-training = trainer(Path(sys.argv[1]), method=WHOLE, steps=5, checkpoint_every=5)
+folder = Path(sys.argv[1])
+training = trainer(folder, method=WHOLE, steps=5, checkpoint_every=5)
 drawn, batch = [], training._batch
 
 def recording(*arguments):
@@ -234,8 +235,8 @@ def recording(*arguments):
 
 training._batch = recording
 training.train()
-rank = training.accelerator.process_index
-Path(sys.argv[1], f"{rank}.json").write_text(json.dumps(drawn))
+folder.mkdir(exist_ok=True)  # the first process may not have written its state yet
+(folder / f"{training.accelerator.process_index}.json").write_text(json.dumps(drawn))
 """
 
 

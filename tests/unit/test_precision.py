@@ -48,10 +48,10 @@ def test_sampling_and_training_ask_for_it(has_bfloat16, tmp_path):
 
 
 @pytest.mark.usefixtures("bfloat16")
-@pytest.mark.parametrize("kind", ["unconditional", "sd1"])
+@pytest.mark.parametrize("kind", ["unconditional", "sd1", "demo"])
 def test_a_lowered_base_draws_in_its_own_precision(tmp_path, kind):
     """Its adapters and its text encoders stay float32, though the source model shares them."""
-    told = [PROMPTS[0]] if kind == "sd1" else None
+    told = None if kind == "unconditional" else [PROMPTS[0]]
     preview = previewer(SampleSettings(number=1, steps=2), told, number=1)
     lowered = {"mixed_precision": "bf16", "frozen_precision": "bf16"}
     training = adapters.trainer(tmp_path, kind, preview=preview, steps=1, preview_every=1, **lowered)
@@ -65,7 +65,7 @@ def test_a_lowered_base_draws_in_its_own_precision(tmp_path, kind):
 
 
 @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("kind", ["unconditional", "sd1", "sdxl", "sd3", "pixart"])
+@pytest.mark.parametrize("kind", ["unconditional", "sd1", "demo", "sdxl", "sd3", "pixart"])
 def test_weights_that_nobody_trains_are_read_in_half_precision(tmp_path, kind, half):
     """All but the VAE, and text encoders that float16 would overflow; the pictures stay about the same."""
     source = tiny_denoiser() if kind == "unconditional" else tiny_text_denoiser(kind)
