@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -25,6 +26,7 @@ def run(main: Callable[[], None]) -> None:
     or away, else `USER_ERROR_STATUS`. Other exceptions are defects and keep their traceback, among them those
     of the operating system that say nothing of a disk, such as that a file is missing.
     """
+    warnings.filterwarnings("ignore", "Mismatch dtype between input and weight")  # PyTorch's, under autocast
     try:
         main()
     except DomainStudioError as error:

@@ -56,14 +56,17 @@ def start_repository(root):
 
 
 def params():
+    """Return the project's own settings for small models, in float32: not every processor has bfloat16."""
     values = yaml.safe_load((ROOT / "params.yaml").read_text())
     values["prepare"]["resolution"] = 8
     values["prepare"]["min_size"] = 8
     for section in ("pretrain", "pretrain_latent", "pretrain_class", "pretrain_text", "pretrain_flow"):
         values[section] |= {"images": "images", "number": None, "resolution": 8}
+        values[section]["training"]["mixed_precision"] = "no"
     values["sources"] = {"noto": {"subjects": "subjects.txt"}}
     values["source_images"] = {"noto": {"images": "images"}}
     values["targets"] = {"ink": {"shots": "images", "number": 5, "seed": 0, "domain": "images"}}
+    values["finetune"]["mixed_precision"] = values["sample"]["mixed_precision"] = "no"
     values["finetune"] |= {"steps": 6, "batch_size": 4, "checkpoint_every": 2, "preview_every": 3}
     values["finetune"]["candidate_every"] = 0
     values["choose"] |= {"number": 8, "steps": 2}

@@ -26,6 +26,7 @@ from domainstudio.models.latents import decode_latents, draw_latents, encode_ima
 from domainstudio.models.new_tokens import add_tokens, merged_tokens
 from domainstudio.models.schedule import at_least_float32
 from domainstudio.models.text_parts import check_folder, check_present, load_networks, make_portable
+from domainstudio.storage.weights import quiet
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
@@ -302,9 +303,10 @@ class TextToImageDenoiser(ABC):
         check_folder(folder, index, parts, cls.optional)
         try:
             options = {**cls.options.get(name, {}), **load_networks(folder, index, parts, half)}
-            pipeline = getattr(diffusers, name).from_pretrained(
-                folder, use_safetensors=True, local_files_only=True, **options
-            )
+            with quiet("transformers"):  # which warns of image processors that no part here is
+                pipeline = getattr(diffusers, name).from_pretrained(
+                    folder, use_safetensors=True, local_files_only=True, **options
+                )
         except ImportError as error:
             raise MissingExtraError(
                 'transformers is not installed. Install it: pip install "domainstudio[text]"'
