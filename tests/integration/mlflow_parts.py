@@ -12,12 +12,13 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
+from urllib.error import HTTPError
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ from PIL import Image
 from domainstudio import config
 from stages import register
 from tests import warm
+from tests.integration.conftest import free_port
 from tests.project import params
 
 ROOT = Path(__file__).parents[2]
@@ -229,6 +231,32 @@ def serving(command: list[str], url: str, log: Path, cwd: Path, **variables: str
         with suppress(ProcessLookupError):
             os.killpg(process.pid, 9)
         process.wait()
+
+
+Ask = Callable[[dict[str, Any], dict[str, Any]], tuple[int, Any]]
+"""Takes a record and params; returns the status, and the pictures or the message."""
+
+
+@contextmanager
+def served(version: str, database: Path, log: Path) -> Iterator[Ask]:
+    """Run `mlflow models serve` on a version, such as `models:/name/1`, and yield what asks it over HTTP."""
+    address = f"127.0.0.1:{free_port()}"
+    command = ["models", "serve", "-m", version, "--env-manager", "local"]
+    command += ["--host", "127.0.0.1", "--port", address.partition(":")[2]]
+
+    def ask(record: dict[str, Any], params: dict[str, Any]) -> tuple[int, Any]:
+        body = json.dumps({"dataframe_records": [record], "params": params}).encode()
+        headers = {"Content-Type": "application/json"}
+        request = urllib.request.Request(f"http://{address}/invocations", body, headers)
+        try:
+            with urllib.request.urlopen(request, timeout=100) as answer:
+                return answer.status, json.load(answer)["predictions"]
+        except HTTPError as refused:
+            return refused.code, refused.read().decode()
+
+    variables = {"MLFLOW_TRACKING_URI": f"sqlite:///{database}", "PYTHONPATH": ""}
+    with serving(command, f"http://{address}/ping", log, Path.cwd(), **variables):
+        yield ask
 
 
 @contextmanager

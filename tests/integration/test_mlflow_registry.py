@@ -6,12 +6,10 @@ import json
 import shutil
 import sqlite3
 import sys
-import urllib.request
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
-from urllib.error import HTTPError
 
 import numpy as np
 import pytest
@@ -33,7 +31,7 @@ from tests.integration.mlflow_parts import (
     make_project,
     rows,
     run_stage,
-    serving,
+    served,
     use_local_store,
     version_tags,
     versions_of,
@@ -223,27 +221,15 @@ def test_what_people_read(registered):
 def test_mlflow_serves_the_model_over_http(registered, tmp_path):
     from diffusers import DiffusionPipeline
 
-    port = free_port()
-    url = f"http://127.0.0.1:{port}"
-    command = ["models", "serve", "-m", f"models:/{MODEL}@champion", "--env-manager", "local"]
-    command += ["--host", "127.0.0.1", "--port", str(port)]
-    variables = {"MLFLOW_TRACKING_URI": f"sqlite:///{registered}", "PYTHONPATH": ""}
-    with serving(command, f"{url}/ping", tmp_path / "serve.txt", Path.cwd(), **variables):
-        body = {"dataframe_records": [{}], "params": {"number": 2, "seed": 5, "steps": 3}}
-        request = urllib.request.Request(
-            f"{url}/invocations", json.dumps(body).encode(), {"Content-Type": "application/json"}
-        )
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            predictions = json.load(answer)["predictions"]
+    with served(f"models:/{MODEL}@champion", registered, tmp_path / "serve.txt") as ask:
+        status, predictions = ask({}, {"number": 2, "seed": 5, "steps": 3})
+        assert status == 200
         for params, sentence in (
             ({"number": 0}, "number must be between 1 and 1000, got 0"),
             ({"steps": -1}, "steps must be between 1 and 1000, got -1"),
         ):
-            request.data = json.dumps({"dataframe_records": [{}], "params": params}).encode()
-            with pytest.raises(HTTPError) as refused:
-                urllib.request.urlopen(request, timeout=60)
-            said = refused.value.read().decode()
-            assert refused.value.code == 400 and sentence in said and "Traceback" not in said
+            status, said = ask({}, params)
+            assert status == 400 and sentence in said and "Traceback" not in said
 
     pipeline = DiffusionPipeline.from_pretrained(f"models/adapted/{NAME}")
     pipeline.set_progress_bar_config(disable=True)
