@@ -156,7 +156,12 @@ def main() -> None:
         Choice(model, step, trained, resolution, batch_size, *fixed)
         for model, trained, resolution, batch_size, step in values
     ]
-    plans = [plan(each) for each in tqdm(choices, unit="step") if not each.too_small]
+    if left_out := sum(each.too_small for each in choices):
+        print(f"{left_out} left out: without {MIN_PAIRED_BATCH} images a step there are no pairs to compare")
+        choices = [each for each in choices if not each.too_small]
+    if not choices:
+        return
+    plans = [plan(each) for each in tqdm(choices, unit="step")]
     print(table(plans))
     if options.out:
         rows = [{**asdict(each), "total": each.total, "card": each.card} for each in plans]
