@@ -145,7 +145,10 @@ def save_pipeline(pipeline: Any, folder: Path, *, half: bool = False) -> None:
 
     The pipeline stays as it is.
     """
-    _in_precision(pipeline, half).save_pretrained(folder, safe_serialization=True)
+    from domainstudio.storage.weights import quiet
+
+    with quiet("diffusers"):  # which warns of each part that a pipeline may lack
+        _in_precision(pipeline, half).save_pretrained(folder, safe_serialization=True)
     for path in sorted(folder.rglob("*.json")):
         content = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(content, dict) and content.pop("_name_or_path", None) is not None:  # where it came from
