@@ -216,7 +216,7 @@ def _cell(values: Any, figure: Figure, places: int) -> Cell:
         spread = f"{low} … {high}"
     if chance is not None:
         by_chance = f"chance {text(chance, decimals=places, percent=figure.percent)}"
-        spread = f"{spread}, {by_chance}" if spread else by_chance
+        spread = f"{spread},\n{by_chance}" if spread else by_chance
     return Cell(text(value, decimals=places, percent=figure.percent), spread)
 
 
