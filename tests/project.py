@@ -62,11 +62,12 @@ def params():
     values["prepare"]["min_size"] = 8
     for section in ("pretrain", "pretrain_latent", "pretrain_class", "pretrain_text", "pretrain_flow"):
         values[section] |= {"images": "images", "number": None, "resolution": 8}
-        values[section]["training"]["mixed_precision"] = "no"
+        del values[section]["training"]["mixed_precision"]
     values["sources"] = {"noto": {"subjects": "subjects.txt"}}
     values["source_images"] = {"noto": {"images": "images"}}
     values["targets"] = {"ink": {"shots": "images", "number": 5, "seed": 0, "domain": "images"}}
-    values["finetune"]["mixed_precision"] = values["sample"]["mixed_precision"] = "no"
+    for section in ("finetune", "sample"):
+        del values[section]["mixed_precision"]
     values["finetune"] |= {"steps": 6, "batch_size": 4, "checkpoint_every": 2, "preview_every": 3}
     values["finetune"]["candidate_every"] = 0
     values["choose"] |= {"number": 8, "steps": 2}
