@@ -6,8 +6,8 @@ import hashlib
 import io
 import json
 import os
-import tarfile
 import tempfile
+import zipfile
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -88,10 +88,11 @@ def send(orders: Sequence[Order]) -> dict[str, dict[str, ObjectRef]]:
 
 
 def _packed(path: Path) -> bytes:
-    """Return a file or folder as a tar archive."""
+    """Return a file or folder as a zip archive, which Python unpacks nowhere but below a folder."""
     buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", dereference=True) as archive:
-        archive.add(path, path.as_posix())
+    with zipfile.ZipFile(buffer, "w", strict_timestamps=False) as archive:
+        for file in [path] if path.is_file() else sorted(each for each in path.rglob("*") if each.is_file()):
+            archive.write(file, file.as_posix())
     return buffer.getvalue()
 
 
@@ -112,6 +113,6 @@ def unpack(archives: Mapping[str, ObjectRef]) -> Path:
         if not root.is_dir():
             with output_folder(root) as partial:
                 for reference in archives.values():
-                    with tarfile.open(fileobj=io.BytesIO(ray.get(reference))) as archive:
-                        archive.extractall(partial, filter="data")
+                    with zipfile.ZipFile(io.BytesIO(ray.get(reference))) as archive:
+                        archive.extractall(partial)
     return root

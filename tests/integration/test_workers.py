@@ -185,7 +185,7 @@ def undisturbed(company: Company, folder: Path) -> str:
         patch.delenv("DOMAINSTUDIO_CHECKPOINTS")
         patch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")  # nobody listens there
         run(folder, "dvc", "pull", "prepare_source@noto", "prepare_target@ink")
-        run(folder, "dvc", "repro", "--single-item", STAGE)
+        run(folder, "dvc", "repro", "--single-item", STAGE.replace("finetune", "chooser"), STAGE)
     return (folder / "dvc.lock").read_text()
 
 
@@ -242,8 +242,9 @@ def test_eight_runs_share_two_gpus(company: Company, tmp_path: Path) -> None:
         ended = [completed(company, flow_run, 2.5 * PATIENCE) for flow_run in flow_runs]
 
     # What Prefect promises: runs are given to workers by the time for which they were scheduled.
+    wanted = [str(flow_run.id) for flow_run in flow_runs]
     given = re.findall(r"submitting flow run '([0-9a-f-]{36})'", found.log.read_text())
-    assert given == [str(flow_run.id) for flow_run in flow_runs]
+    assert [each for each in given if each in wanted] == wanted  # others may be left from an earlier test
     spans = [json.loads(line) for line in (tmp_path / "traces").read_text().splitlines()]
     assert [span["stage"] for span in spans] == [STAGE] * RUNS
     assert max(len(beside(span, spans)) for span in spans) == 1
