@@ -185,7 +185,7 @@ def undisturbed(company: Company, folder: Path) -> str:
         patch.delenv("DOMAINSTUDIO_CHECKPOINTS")
         patch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")  # nobody listens there
         run(folder, "dvc", "pull", "prepare_source@noto", "prepare_target@ink")
-        run(folder, "dvc", "repro", "--single-item", STAGE.replace("finetune", "chooser"), STAGE)
+        run(folder, "dvc", "repro", "--single-item", f"chooser@{NAME}", STAGE)
     return (folder / "dvc.lock").read_text()
 
 
