@@ -157,7 +157,7 @@ def main() -> None:
         for model, trained, resolution, batch_size, step in values
     ]
     if left_out := sum(each.too_small for each in choices):
-        print(f"{left_out} left out: without {MIN_PAIRED_BATCH} images a step there are no pairs to compare")
+        print(f"{left_out} left out, as they compare {MIN_PAIRED_BATCH} or more images: raise --batch-sizes")
         choices = [each for each in choices if not each.too_small]
     if not choices:
         return

@@ -54,8 +54,8 @@ def main() -> None:
         results["step"] = summarize(measure(made, options.rounds))
     print_table("step", results["step"])
     device = this_process().device
-    for precision in sorted({usable_precision(each, device) for each in ("no", "bf16")}, reverse=True):
-        name = {"no": "float32"}.get(precision, precision)
+    for precision in dict.fromkeys(usable_precision(each, device) for each in ("no", "bf16")):
+        name = "float32" if precision == "no" else precision
         drawn = summarize(measure(drawing(settings, options.baseline, precision), options.rounds))
         results[f"draw, {name}"] = drawn
         print_table(f"batch of images, {name}", drawn)

@@ -249,7 +249,7 @@ def served(version: str, database: Path, log: Path) -> Iterator[Ask]:
         headers = {"Content-Type": "application/json"}
         request = urllib.request.Request(f"http://{address}/invocations", body, headers)
         try:
-            with urllib.request.urlopen(request, timeout=100) as answer:
+            with urllib.request.urlopen(request, timeout=60) as answer:
                 return answer.status, json.load(answer)["predictions"]
         except HTTPError as refused:
             return refused.code, refused.read().decode()
